@@ -1,0 +1,136 @@
+"""The one interface every gravitational potential implements, and all that follows from it."""
+
+from __future__ import annotations
+
+import abc
+import functools
+import math
+from typing import Literal
+
+import torch
+from pyro.nn import PyroModule, PyroSample
+from torch import Tensor
+
+from bayespot.units import G
+
+Symmetry = Literal["spherical", "axisymmetric", "triaxial"]
+
+
+class _AbstractPyroMeta(abc.ABCMeta, type(PyroModule)):  # type: ignore[misc]
+    """PyroModule has a metaclass of its own; this one lets `abc.abstractmethod` work as well."""
+
+
+class AbstractPyroModule(PyroModule, metaclass=_AbstractPyroMeta):
+    """A PyroModule with abstract methods, whose parameters may be numbers or prior distributions."""
+
+    def _set_parameter(self, name: str, value: float | Tensor | torch.distributions.Distribution) -> None:
+        """Store ``value`` as a buffer (number), a trained parameter or a Pyro sample site (distribution)."""
+        if isinstance(value, torch.distributions.Distribution | PyroSample):
+            setattr(self, name, value if isinstance(value, PyroSample) else PyroSample(value))
+        elif isinstance(value, torch.nn.Parameter):
+            setattr(self, name, value)
+        else:
+            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float64))
+
+
+class Potential(AbstractPyroModule, abc.ABC):
+    r"""A gravitational potential :math:`\Phi(x)`; subclasses implement `phi` and set `symmetry`.
+
+    Acceleration, density, enclosed mass and circular speed follow by automatic differentiation and are
+    themselves differentiable in positions and parameters. A parameter may be a number, a
+    ``torch.nn.Parameter`` or a distribution: then it is a Pyro sample site named after the attribute.
+    """
+
+    symmetry: Symmetry = "triaxial"
+
+    @abc.abstractmethod
+    def phi(self, x: Tensor) -> Tensor:
+        r"""Return :math:`\Phi(x)` in (km/s)^2.
+
+        Parameters
+        ----------
+        x : Float[Tensor, "*batch 3"]
+            Galactocentric position in kpc.
+
+        Returns
+        -------
+        Float[Tensor, "*batch"]
+        """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Evaluate `phi`; called as ``potential(x)`` every sample site is drawn once."""
+        return self.phi(x)
+
+    def phi_r(self, r: Tensor) -> Tensor:
+        r"""Return :math:`\Phi` on the x axis, at ``x = (r, 0, 0)`` (for a sphere: the radial profile)."""
+        zero = torch.zeros_like(r)
+        return self.phi(torch.stack([r, zero, zero], -1))
+
+    def acceleration(self, x: Tensor) -> Tensor:
+        r"""Return :math:`-\nabla\Phi` in (km/s)^2/kpc, shape ``(*batch, 3)``."""
+        keep = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x = _requiring_grad(x)
+            (gradient,) = torch.autograd.grad(self.phi(x).sum(), x, create_graph=keep)
+        return -gradient
+
+    def radial_acceleration(self, r: Tensor) -> Tensor:
+        r"""Return :math:`-d\Phi/dr` at ``(r, 0, 0)`` in (km/s)^2/kpc (negative where gravity attracts)."""
+        keep = torch.is_grad_enabled()
+        with torch.enable_grad():
+            r = _requiring_grad(r)
+            (slope,) = torch.autograd.grad(self.phi_r(r).sum(), r, create_graph=keep)
+        return -slope
+
+    def density(self, x: Tensor) -> Tensor:
+        r"""Return the mass density :math:`\nabla^2\Phi / 4\pi G` in Msun/kpc^3, shape ``(*batch,)``."""
+        keep = torch.is_grad_enabled()
+        with torch.enable_grad():
+            if self.symmetry == "spherical":
+                # d/dr(r^2 dPhi/dr) / r^2 keeps its relative accuracy where the Laplacian's terms cancel
+                r = _requiring_grad(radius(x))
+                mass = self.enclosed_mass(r)
+                (slope,) = torch.autograd.grad(mass.sum(), r, create_graph=keep)
+                return slope / (4 * math.pi * r**2)
+            x = _requiring_grad(x)
+            gradient = self.acceleration(x)
+            laplacian = torch.zeros_like(x[..., 0])
+            for i in range(3):
+                (row,) = torch.autograd.grad(gradient[..., i].sum(), x, create_graph=keep, retain_graph=True)
+                laplacian = laplacian - row[..., i]
+        return laplacian / (4 * math.pi * G)
+
+    def enclosed_mass(self, r: Tensor) -> Tensor:
+        r"""Return the mass inside radius ``r`` (Msun) by Gauss's law, averaged over the sphere if need be."""
+        if self.symmetry == "spherical":
+            return -(r**2) * self.radial_acceleration(r) / G
+        nodes, weights = _sphere_rule(r.dtype)
+        inward = -(self.acceleration(r[..., None, None] * nodes) * nodes).sum(-1)
+        return r**2 * (inward * weights).sum(-1) / G
+
+    def circular_speed(self, r: Tensor) -> Tensor:
+        r"""Return :math:`v_c = (R\, d\Phi/dR)^{1/2}` at ``(R, 0, 0)`` in km/s (NaN where the force is outward)."""
+        return (-r * self.radial_acceleration(r)).sqrt()
+
+    def __add__(self, other: Potential) -> Potential:
+        from bayespot.potential.analytic import SumPotential
+
+        return SumPotential([self, other])
+
+
+def radius(x: Tensor) -> Tensor:
+    """Return |x| over the last axis; its gradient at the origin is zero rather than NaN."""
+    return torch.linalg.vector_norm(x, dim=-1)
+
+
+def _requiring_grad(x: Tensor) -> Tensor:
+    return x if x.requires_grad else x.detach().requires_grad_()
+
+
+@functools.cache
+def _sphere_rule(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Lebedev rule of degree 47: unit vectors (n, 3) and weights that sum to one."""
+    from scipy.integrate import lebedev_rule
+
+    nodes, weights = lebedev_rule(47)
+    return torch.as_tensor(nodes.T.copy(), dtype=dtype), torch.as_tensor(weights / weights.sum(), dtype=dtype)
