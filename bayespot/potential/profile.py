@@ -1,0 +1,171 @@
+"""A spherical potential tabulated in ln r: what makes the cost per star independent of the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from bayespot.numerics import (
+    bracketed_newton,
+    cubic_coefficients,
+    gather_rows,
+    horner,
+    horner_slope,
+    implicit_root,
+    powered,
+    slope_matrix,
+)
+from bayespot.potential.base import Potential
+
+
+@dataclass(frozen=True)
+class RadialProfile:
+    r"""Potential and circular orbits on a uniform grid in s = ln r, power-law mass beyond both ends.
+
+    Between nodes cubic Hermite interpolation (error about ``ds**4 / 384`` times the fourth derivative);
+    beyond the grid :math:`v_c^2 \propto r^{q}` with the edge's own q, so a table that ends where the mass
+    is constant continues as Kepler's.
+
+    Parameters
+    ----------
+    s_first, ds
+        First node and spacing.
+    phi, vc2 : Float[Tensor, "n"]
+        Potential and :math:`v_c^2 = d\Phi/ds` at the nodes in (km/s)^2.
+    """
+
+    s_first: float
+    ds: float
+    phi_nodes: Tensor
+    vc2: Tensor
+
+    @classmethod
+    def of(cls, potential: Potential, s_first: float, s_last: float, ds: float = 0.05) -> RadialProfile:
+        """Tabulate a spherical potential from ``s_first`` to ``s_last`` (ln kpc)."""
+        require_spherical(potential)
+        n = max(int((s_last - s_first) / ds) + 2, 8)
+        r = (s_first + ds * torch.arange(n, dtype=torch.float64)).exp()
+        with torch.enable_grad():
+            r.requires_grad_()
+            phi = potential.phi_r(r)
+            keep = phi.grad_fn is not None and torch.is_grad_enabled()
+            (slope,) = torch.autograd.grad(phi.sum(), r, create_graph=keep)
+        r = r.detach()
+        return cls(s_first, ds, _at_fixed_radius(phi, potential, r), slope * r)
+
+    @property
+    def s_last(self) -> float:
+        return self.s_first + self.ds * (len(self.vc2) - 1)
+
+    @cached_property
+    def _ln_vc2_slope(self) -> Tensor:
+        """d ln v_c^2 / ds at the nodes."""
+        return slope_matrix(len(self.vc2), width=5) @ self.vc2.log() / self.ds
+
+    @cached_property
+    def _phi_cubics(self) -> Tensor:
+        return cubic_coefficients(self.phi_nodes, self.vc2 * self.ds)
+
+    @cached_property
+    def _circular_cubics(self) -> Tensor:
+        """Rows of eight: the cubics of E_c(s) and of ln L_c(s)."""
+        rise = (1 + self._ln_vc2_slope / 2) * self.ds
+        energy = cubic_coefficients(self.energy_nodes, self.vc2 * rise)
+        return torch.cat([energy, cubic_coefficients(self.ln_lc_nodes, rise)], -1)
+
+    @cached_property
+    def energy_nodes(self) -> Tensor:
+        """Energy of the circular orbit at each node, (km/s)^2."""
+        return self.phi_nodes + self.vc2 / 2
+
+    @cached_property
+    def ln_lc_nodes(self) -> Tensor:
+        """ln of the circular orbit's angular momentum (kpc km/s) at each node."""
+        s = self.s_first + self.ds * torch.arange(len(self.vc2), dtype=self.vc2.dtype)
+        return s + self.vc2.log() / 2
+
+    @cached_property
+    def escape_energy(self) -> Tensor:
+        r"""Limit of :math:`\Phi` at infinity; infinite where the mass grows at least as r."""
+        q = self._ln_vc2_slope[-1]
+        return torch.where(q < -1e-6, self.phi_nodes[-1] - self.vc2[-1] / q, torch.inf)
+
+    def _cell(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        position = (s.detach() - self.s_first) / self.ds
+        index = position.long().clamp(0, len(self.vc2) - 2)
+        return index, (s - self.s_first) / self.ds - index
+
+    def phi(self, s: Tensor) -> Tensor:
+        r"""Return :math:`\Phi` at s = ln(r/kpc)."""
+        index, u = self._cell(s)
+        inside = horner(gather_rows(self._phi_cubics, index), u)
+        if bool(((s >= self.s_first) & (s <= self.s_last)).all()):
+            return inside
+        q = self._ln_vc2_slope
+        below = self.phi_nodes[0] + self.vc2[0] * powered((s - self.s_first).clamp(max=0), q[0])
+        above = self.phi_nodes[-1] + self.vc2[-1] * powered((s - self.s_last).clamp(min=0), q[-1])
+        return torch.where(s < self.s_first, below, torch.where(s > self.s_last, above, inside))
+
+    def circular(self, energy: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (s_c, ln L_c) of the circular orbit of the given energy, by inverse interpolation.
+
+        First derivatives follow the implicit-function theorem. The energy must lie below
+        `escape_energy` and above the potential's minimum.
+        """
+        nodes = self.energy_nodes.detach()
+        fixed = energy.detach()
+        index = (torch.searchsorted(nodes, fixed.contiguous()) - 1).clamp(0, len(nodes) - 2)
+        rows = gather_rows(self._circular_cubics, index)
+        cubic, ln_lc = rows[..., :4], rows[..., 4:]
+        u = self._invert(cubic.detach(), fixed)
+        u = implicit_root(u, horner(cubic, u) - energy, horner_slope(cubic.detach(), u))
+        s_c, ln_l = self.s_first + self.ds * (index + u), horner(ln_lc, u)
+        below, above = fixed < nodes[0], fixed > nodes[-1]
+        if bool((below | above).any()):
+            for outside, edge in ((below, 0), (above, -1)):
+                # power law: E - Phi_edge = v^2 [(e^{q d} - 1)/q + e^{q d}/2], solved for d = s - s_edge
+                q = self._ln_vc2_slope[edge]
+                q = torch.where(q.abs() < 1e-7, torch.full_like(q, 1e-7), q)
+                excess = torch.where(outside, (energy - self.phi_nodes[edge]) / self.vc2[edge], 0.5)
+                d = torch.log1p(q * (excess - 0.5) / (1 + q / 2)) / q
+                s_edge = self.s_first if edge == 0 else self.s_last
+                s_c = torch.where(outside, s_edge + d, s_c)
+                ln_l = torch.where(outside, self.ln_lc_nodes[edge] + (1 + q / 2) * d, ln_l)
+        return s_c, ln_l
+
+    @staticmethod
+    @torch.no_grad()
+    def _invert(cubic: Tensor, target: Tensor) -> Tensor:
+        u = ((target - cubic[..., 0]) / cubic.sum(-1).sub(cubic[..., 0])).clamp(0, 1)
+        for _ in range(3):  # the cell is short and the cubic nearly straight: quadratic convergence at once
+            u = (u - (horner(cubic, u) - target) / horner_slope(cubic, u)).clamp(0, 1)
+        return u
+
+    @torch.no_grad()
+    def s_of_ln_lc(self, ln_lc: Tensor) -> Tensor:
+        """Return s = ln r of the circular orbit with angular momentum exp(ln_lc), without gradients."""
+
+        def residual(s: Tensor) -> tuple[Tensor, Tensor]:
+            index, u = self._cell(s)
+            cubic = gather_rows(self._circular_cubics, index)[..., 4:]
+            return horner(cubic, u) - ln_lc, horner_slope(cubic, u) / self.ds
+
+        low, high = torch.full_like(ln_lc, self.s_first), torch.full_like(ln_lc, self.s_last)
+        return bracketed_newton(residual, low, high)
+
+
+def require_spherical(potential: Potential) -> None:
+    """Raise ValueError unless the potential is spherical."""
+    if potential.symmetry != "spherical":
+        raise ValueError(
+            f"{type(potential).__name__} is {potential.symmetry}: spherical actions need a spherical potential; "
+            "use one with symmetry='spherical'"
+        )
+
+
+def _at_fixed_radius(phi: Tensor, potential: Potential, r: Tensor) -> Tensor:
+    """Drop the graph of the radii, which are constants of the table, keeping that of the parameters."""
+    return phi.detach() if not phi.requires_grad else potential.phi_r(r)
