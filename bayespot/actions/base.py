@@ -8,9 +8,13 @@ from __future__ import annotations
 import abc
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from bayespot.potential.base import Potential
+
+#: Stars whose squared speed comes closer than this fraction to the escape speed's count as unbound.
+ESCAPE_MARGIN = 1e-4
 
 
 class ActionAngles(NamedTuple):
@@ -25,16 +29,32 @@ class ActionAngles(NamedTuple):
     Omega: Tensor
 
 
+class CappedActions(NamedTuple):
+    """Actions that exist for every star, so that a likelihood can recover from a bad potential.
+
+    ``J (*batch, 3)`` are those of the star with its energy capped just below escape; ``excess (*batch,)``
+    is (E - E_cap)/(E_escape - Phi(x)), zero for bound stars.
+    """
+
+    J: Tensor
+    excess: Tensor
+
+
 class ActionFinder(abc.ABC):
-    """Maps phase-space positions to actions in a given potential."""
+    """Maps phase-space positions to actions in a given potential; gradients are exact to first order."""
 
     @abc.abstractmethod
-    def actions(self, potential: Potential, w: Tensor) -> Tensor:
-        """Return J ``(*batch, 3)`` for ``w`` = (x, v) ``(*batch, 6)`` in kpc and km/s; NaN where unbound."""
+    def capped_actions(self, potential: Potential, w: Tensor) -> CappedActions:
+        """Return finite actions for ``w`` = (x, v) ``(*batch, 6)`` in kpc and km/s, and the excess energy."""
 
     @abc.abstractmethod
     def actions_angles(self, potential: Potential, w: Tensor) -> ActionAngles:
         """Return actions, angles and frequencies; NaN where unbound."""
+
+    def actions(self, potential: Potential, w: Tensor) -> Tensor:
+        """Return J ``(*batch, 3)``; NaN where unbound."""
+        J, excess = self.capped_actions(potential, w)
+        return torch.where(excess[..., None] > 0, torch.nan, J)
 
 
 class TorusMap(abc.ABC):
@@ -49,3 +69,11 @@ class TorusMap(abc.ABC):
         ValueError
             If an action is impossible (J_r < 0 or J_z < 0) or no orbit of the potential has it.
         """
+
+
+def cap_energy(energy: Tensor, phi: Tensor, escape: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (energy capped just below escape, excess); see `CappedActions`."""
+    depth = torch.where(torch.isfinite(escape), escape - phi, 1.0)
+    cap = torch.where(torch.isfinite(escape), escape - ESCAPE_MARGIN * depth, torch.inf)
+    excess = torch.where(energy > cap, (energy - torch.where(energy > cap, cap, energy)) / depth, 0.0)
+    return torch.minimum(energy, cap), excess

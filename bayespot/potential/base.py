@@ -57,6 +57,9 @@ class Potential(AbstractPyroModule, abc.ABC):
         Float[Tensor, "*batch"]
         """
 
+    def register_factors(self) -> None:  # noqa: B027
+        """Add named `pyro.factor` terms to the prior; called once per model evaluation. Default: none."""
+
     def forward(self, x: Tensor) -> Tensor:
         """Evaluate `phi`; called as ``potential(x)`` every sample site is drawn once."""
         return self.phi(x)

@@ -42,26 +42,30 @@ class RadialProfile:
     phi_nodes: Tensor
     vc2: Tensor
 
+    def __post_init__(self) -> None:
+        # computed now, with the caller's graph: first touched inside no_grad they would stay without one
+        for table in (self._phi_cubics, self._circular_cubics, self.escape_energy):
+            del table
+
     @classmethod
     def of(cls, potential: Potential, s_first: float, s_last: float, ds: float = 0.05) -> RadialProfile:
         """Tabulate a spherical potential from ``s_first`` to ``s_last`` (ln kpc)."""
         require_spherical(potential)
         n = max(int((s_last - s_first) / ds) + 2, 8)
         r = (s_first + ds * torch.arange(n, dtype=torch.float64)).exp()
+        keep = torch.is_grad_enabled()
         with torch.enable_grad():
-            r.requires_grad_()
-            phi = potential.phi_r(r)
-            keep = phi.grad_fn is not None and torch.is_grad_enabled()
-            (slope,) = torch.autograd.grad(phi.sum(), r, create_graph=keep)
-        r = r.detach()
-        return cls(s_first, ds, _at_fixed_radius(phi, potential, r), slope * r)
+            phi = potential.phi_r(r.requires_grad_())
+            (slope,) = torch.autograd.grad(phi.sum(), r, create_graph=keep, retain_graph=True)
+        # the radii are constants of the table: whatever graph leads to them is never followed
+        return cls(s_first, ds, phi, slope * r.detach())
 
     @property
     def s_last(self) -> float:
         return self.s_first + self.ds * (len(self.vc2) - 1)
 
     @cached_property
-    def _ln_vc2_slope(self) -> Tensor:
+    def ln_vc2_slope(self) -> Tensor:
         """d ln v_c^2 / ds at the nodes."""
         return slope_matrix(len(self.vc2), width=5) @ self.vc2.log() / self.ds
 
@@ -72,7 +76,7 @@ class RadialProfile:
     @cached_property
     def _circular_cubics(self) -> Tensor:
         """Rows of eight: the cubics of E_c(s) and of ln L_c(s)."""
-        rise = (1 + self._ln_vc2_slope / 2) * self.ds
+        rise = (1 + self.ln_vc2_slope / 2) * self.ds
         energy = cubic_coefficients(self.energy_nodes, self.vc2 * rise)
         return torch.cat([energy, cubic_coefficients(self.ln_lc_nodes, rise)], -1)
 
@@ -90,7 +94,7 @@ class RadialProfile:
     @cached_property
     def escape_energy(self) -> Tensor:
         r"""Limit of :math:`\Phi` at infinity; infinite where the mass grows at least as r."""
-        q = self._ln_vc2_slope[-1]
+        q = self.ln_vc2_slope[-1]
         return torch.where(q < -1e-6, self.phi_nodes[-1] - self.vc2[-1] / q, torch.inf)
 
     def _cell(self, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,10 +108,23 @@ class RadialProfile:
         inside = horner(gather_rows(self._phi_cubics, index), u)
         if bool(((s >= self.s_first) & (s <= self.s_last)).all()):
             return inside
-        q = self._ln_vc2_slope
+        q = self.ln_vc2_slope
         below = self.phi_nodes[0] + self.vc2[0] * powered((s - self.s_first).clamp(max=0), q[0])
         above = self.phi_nodes[-1] + self.vc2[-1] * powered((s - self.s_last).clamp(min=0), q[-1])
         return torch.where(s < self.s_first, below, torch.where(s > self.s_last, above, inside))
+
+    def vc2_at(self, s: Tensor) -> Tensor:
+        """Return d Phi/ds = v_c^2 at s, the derivative of what `phi` returns."""
+        index, u = self._cell(s)
+        inside = horner_slope(gather_rows(self._phi_cubics, index), u) / self.ds
+        q = self.ln_vc2_slope
+        below = self.vc2[0] * torch.exp(q[0] * (s - self.s_first).clamp(max=0))
+        above = self.vc2[-1] * torch.exp(q[-1] * (s - self.s_last).clamp(min=0))
+        return torch.where(s < self.s_first, below, torch.where(s > self.s_last, above, inside))
+
+    def ln_lc_at(self, s: Tensor) -> Tensor:
+        """Return ln L_c of the circular orbit at s."""
+        return s + self.vc2_at(s).log() / 2
 
     def circular(self, energy: Tensor) -> tuple[Tensor, Tensor]:
         """Return (s_c, ln L_c) of the circular orbit of the given energy, by inverse interpolation.
@@ -127,7 +144,7 @@ class RadialProfile:
         if bool((below | above).any()):
             for outside, edge in ((below, 0), (above, -1)):
                 # power law: E - Phi_edge = v^2 [(e^{q d} - 1)/q + e^{q d}/2], solved for d = s - s_edge
-                q = self._ln_vc2_slope[edge]
+                q = self.ln_vc2_slope[edge]
                 q = torch.where(q.abs() < 1e-7, torch.full_like(q, 1e-7), q)
                 excess = torch.where(outside, (energy - self.phi_nodes[edge]) / self.vc2[edge], 0.5)
                 d = torch.log1p(q * (excess - 0.5) / (1 + q / 2)) / q
@@ -149,9 +166,8 @@ class RadialProfile:
         """Return s = ln r of the circular orbit with angular momentum exp(ln_lc), without gradients."""
 
         def residual(s: Tensor) -> tuple[Tensor, Tensor]:
-            index, u = self._cell(s)
-            cubic = gather_rows(self._circular_cubics, index)[..., 4:]
-            return horner(cubic, u) - ln_lc, horner_slope(cubic, u) / self.ds
+            # ln L_c rises with slope 1 + q/2, between 1/2 (Kepler) and 2 (harmonic)
+            return self.ln_lc_at(s) - ln_lc, torch.ones_like(s)
 
         low, high = torch.full_like(ln_lc, self.s_first), torch.full_like(ln_lc, self.s_last)
         return bracketed_newton(residual, low, high)
@@ -165,7 +181,3 @@ def require_spherical(potential: Potential) -> None:
             "use one with symmetry='spherical'"
         )
 
-
-def _at_fixed_radius(phi: Tensor, potential: Potential, r: Tensor) -> Tensor:
-    """Drop the graph of the radii, which are constants of the table, keeping that of the parameters."""
-    return phi.detach() if not phi.requires_grad else potential.phi_r(r)

@@ -1,0 +1,84 @@
+"""Radial motion in a spherical potential: turning points, periods and partial integrals, star by star."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bayespot.actions.table import turning_points
+from bayespot.numerics import gauss_legendre, implicit_root, midpoint_angles
+from bayespot.potential.profile import RadialProfile
+
+_N = 48
+#: L is kept between these fractions of L_c(E), where the quadratures keep about ten digits.
+_LEAST_L, _MOST_L = 1e-6, 1 - 1e-9
+
+
+class RadialOrbits(NamedTuple):
+    r"""Orbits of given E and L, with s = ln r = ``mid`` + ``half`` sin(psi) between the turning points.
+
+    The motion obeys :math:`r^2 p_r^2 = F(s) = 2 (E - \Phi) r^2 - L^2` (Binney & Tremaine 2008, eq. 3.14).
+    Turning points carry the derivative of the implicit-function theorem, so every integral below is exact
+    to first order in E, L and the potential's parameters.
+    """
+
+    profile: RadialProfile
+    energy: Tensor
+    L: Tensor
+    mid: Tensor
+    half: Tensor
+
+    @classmethod
+    def of(cls, profile: RadialProfile, energy: Tensor, L: Tensor) -> RadialOrbits:
+        """Find the turning points of bound orbits; energy (km/s)^2 and L (kpc km/s) have one shape."""
+        s_c, ln_lc = profile.circular(energy)
+        lc = ln_lc.exp()
+        L = torch.minimum(torch.maximum(L, _LEAST_L * lc), _MOST_L * lc)
+        s_peri, s_apo = (
+            implicit_root(s, _f(profile, energy, L, s), _f_slope(profile, energy, s))
+            for s in turning_points(profile, energy.detach(), L.detach() ** 2, s_c.detach())
+        )
+        return cls(profile, energy, L, (s_apo + s_peri) / 2, (s_apo - s_peri) / 2)
+
+    def s(self, psi: Tensor) -> Tensor:
+        """Return ln r at psi (shape of the orbits, or with one more trailing axis)."""
+        extra = psi.dim() > self.mid.dim() or psi.shape[-1:] != self.mid.shape[-1:]
+        mid, half = (self.mid[..., None], self.half[..., None]) if extra else (self.mid, self.half)
+        return mid + half * psi.sin()
+
+    def _integrand(self, psi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """d(J_r pi)/dpsi, dt/dpsi and d(azimuth)/dpsi on a trailing axis of psi."""
+        half, L = self.half[..., None], self.L[..., None]
+        s = self.mid[..., None] + half * psi.sin()
+        root = _f(self.profile, self.energy[..., None], L, s).clamp(min=1e-300).sqrt()
+        weight = half * psi.cos()
+        return weight * root, weight * (2 * s).exp() / root, weight * L / root
+
+    def full(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return J_r (kpc km/s), Omega_r and Omega_L (km/s/kpc)."""
+        action, time, azimuth = (f.mean(-1) for f in self._integrand(midpoint_angles(_N)))
+        # mean over psi times pi is the integral from peri- to apocentre, half a period
+        return action, 1 / time, azimuth / time
+
+    def since_pericentre(self, psi: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the time (kpc s/km) and the azimuth (rad) from pericentre to psi on the way out."""
+        nodes, weights = gauss_legendre(_N)
+        span = (psi + torch.pi / 2)[..., None] / 2
+        points = -torch.pi / 2 + span * (nodes + 1)
+        _, time, azimuth = self._integrand(points)
+        return (time * span * weights).sum(-1), (azimuth * span * weights).sum(-1)
+
+    def time_slope(self, psi: Tensor) -> Tensor:
+        """Return dt/dpsi at psi, finite at the turning points."""
+        near = psi.clamp(-torch.pi / 2 + 1e-4, torch.pi / 2 - 1e-4)
+        return self._integrand(near[..., None])[1][..., 0]
+
+
+def _f(profile: RadialProfile, energy: Tensor, L: Tensor, s: Tensor) -> Tensor:
+    return 2 * (energy - profile.phi(s)) * (2 * s).exp() - L**2
+
+
+def _f_slope(profile: RadialProfile, energy: Tensor, s: Tensor) -> Tensor:
+    return 2 * (2 * (energy - profile.phi(s)) - profile.vc2_at(s)) * (2 * s).exp()

@@ -1,0 +1,138 @@
+"""Radial actions of every orbit of a spherical potential, tabulated and interpolated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bayespot.numerics import bicubic_coefficients, bracketed_newton, gather_rows, midpoint_angles
+from bayespot.potential.profile import RadialProfile
+
+_N_ETA = 32  # cells in y = sqrt(L/L_c)
+_N_QUADRATURE = 24
+_STRIDE = 3  # profile nodes per table node
+
+
+@dataclass(frozen=True)
+class ActionTable:
+    r"""Bicubic table of :math:`g = J_r / (L_c - L)` over (s_c, y), :math:`y = \sqrt{L/L_c(E)}`.
+
+    s_c is ln of the radius of the circular orbit with the same energy. g runs from 1 (Kepler) to 1/2
+    (harmonic), tends to :math:`(1+\gamma)^{-1/2}` for circular orbits, and is smooth everywhere, so J_r is
+    positive and vanishes on circular orbits by construction. It is even in y, which resolves the layer at
+    small L where orbits begin to feel the centre.
+    """
+
+    profile: RadialProfile
+    coefficients: Tensor
+    s_first: float
+    ds: float
+    n_s: int
+
+    @classmethod
+    def of(cls, profile: RadialProfile, s_first: float, s_last: float) -> ActionTable:
+        """Integrate J_r on nodes of the profile between ``s_first`` and ``s_last`` (24-point quadrature)."""
+        first = max(math.floor((s_first - profile.s_first) / profile.ds), 0)
+        nodes = torch.arange(first, len(profile.vc2), _STRIDE)
+        last = profile.s_first + profile.ds * nodes
+        nodes = nodes[: max(int((last < s_last).sum()) + 1, 8)]
+        ln_lc = profile.ln_lc_nodes[nodes, None]
+        energy = profile.energy_nodes[nodes, None]
+        s_c = profile.s_first + profile.ds * nodes[:, None].to(energy.dtype)
+        y = torch.arange(1, _N_ETA, dtype=energy.dtype) / _N_ETA
+        eta = y**2
+        eccentric = _radial_action(profile, energy, ln_lc, s_c, eta)
+        g = torch.cat(
+            [
+                _radial_orbit_action(profile, energy, s_c) / ln_lc.exp(),
+                eccentric / (ln_lc.exp() * (1 - eta)),
+                (2 + profile.ln_vc2_slope[nodes, None]).rsqrt(),
+            ],
+            -1,
+        )
+        return cls(
+            profile,
+            bicubic_coefficients(g, even_start=True),
+            float(s_c[0]),
+            profile.ds * _STRIDE,
+            len(nodes),
+        )
+
+    def g(self, s_c: Tensor, y: Tensor) -> Tensor:
+        """Interpolate g; beyond the last node it approaches its Keplerian value as r^(-1/2)."""
+        s = s_c.clamp(self.s_first, self.s_first + self.ds * (self.n_s - 1))
+        u = (s - self.s_first) / self.ds
+        i = u.detach().long().clamp(0, self.n_s - 2)
+        t = y * _N_ETA
+        j = t.detach().long().clamp(0, _N_ETA - 1)
+        c = gather_rows(self.coefficients, i * _N_ETA + j)
+        u, t = (u - i)[..., None], t - j
+        c = ((c[..., 12:] * u + c[..., 8:12]) * u + c[..., 4:8]) * u + c[..., :4]
+        g = ((c[..., 3] * t + c[..., 2]) * t + c[..., 1]) * t + c[..., 0]
+        beyond = s_c - s
+        if bool((beyond > 0).any()):
+            g = 1 + (g - 1) * torch.exp(-0.5 * beyond.clamp(min=0))
+        return g
+
+    def radial_action(self, energy: Tensor, L: Tensor) -> Tensor:
+        """Return J_r (kpc km/s) of orbits with energy (km/s)^2 and angular momentum L (kpc km/s)."""
+        s_c, ln_lc = self.profile.circular(energy)
+        lc = ln_lc.exp()
+        # rounding may put L a hair above L_c; J_r stays positive so that ln J_r exists
+        gap = torch.clamp(lc - L, min=1e-12 * lc.detach())
+        y = (L / lc).clamp(1e-30, 1).sqrt()
+        return gap * self.g(s_c, y)
+
+
+def _radial_action(profile: RadialProfile, energy: Tensor, ln_lc: Tensor, s_c: Tensor, eta: Tensor) -> Tensor:
+    """(1/pi) int p_r dr = (1/pi) int sqrt(F) ds, F = 2 (E - Phi) r^2 - L^2, turning points detached."""
+    l2 = (ln_lc.exp() * eta) ** 2
+    s_peri, s_apo = turning_points(profile, energy.detach(), l2.detach(), s_c)
+    psi = midpoint_angles(_N_QUADRATURE)
+    half = (s_apo - s_peri)[..., None] / 2
+    s = (s_apo + s_peri)[..., None] / 2 + half * psi.sin()
+    f = 2 * (energy[..., None] - profile.phi(s)) * (2 * s).exp() - l2[..., None]
+    weight = half * psi.cos() / _N_QUADRATURE
+    # F cannot be negative between turning points; rounding next to a circular orbit must not give NaN
+    return (f.clamp(min=1e-300).sqrt() * weight).sum(-1)
+
+
+def _radial_orbit_action(profile: RadialProfile, energy: Tensor, s_c: Tensor) -> Tensor:
+    """J_r at L = 0: with s = s_apo - tau^2 the integrand is even and decays like a Gaussian."""
+    step = 0.2
+    tau2 = (step * torch.arange(1, 26, dtype=energy.dtype)) ** 2
+    fixed = energy.detach()
+
+    s_apo = bracketed_newton(lambda s: (profile.phi(s) - fixed, profile.vc2_at(s)), s_c, s_c + 0.7)
+    s = s_apo - tau2
+    speed = (2 * (energy - profile.phi(s))).clamp(min=1e-300).sqrt()
+    return ((speed * s.exp() * tau2.sqrt()).sum(-1, keepdim=True)) * (2 * step / torch.pi)
+
+
+@torch.no_grad()
+def turning_points(profile: RadialProfile, energy: Tensor, l2: Tensor, s_c: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ln r of pericentre and apocentre, without gradients.
+
+    Roots of ln[2 (E - Phi) r^2 / L^2], nearly straight in ln r on both sides of the circular radius s_c.
+    """
+    ln_l2 = l2.log()
+
+    def rising(s: Tensor) -> tuple[Tensor, Tensor]:
+        kinetic = 2 * (energy - profile.phi(s))
+        # beyond the zero-velocity radius the slope is NaN, which sends the root finder to bisection
+        value = torch.where(kinetic > 0, kinetic, 1e-300).log() + 2 * s - ln_l2
+        return value, torch.where(kinetic > 0, 2 - 2 * profile.vc2_at(s) / kinetic, torch.nan)
+
+    def falling(s: Tensor) -> tuple[Tensor, Tensor]:
+        value, slope = rising(s)
+        return -value, -slope
+
+    s_c = s_c.expand(torch.broadcast_shapes(s_c.shape, ln_l2.shape))
+    ln_eta = (ln_l2 / 2 - profile.ln_lc_at(s_c)).clamp(max=0)
+    peri = bracketed_newton(rising, s_c + 4 * ln_eta - 4, s_c, start=s_c + ln_eta - 0.1)
+    # the apocentre is at most 2 r_c (Kepler's radial orbit)
+    apo = bracketed_newton(falling, s_c, s_c + 0.7, start=s_c + 0.5)
+    return peri, apo
