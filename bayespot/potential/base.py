@@ -60,6 +60,10 @@ class Potential(AbstractPyroModule, abc.ABC):
     def register_factors(self) -> None:  # noqa: B027
         """Add named `pyro.factor` terms to the prior; called once per model evaluation. Default: none."""
 
+    def initial_values(self) -> dict[str, Tensor]:
+        """Return where a fit starts for the sites that shall not start at their prior's centre."""
+        return {}
+
     def forward(self, x: Tensor) -> Tensor:
         """Evaluate `phi`; called as ``potential(x)`` every sample site is drawn once."""
         return self.phi(x)

@@ -85,9 +85,14 @@ class MassSlopeNetwork(Potential):
         ln_width = torch.tensor(math.log(1.2 * spacing), dtype=torch.float64)
         weight_sds = torch.full((n_features + 1,), weight_sd, dtype=torch.float64)
         flat = prior == "none"
+        self._start = {
+            "ln_mass": torch.tensor(ln_mass, dtype=torch.float64),
+            "slope_weights": torch.zeros_like(weight_sds),
+        }
         self.ln_mass = _normal_site(torch.tensor(ln_mass, dtype=torch.float64), torch.tensor(mass_sd), flat)
         self.slope_weights = _normal_site(torch.zeros_like(weight_sds), weight_sds, flat)
         if prior == "all":
+            self._start |= {"centres": centres, "ln_width": ln_width}
             self.centres = _normal_site(centres, torch.full_like(centres, 0.3 * spacing), False)
             self.ln_width = _normal_site(ln_width, torch.tensor(0.2), False)
         else:
@@ -111,6 +116,10 @@ class MassSlopeNetwork(Potential):
         ln_mass = float(torch.log(v2 / G)) + s_0
         inner, outer = min(float(q[0]), s_0 - 1), max(float(q[2]), s_0 + 1)
         return cls(s_0, inner, outer, ln_mass, n_features, prior)
+
+    def initial_values(self) -> dict[str, Tensor]:
+        """Start at the prior's centre, also when the prior is flat."""
+        return {name: value.clone() for name, value in self._start.items()}
 
     def mass_slope(self, s: Tensor) -> Tensor:
         """Return gamma = d ln M / d ln r at s = ln(r/kpc)."""

@@ -166,8 +166,8 @@ class RadialProfile:
         """Return s = ln r of the circular orbit with angular momentum exp(ln_lc), without gradients."""
 
         def residual(s: Tensor) -> tuple[Tensor, Tensor]:
-            # ln L_c rises with slope 1 + q/2, between 1/2 (Kepler) and 2 (harmonic)
-            return self.ln_lc_at(s) - ln_lc, torch.ones_like(s)
+            here = self.ln_lc_at(s)
+            return here - ln_lc, (self.ln_lc_at(s + 1e-5) - here) / 1e-5
 
         low, high = torch.full_like(ln_lc, self.s_first), torch.full_like(ln_lc, self.s_last)
         return bracketed_newton(residual, low, high)

@@ -1,0 +1,68 @@
+"""Every call of ArviZ: InferenceData, its file, and Pareto-smoothed importance sampling."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import arviz
+
+
+def _arviz() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 0.23 announces the 1.0 refactoring at import
+        import arviz
+    return arviz
+
+
+def to_inference_data(
+    draws: Mapping[str, Tensor], sample_stats: Mapping[str, Any] | None = None, attrs: Mapping[str, Any] | None = None
+) -> arviz.InferenceData:
+    """Return posterior draws (leading axis: draws) as one ArviZ chain, with per-draw statistics."""
+    posterior = {name: np.asarray(value)[None] for name, value in draws.items()}
+    stats = {name: np.asarray(value)[None] for name, value in (sample_stats or {}).items()}
+    data = _arviz().from_dict(posterior=posterior, sample_stats=stats or None)
+    data.attrs.update(attrs or {})
+    return data
+
+
+def save_netcdf(data: arviz.InferenceData, path: str | os.PathLike[str]) -> None:
+    """Write InferenceData to a NetCDF file."""
+    data.to_netcdf(str(path), engine="h5netcdf")
+
+
+def load_netcdf(path: str | os.PathLike[str]) -> arviz.InferenceData:
+    """Read InferenceData; ValueError names the file when it cannot be read."""
+    if not Path(path).exists():
+        raise ValueError(f"{path}: no such file; a complete run has it, so fit again")
+    try:
+        data = _arviz().from_netcdf(str(path), engine="h5netcdf")
+        data.load()
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: not a readable NetCDF posterior ({error}); fit again") from error
+    return data
+
+
+def psis_k_hat(log_weights: Tensor) -> float:
+    """Return the Pareto shape k of importance weights (Vehtari et al. 2024, JMLR 25, 72).
+
+    Below 0.7 the guide is close enough to the posterior for reliable re-weighting; NaN with fewer than 25
+    draws, infinite where a weight is not finite.
+    """
+    weights = np.asarray(log_weights.detach(), dtype=float)
+    if len(weights) < 25:
+        return math.nan
+    if not np.isfinite(weights).all():
+        return math.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _, k = _arviz().psislw(weights.copy())
+    return float(k)

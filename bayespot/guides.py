@@ -1,0 +1,90 @@
+"""Variational guides in coordinates whitened by the Fisher information."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
+
+from bayespot.latent import LatentSpace, whitening
+
+Family = Literal["full_rank", "mean_field", "point"]
+
+
+class WhitenedGuide(PyroModule):
+    r"""Gaussian guide :math:`u = u_0 + C (m + A \epsilon)` over the unconstrained latents.
+
+    u_0 is the MAP and C C^T the inverse Fisher matrix (block-diagonal between potential and f(J), which
+    the score identity makes exact to first order), so the Laplace approximation is m = 0, A = 1, and one
+    learning rate suits every direction. Each of the two blocks has its own family: ``full_rank`` (A lower
+    triangular), ``mean_field`` (A diagonal: independent in u, not in the whitened coordinates) or
+    ``point`` (a point mass).
+    """
+
+    def __init__(
+        self, space: LatentSpace, u_0: Tensor, information: Tensor, potential: Family, df: Family
+    ) -> None:
+        super().__init__()
+        self.space = space
+        self.blocks: dict[str, tuple[slice, Family]] = {}
+        n = space.n_potential
+        for name, part, family in (("potential", slice(0, n), potential), ("df", slice(n, space.size), df)):
+            if part.start == part.stop:
+                continue
+            block = information[part, part]
+            # independent Gaussians of least divergence have the conditional variances 1 / F_kk
+            factor = block.diagonal().rsqrt().diag() if family == "mean_field" else whitening(block)
+            size = part.stop - part.start
+            self.blocks[name] = (part, family)
+            self.register_buffer(f"{name}_centre", u_0[part].clone())
+            self.register_buffer(f"{name}_factor", factor)
+            setattr(self, f"{name}_shift", PyroParam(torch.zeros(size, dtype=torch.float64)))
+            if family != "point":
+                setattr(self, f"{name}_ln_scale", PyroParam(torch.zeros(size, dtype=torch.float64)))
+            if family == "full_rank":
+                setattr(self, f"{name}_lower", PyroParam(torch.zeros(size, size, dtype=torch.float64)))
+
+    def block_distribution(self, name: str) -> dist.TorchDistribution:
+        """Return the distribution of one block of u."""
+        _, family = self.blocks[name]
+        centre, factor = getattr(self, f"{name}_centre"), getattr(self, f"{name}_factor")
+        mean = centre + factor @ getattr(self, f"{name}_shift")
+        if family == "point":
+            return dist.Delta(mean, event_dim=1)
+        scale = getattr(self, f"{name}_ln_scale").exp()
+        if family == "mean_field":
+            return dist.Normal(mean, factor.diagonal() * scale).to_event(1)
+        root = factor @ (getattr(self, f"{name}_lower").tril(-1) + scale.diag())
+        return dist.MultivariateNormal(mean, scale_tril=root)
+
+    def forward(self, *args: object, **kwargs: object) -> None:
+        """Sample every site of the model, whatever the model's arguments."""
+        parts = [
+            pyro.sample(f"_{name}", self.block_distribution(name), infer={"is_auxiliary": True})
+            for name in self.blocks
+        ]
+        u = torch.cat(parts)
+        space = self.space
+        for name, value in space.values(u).items():
+            raw = u[space.slices[name]].reshape(space.shapes[name])
+            log_jacobian = space.transforms[name].log_abs_det_jacobian(raw, value).sum()
+            pyro.sample(name, dist.Delta(value, log_density=-log_jacobian, event_dim=value.dim()))
+
+    @torch.no_grad()
+    def draw(self, n: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Return n draws of u ``(n, size)`` and the log-density of their Gaussian blocks ``(n,)``."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            parts, log_q = [], torch.zeros(n, dtype=torch.float64)
+            for name, (_, family) in self.blocks.items():
+                distribution = self.block_distribution(name)
+                part = distribution.sample(torch.Size([n]))
+                parts.append(part)
+                if family != "point":
+                    log_q = log_q + distribution.log_prob(part)
+        return torch.cat(parts, -1), log_q
+

@@ -1,0 +1,464 @@
+"""Fit a model to a catalogue: data-based start, MAP, Fisher matrix, variational inference, draws."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import pyro
+import torch
+from pyro.infer import Trace_ELBO
+from torch import Tensor
+
+from bayespot.actions.spherical import SphericalActions
+from bayespot.catalog import Catalog
+from bayespot.diagnostics import psis_k_hat
+from bayespot.guides import Family, WhitenedGuide
+from bayespot.latent import LatentSpace
+from bayespot.model import SnapshotModel
+from bayespot.optimise import adam_until_bound, count_unbound, lbfgs
+from bayespot.potential.base import radius
+from bayespot.progress import Progress
+
+_CHECKPOINT_SECONDS = 20.0
+
+
+class FitError(RuntimeError):
+    """A fit that cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Every number of a fit; saved beside its result.
+
+    Parameters
+    ----------
+    seed
+        Seed of everything random. The same seed, data and machine give the same numbers.
+    n_components
+        Components of f(J); None takes the model's number or, when it has none, the data's choice
+        (`bayespot.df.choose_n_components`).
+    guide
+        Guide over the potential: ``"full_rank"``, ``"mean_field"`` or ``"laplace"`` (no SVI).
+    df_guide
+        Guide over f(J): ``"point"`` (by the score identity it costs no width to first order),
+        ``"mean_field"`` or ``"full_rank"``.
+    n_draws
+        Posterior draws kept.
+    adam_steps, adam_learning_rate
+        Least number of Adam steps before L-BFGS and their learning rate.
+    map_tolerance, map_iterations
+        L-BFGS stops this many posterior standard deviations from the maximum, or after so many iterations.
+    subset_size
+        Catalogues larger than this are first fitted on a random subset of that size.
+    fisher_stars
+        Most stars used for the Fisher matrix (scaled up).
+    svi_steps, svi_learning_rate, svi_particles
+        Steps of Adam on the ELBO, its initial learning rate in whitened coordinates, draws per step.
+    batch_size
+        Larger catalogues are scored in random minibatches of this size in SVI.
+    k_hat_draws
+        Draws used for the PSIS diagnostic.
+    """
+
+    seed: int = 0
+    n_components: int | None = None
+    guide: Literal["full_rank", "mean_field", "laplace"] = "full_rank"
+    df_guide: Family = "point"
+    n_draws: int = 1000
+    adam_steps: int = 30
+    adam_learning_rate: float = 0.05
+    map_tolerance: float = 0.05
+    map_iterations: int = 200
+    subset_size: int = 100_000
+    fisher_stars: int = 100_000
+    svi_steps: int = 300
+    svi_learning_rate: float = 0.03
+    svi_particles: int = 1
+    batch_size: int = 100_000
+    k_hat_draws: int = 100
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("guide", ("full_rank", "mean_field", "laplace")),
+            ("df_guide", ("point", "mean_field", "full_rank")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
+        for name in ("n_draws", "adam_steps", "map_iterations", "subset_size", "fisher_stars", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.svi_steps < 0 or self.svi_particles < 1:
+            raise ValueError(f"svi_steps={self.svi_steps} and svi_particles={self.svi_particles} must be positive")
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """What a fit says about itself.
+
+    ``gradient_norm`` is the distance of the MAP from the maximum in posterior standard deviations;
+    ``k_hat`` the Pareto shape of the guide's importance weights (below 0.7 is good).
+    """
+
+    elbo: list[float]
+    gradient_norm: float
+    n_unbound: int
+    k_hat: float
+    n_components: int
+    component_table: list[dict[str, float]]
+    map_iterations: int
+    seconds: dict[str, float]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A finished fit: the model with its components resolved, posterior draws, MAP and diagnostics.
+
+    ``draws`` maps site names to tensors with a leading axis of draws; ``sample_stats`` holds the
+    log-density of the guide (``log_q``) per draw.
+    """
+
+    model: SnapshotModel
+    draws: dict[str, Tensor]
+    map: dict[str, Tensor]
+    config: FitConfig
+    diagnostics: Diagnostics
+    catalog: dict[str, Any]
+    sample_stats: dict[str, Tensor] = field(default_factory=dict)
+
+
+def fit(
+    model: SnapshotModel,
+    catalog: Catalog,
+    config: FitConfig | None = None,
+    *,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+) -> FitResult:
+    """Infer the posterior of the potential from one snapshot.
+
+    Start from the data or the prior, Adam until every star is bound, choice of the number of components of
+    f(J), full-batch L-BFGS to the maximum a posteriori, Fisher matrix, and stochastic variational inference
+    from there in whitened coordinates. The model is not changed.
+
+    Parameters
+    ----------
+    model
+        Potential, f(J) and finder with priors.
+    catalog
+        The stars.
+    config
+        `FitConfig`.
+    checkpoint
+        File that receives the state of the fit at every stage and every 20 s, written atomically.
+    resume
+        Continue from ``checkpoint`` instead of starting anew.
+    progress
+        Show progress on stderr; None: only on a terminal.
+
+    Raises
+    ------
+    ValueError
+        If the catalogue has fewer stars than the model has parameters, or the checkpoint is of another fit.
+    FitError
+        If no potential is found in which the stars are bound, or the likelihood is not finite.
+    """
+    config = FitConfig() if config is None else config
+    run = _Fit(model, catalog, config, checkpoint)
+    if resume:
+        run.load()
+    with Progress(progress) as bar:
+        return run.complete(bar)
+
+
+class _Fit:
+    """One run of the stages; ``state`` is everything a checkpoint must hold."""
+
+    def __init__(
+        self, model: SnapshotModel, catalog: Catalog, config: FitConfig, checkpoint: Path | None
+    ) -> None:
+        self.catalog, self.config, self.checkpoint = catalog, config, checkpoint
+        self.w = catalog.w
+        self.generator = torch.Generator().manual_seed(config.seed)
+        order = torch.randperm(len(self.w), generator=self.generator)
+        self.subset = self.w[order[: config.subset_size]]
+        self.few = self._few(order)
+        model = copy.deepcopy(model)
+        if isinstance(model.finder, SphericalActions) and model.finder.r_min is None:
+            r = radius(self.w[:, :3])
+            if float(r.min()) <= 0:
+                raise ValueError(f"star {int(r.argmin())} is exactly at the centre; drop it (it has no angles)")
+            model.finder = SphericalActions(float(r.min()), float(r.max()), model.finder.margin)
+        self.state: dict[str, Any] = {
+            "fingerprint": _fingerprint(self.w, config),
+            "model": model,
+            "stage": "start",
+            "seconds": {},
+            "warnings": [],
+            "component_table": [],
+            "map_iterations": 0,
+            "elbo": [],
+            "svi_step": 0,
+        }
+        self._saved = time.monotonic()
+
+    def _few(self, order: Tensor) -> Tensor:
+        """A small sample for the start, with the fastest stars of the whole catalogue among it."""
+        n = len(self.w)
+        chosen = order[: min(n, 5000)]
+        v2 = (self.w[:, 3:] ** 2).sum(-1) * radius(self.w[:, :3])
+        extreme = v2.topk(min(200, n)).indices
+        return self.w[torch.cat([chosen, extreme]).unique()]
+
+    # -- checkpoints -------------------------------------------------------------------------------------
+
+    def save(self, force: bool = True) -> None:
+        if self.checkpoint is None or not (force or time.monotonic() - self._saved > _CHECKPOINT_SECONDS):
+            return
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.checkpoint.with_suffix(".tmp")
+        torch.save(self.state, partial)
+        os.replace(partial, self.checkpoint)
+        self._saved = time.monotonic()
+
+    def load(self) -> None:
+        if self.checkpoint is None or not self.checkpoint.exists():
+            raise ValueError(f"nothing to resume: {self.checkpoint} does not exist; fit without resuming")
+        try:
+            state = torch.load(self.checkpoint, weights_only=False)
+        except Exception as error:
+            raise ValueError(
+                f"{self.checkpoint}: not a readable checkpoint ({error}); delete it and fit anew"
+            ) from error
+        if state["fingerprint"] != self.state["fingerprint"]:
+            raise ValueError(
+                f"{self.checkpoint} belongs to another fit (other stars or settings); resume with the same "
+                "catalogue, seed and options, or fit anew"
+            )
+        self.state = state
+
+    # -- stages ------------------------------------------------------------------------------------------
+
+    def complete(self, bar: Progress) -> FitResult:
+        stages: dict[str, Callable[[Progress], None]] = {
+            "start": self._start,
+            "map": self._map,
+            "svi": self._svi,
+        }
+        names = list(stages)
+        for i, name in enumerate(names):
+            if self.state["stage"] != name:
+                continue
+            begun = time.perf_counter()
+            stages[name](bar)
+            seconds = self.state["seconds"]
+            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begun
+            self.state["stage"] = names[i + 1] if i + 1 < len(names) else "draws"
+            self.save()
+        return self._result(bar)
+
+    @property
+    def model(self) -> SnapshotModel:
+        return self.state["model"]
+
+    def _start(self, bar: Progress) -> None:
+        """Initial f(J) in the initial potential, Adam, and the number of components."""
+        values = self.model.initial_values()
+        wanted = self.config.n_components or self.model.df.n_components
+        # a flexible f(J) is not needed to bind the stars, nor is its number of components known yet
+        values = self._with_df(values, min(wanted or 3, 3), self.few)
+        bar.stage("start: binding the stars")
+
+        def report(u: Tensor, note: str) -> None:
+            bar.step(note)
+
+        u = self._rough(values, report)
+        values = LatentSpace(self.model).values(u)
+        n_components = wanted
+        if n_components is None:
+            bar.stage("start: choosing the number of components of f(J)")
+            n_components = self._choose(values)
+        values = self._with_df(
+            {k: v for k, v in values.items() if k.startswith("potential.")}, n_components, self.subset
+        )
+        space = LatentSpace(self.model)
+        self.catalog.require(space.size)
+        self.state["u"] = space.vector(values)
+
+    def _rough(self, values: Mapping[str, Tensor], report: Callable[[Tensor, str], None]) -> Tensor:
+        config, space = self.config, LatentSpace(self.model)
+        u = adam_until_bound(
+            space, space.vector(dict(values)), self.few, config.adam_steps, config.adam_learning_rate, report
+        )
+        unbound = count_unbound(space, u, self.few)
+        if unbound > len(self.few) // 2:
+            raise FitError(
+                f"{unbound} of {len(self.few)} stars stay unbound after {10 * config.adam_steps} steps: check the "
+                "units (kpc, km/s), the frame (Galactocentric) and the prior of the mass"
+            )
+        information = space.fisher(u, self.few, 3000, config.seed)
+        u, _, _ = lbfgs(space, u, self.few, information, 0.3, 60, report)
+        return u
+
+    def _with_df(self, values: Mapping[str, Tensor], n_components: int, w: Tensor) -> dict[str, Tensor]:
+        """Resolve f(J) to ``n_components`` and start it at its best fit in the given potential."""
+        J = self._actions(values, w)
+        self.model.df = self.model.df.resolved(n_components, J)
+        start = self.model.df.fit_actions(J[:20_000], self.config.seed)
+        return dict(values) | {f"df.{name}": value for name, value in start.items()}
+
+    @torch.no_grad()
+    def _actions(self, values: Mapping[str, Tensor], w: Tensor) -> Tensor:
+        fixed = self.model.at(values)
+        return fixed.finder.capped_actions(fixed.potential, w).J
+
+    def _choose(self, values: Mapping[str, Tensor]) -> int:
+        choice = self.model.df.choose_n_components(self._actions(values, self.subset), self.config.seed)
+        self.state["component_table"] = [dict(row) for row in choice.table]
+        return choice.n_components
+
+    def _map(self, bar: Progress) -> None:
+        """L-BFGS to the MAP: on a subset first when there are many stars."""
+        config, space = self.config, LatentSpace(self.model)
+        sets = [self.subset] if len(self.w) <= config.subset_size else [self.subset, self.w]
+        bar.stage("maximum a posteriori", config.map_iterations * len(sets))
+
+        def report(u: Tensor, note: str) -> None:
+            self.state["u"] = u
+            self.save(force=False)
+            bar.step(note, 4)
+
+        u = self.state["u"]
+        information = space.fisher(u, self.few, 5000, config.seed)
+        for w in sets:
+            u, norm, iterations = lbfgs(space, u, w, information, 1.0, config.map_iterations, report)
+            information = space.fisher(u, w, 25_000, config.seed)
+            u, norm, more = lbfgs(space, u, w, information, config.map_tolerance, config.map_iterations, report)
+            self.state["map_iterations"] += iterations + more
+        bar.stage("Fisher information")
+        information = space.fisher(u, self.w, config.fisher_stars, config.seed, bar.step)
+        _, slope = space.gradient(u, self.w)
+        norm = float(slope @ torch.linalg.lstsq(information, slope[:, None]).solution[:, 0]) ** 0.5
+        if not torch.isfinite(information).all() or not norm == norm:
+            raise FitError("the likelihood is not finite at its maximum: look for stars with absurd coordinates")
+        self.state.update(u=u, information=information, gradient_norm=norm)
+
+    def _svi(self, bar: Progress) -> None:
+        """Maximise the ELBO with Adam; the second half of the iterates is averaged."""
+        config, space = self.config, LatentSpace(self.model)
+        laplace = config.guide == "laplace"
+        family = cast("Family", "full_rank" if laplace else config.guide)
+        pyro.clear_param_store()
+        guide = WhitenedGuide(space, self.state["u"], self.state["information"], family, config.df_guide)
+        self.state["guide"] = self.state.get("guide") or guide.state_dict()
+        if laplace or config.svi_steps == 0:
+            return
+        bar.stage("variational inference", config.svi_steps)
+        bar.step(n=self.state["svi_step"])
+        n, model = len(self.w), self.model
+        loss = Trace_ELBO(num_particles=config.svi_particles)(model, guide)
+        guide(self.w[:1])
+        guide.load_state_dict(self.state["guide"])
+        parameters = list(guide.parameters())
+        optimiser = torch.optim.Adam(parameters, lr=config.svi_learning_rate, betas=(0.9, 0.99))
+        if "optimiser" in self.state:
+            optimiser.load_state_dict(self.state["optimiser"])
+        mean: dict[str, Tensor] = self.state.get("guide_mean", {})
+        half = config.svi_steps // 2
+        with torch.random.fork_rng():
+            for step in range(self.state["svi_step"], config.svi_steps):
+                torch.manual_seed(_mix(config.seed, step))
+                for group in optimiser.param_groups:
+                    group["lr"] = config.svi_learning_rate * min(1.0, 2 * (1 - step / config.svi_steps) + 0.05)
+                batch = torch.randint(n, (config.batch_size,)) if n > config.batch_size else None
+                optimiser.zero_grad()
+                value = loss(self.w, batch)
+                value.backward()
+                optimiser.step()
+                self.state["elbo"].append(-float(value.detach()))
+                if step >= half:
+                    weight = 1 / (step - half + 1)
+                    for name, now in guide.state_dict().items():
+                        mean[name] = now.clone() if name not in mean else mean[name].lerp(now, weight)
+                bar.step(f"ELBO {-float(value.detach()):.1f}")
+                if step % 10 == 9:
+                    self.state.update(
+                        svi_step=step + 1,
+                        guide=guide.state_dict(),
+                        optimiser=optimiser.state_dict(),
+                        guide_mean=mean,
+                    )
+                    self.save(force=False)
+        self.state["guide"] = mean
+        if not all(torch.isfinite(value).all() for value in mean.values()):
+            raise FitError("the ELBO diverged: fit with guide='laplace', or a smaller svi_learning_rate")
+
+    def _result(self, bar: Progress) -> FitResult:
+        config, space, state = self.config, LatentSpace(self.model), self.state
+        begun = time.perf_counter()
+        bar.stage("posterior draws and diagnostics")
+        family = cast("Family", "full_rank" if config.guide == "laplace" else config.guide)
+        guide = WhitenedGuide(space, state["u"], state["information"], family, config.df_guide)
+        guide.load_state_dict(state["guide"])
+        u, log_q = guide.draw(config.n_draws, config.seed)
+        k_hat = self._k_hat(space, u, log_q, bar)
+        n_unbound = count_unbound(space, u.mean(0), self.w)
+        warnings = list(state["warnings"])
+        if n_unbound:
+            warnings.append(f"{n_unbound} stars are unbound in the posterior mean potential")
+        if state["gradient_norm"] > 4 * config.map_tolerance:
+            warnings.append(
+                f"the MAP is {state['gradient_norm']:.2g} posterior sd from the maximum; raise map_iterations"
+            )
+        if k_hat > 0.7:
+            warnings.append(f"PSIS k-hat is {k_hat:.2f} (> 0.7): the posterior is not close to Gaussian")
+        r = radius(self.w[:, :3])
+        q = [0.0, 0.01, 0.05, 0.16, 0.5, 0.84, 0.95, 0.99, 1.0]
+        ranked = r.sort().values
+        seconds = {**state["seconds"], "draws": time.perf_counter() - begun}
+        return FitResult(
+            model=self.model,
+            draws={k: v.detach() for k, v in space.values(u).items()},
+            map={k: v.detach() for k, v in space.values(state["u"]).items()},
+            config=config,
+            diagnostics=Diagnostics(
+                elbo=state["elbo"],
+                gradient_norm=state["gradient_norm"],
+                n_unbound=n_unbound,
+                k_hat=k_hat,
+                n_components=self.model.df.n_components,
+                component_table=state["component_table"],
+                map_iterations=state["map_iterations"],
+                seconds=seconds,
+                warnings=warnings,
+            ),
+            catalog={
+                "n_stars": len(self.w),
+                "r_q": [float(ranked[min(int(p * len(r)), len(r) - 1)]) for p in q],
+                "meta": dict(self.catalog.meta),
+            },
+            sample_stats={"log_q": log_q},
+        )
+
+    def _k_hat(self, space: LatentSpace, u: Tensor, log_q: Tensor, bar: Progress) -> float:
+        log_weights = []
+        for i in range(min(self.config.k_hat_draws, len(u))):
+            log_weights.append(space.log_posterior(u[i], self.w) - log_q[i])
+            bar.step()
+        return psis_k_hat(torch.stack(log_weights))
+
+
+def _fingerprint(w: Tensor, config: FitConfig) -> dict[str, Any]:
+    return {"n": len(w), "sum": float(w.sum()), "norm": float((w**2).sum()), "config": asdict(config)}
+
+
+def _mix(seed: int, step: int) -> int:
+    """A seed per step, so that a resumed fit draws what the uninterrupted one would have drawn."""
+    return (seed * 1_000_003 + step) % 2**31
