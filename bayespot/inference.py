@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pyro
 import torch
@@ -16,7 +16,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from bayespot.actions.spherical import SphericalActions
-from bayespot.catalog import Catalog
+from bayespot.df.components import choose_n_components
 from bayespot.diagnostics import psis_k_hat
 from bayespot.guides import Family, WhitenedGuide
 from bayespot.latent import LatentSpace
@@ -24,6 +24,9 @@ from bayespot.model import SnapshotModel
 from bayespot.optimise import adam_until_bound, count_unbound, lbfgs
 from bayespot.potential.base import radius
 from bayespot.progress import Progress
+
+if TYPE_CHECKING:
+    from bayespot.catalog import Catalog
 
 _CHECKPOINT_SECONDS = 20.0
 
@@ -320,7 +323,7 @@ class _Fit:
         return fixed.finder.capped_actions(fixed.potential, w).J
 
     def _choose(self, values: Mapping[str, Tensor]) -> int:
-        choice = self.model.df.choose_n_components(self._actions(values, self.subset), self.config.seed)
+        choice = choose_n_components(self.model.df, self._actions(values, self.subset), self.config.seed)
         self.state["component_table"] = [dict(row) for row in choice.table]
         return choice.n_components
 

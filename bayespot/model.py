@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 from typing import Literal
 
@@ -53,10 +54,13 @@ class SnapshotModel(PyroModule):
 
     def forward(self, w: Tensor, subsample: Tensor | None = None) -> None:
         """Score the stars ``w`` ``(n, 6)``; with ``subsample`` (indices) a minibatch, scaled to all n."""
-        self.potential.register_factors()
+        # every site is sampled here: handlers evaluate the likelihood after this call, when an access to a
+        # site would be a new draw
+        fixed = self.at({name: functools.reduce(getattr, name.split("."), self) for name in self.sites()})
+        fixed.potential.register_factors()
         with pyro.plate("stars", len(w), subsample=subsample):
             batch = w if subsample is None else w.index_select(0, subsample)
-            pyro.sample("w", self._density(), obs=batch)
+            pyro.sample("w", fixed._density(), obs=batch)
 
     def _density(self) -> PhaseMixed:
         return PhaseMixed(self.potential, self.finder, self.df)
@@ -72,9 +76,7 @@ class SnapshotModel(PyroModule):
             if isinstance(module, PyroModule):
                 for name, prior in module._pyro_samples.items():
                     full = f"{path}.{name}" if path else name
-                    found[full] = prior.prior(module) if callable(prior.prior) and not isinstance(
-                        prior.prior, torch.distributions.Distribution
-                    ) else prior.prior
+                    found[full] = prior if isinstance(prior, torch.distributions.Distribution) else prior(module)
         return found
 
     def at(self, values: Mapping[str, Tensor]) -> SnapshotModel:

@@ -95,7 +95,7 @@ def bracketed_newton(
         new = torch.where(inside, new, (low + high) / 2)
         moved = (new - x).abs()
         x = new
-        if bool((moved <= 4e-16 * (x.abs() + scale)).all()):
+        if bool((moved <= 1e-14 * (x.abs() + scale)).all()):
             break
     return x
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from bayespot.numerics import bicubic_coefficients, bracketed_newton, gather_rows, midpoint_angles
 from bayespot.potential.profile import RadialProfile
 
-_N_ETA = 32  # cells in y = sqrt(L/L_c)
-_N_QUADRATURE = 24
-_STRIDE = 3  # profile nodes per table node
+_N_ETA = 20  # cells in y = sqrt(L/L_c)
+_N_QUADRATURE = 16
+_STRIDE = 5  # profile nodes per table node
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ActionTable:
 
     @classmethod
     def of(cls, profile: RadialProfile, s_first: float, s_last: float) -> ActionTable:
-        """Integrate J_r on nodes of the profile between ``s_first`` and ``s_last`` (24-point quadrature)."""
+        """Integrate J_r on nodes of the profile between ``s_first`` and ``s_last`` (16-point quadrature)."""
         first = max(math.floor((s_first - profile.s_first) / profile.ds), 0)
         nodes = torch.arange(first, len(profile.vc2), _STRIDE)
         last = profile.s_first + profile.ds * nodes

@@ -1,9 +1,10 @@
-"""Gravitational potentials: analytic, neural, and sums of them."""
+"""Gravitational potentials: one abstract method, everything else by automatic differentiation."""
 
 from bayespot.potential.analytic import (
     ANALYTIC,
     NFW,
     AnalyticPotential,
+    AnalyticSphere,
     CoredPowerLaw,
     Hernquist,
     Isochrone,
@@ -15,7 +16,7 @@ from bayespot.potential.analytic import (
     describe,
     from_description,
 )
-from bayespot.potential.base import Potential
+from bayespot.potential.base import Potential, radius
 from bayespot.potential.neural import DirectNetwork, MassSlopeNetwork
 from bayespot.potential.profile import RadialProfile
 
@@ -23,6 +24,7 @@ __all__ = [
     "ANALYTIC",
     "NFW",
     "AnalyticPotential",
+    "AnalyticSphere",
     "CoredPowerLaw",
     "DirectNetwork",
     "Hernquist",
@@ -37,4 +39,5 @@ __all__ = [
     "SumPotential",
     "describe",
     "from_description",
+    "radius",
 ]

@@ -1,258 +1,424 @@
-"""Analytic potentials in closed form, and sums of potentials."""
+"""Closed-form potentials: isochrone, Plummer, Hernquist, Jaffe, NFW, power laws, logarithmic, and sums."""
 
 from __future__ import annotations
 
 import abc
-import inspect
+import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import Tensor
+from torch.distributions import Distribution
 
 from bayespot.numerics import powered
 from bayespot.potential.base import Potential, Symmetry, radius
 from bayespot.units import G
 
-Parameter = float | Tensor | torch.distributions.Distribution
-
-
-def _number(value: float | Tensor) -> float:
-    return float(torch.as_tensor(value).detach())
+Value = float | Tensor | Distribution | PyroSample | PyroParam
 
 
 class AnalyticPotential(Potential, abc.ABC):
-    """A potential with named parameters, each a number, a trained tensor or a prior distribution."""
+    """A potential in closed form with a few named parameters, all positive unless its docstring says otherwise.
+
+    A parameter is a number, a ``torch.nn.Parameter`` or a distribution (then a Pyro sample site).
+
+    Raises
+    ------
+    ValueError
+        On construction, if a number is outside the parameter's range.
+    """
+
+    names: ClassVar[tuple[str, ...]]
+
+    def _set(self, name: str, value: Value, low: float = 0.0, high: float = math.inf, closed: str = "") -> None:
+        """Check ``low < value < high`` (``closed`` names the ends that count as inside) and store it."""
+        if not isinstance(value, Distribution | PyroSample | PyroParam):
+            v = torch.as_tensor(value, dtype=torch.float64).detach()
+            above = v >= low if "[" in closed else v > low
+            below = v <= high if "]" in closed else v < high
+            if not bool((above & below).all()):
+                left, right = "[" if "[" in closed else "(", "]" if "]" in closed else ")"
+                wanted = "positive" if (low, high) == (0.0, math.inf) else f"in {left}{low:g}, {high:g}{right}"
+                raise ValueError(f"{name} of {type(self).__name__} must be {wanted} and finite, got {value}")
+        self._set_parameter(name, value)
+
+
+class AnalyticSphere(AnalyticPotential, abc.ABC):
+    """A spherical potential whose density and enclosed mass are known in closed form as well.
+
+    `density_r` and `mass_r` are what the inherited ``density`` and ``enclosed_mass`` (automatic
+    differentiation) must reproduce; they keep full relative accuracy at every radius.
+    """
 
     symmetry: Symmetry = "spherical"
 
-    def _store(self, positive: Mapping[str, Parameter], real: Mapping[str, Parameter] | None = None) -> None:
-        for name, value in positive.items():
-            if not isinstance(value, torch.distributions.Distribution) and not _number(value) > 0:
-                raise ValueError(f"{type(self).__name__}: {name} must be positive, got {_number(value)}")
-            self._set_parameter(name, value)
-        for name, value in (real or {}).items():
-            self._set_parameter(name, value)
+    @abc.abstractmethod
+    def density_r(self, r: Tensor) -> Tensor:
+        """Return the density at radius ``r > 0`` (kpc) in Msun/kpc^3."""
 
-    @classmethod
-    def parameter_names(cls) -> list[str]:
-        """Return the names of the parameters in the order of the constructor."""
-        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+    @abc.abstractmethod
+    def mass_r(self, r: Tensor) -> Tensor:
+        """Return the mass inside radius ``r > 0`` (kpc) in Msun."""
+
+    @abc.abstractmethod
+    def total_mass(self) -> Tensor:
+        """Return the total mass in Msun; infinite where the mass diverges."""
 
 
-class Isochrone(AnalyticPotential):
-    r"""Isochrone sphere, :math:`\Phi = -G M / (b + \sqrt{b^2 + r^2})` (Binney & Tremaine 2008, eq. 2.47).
+class _FiniteSphere(AnalyticSphere, abc.ABC):
+    """A sphere of total mass ``m_tot`` (Msun) and scale radius ``r_s`` (kpc)."""
+
+    names = ("m_tot", "r_s")
+
+    def __init__(self, m_tot: Value, r_s: Value) -> None:
+        super().__init__()
+        self._set("m_tot", m_tot)
+        self._set("r_s", r_s)
+
+    def total_mass(self) -> Tensor:
+        return self.m_tot
+
+
+class Isochrone(_FiniteSphere):
+    r"""Isochrone sphere of Henon, :math:`\Phi = -G m_{tot} / (b + \sqrt{b^2 + r^2})`, b = r_s.
 
     Parameters
     ----------
-    m_tot
-        Total mass M in Msun.
-    r_s
-        Scale radius b in kpc.
-    """
+    m_tot, r_s
+        Total mass in Msun and scale radius b in kpc.
 
-    def __init__(self, m_tot: Parameter, r_s: Parameter) -> None:
-        super().__init__()
-        self._store({"m_tot": m_tot, "r_s": r_s})
+    References
+    ----------
+    Binney & Tremaine (2008), Galactic Dynamics, equations 2.47 to 2.49.
+
+    Examples
+    --------
+    >>> import torch
+    >>> potential = Isochrone(m_tot=1e11, r_s=3.0)
+    >>> float(potential.circular_speed(torch.tensor(8.0, dtype=torch.float64)))  # km/s
+    164.11...
+    """
 
     def phi(self, x: Tensor) -> Tensor:
         b = self.r_s
-        return -G * self.m_tot / (b + torch.sqrt(b**2 + (x**2).sum(-1)))
+        return -G * self.m_tot / (b + (b**2 + _r2(x)).sqrt())
+
+    def density_r(self, r: Tensor) -> Tensor:
+        m, b = self.m_tot, self.r_s
+        a = (b**2 + r**2).sqrt()
+        # the textbook's numerator 3 (b + a) a^2 - r^2 (b + 3 a), without its cancellation
+        return m * b * (3 * b * (b + a) + 2 * r**2) / (4 * math.pi * ((b + a) * a) ** 3)
+
+    def mass_r(self, r: Tensor) -> Tensor:
+        m, b = self.m_tot, self.r_s
+        a = (b**2 + r**2).sqrt()
+        return m * r**3 / ((b + a) ** 2 * a)
 
 
-class Plummer(AnalyticPotential):
-    r"""Plummer sphere, :math:`\Phi = -G M / \sqrt{r^2 + b^2}` (Binney & Tremaine 2008, eq. 2.44a).
+class Plummer(_FiniteSphere):
+    r"""Plummer sphere, :math:`\Phi = -G m_{tot} / \sqrt{r_s^2 + r^2}`.
 
     Parameters
     ----------
     m_tot, r_s
         Total mass in Msun and scale radius in kpc.
-    """
 
-    def __init__(self, m_tot: Parameter, r_s: Parameter) -> None:
-        super().__init__()
-        self._store({"m_tot": m_tot, "r_s": r_s})
+    References
+    ----------
+    Plummer (1911), MNRAS 71, 460; Binney & Tremaine (2008), equations 2.44.
+    """
 
     def phi(self, x: Tensor) -> Tensor:
-        return -G * self.m_tot / torch.sqrt(self.r_s**2 + (x**2).sum(-1))
+        return -G * self.m_tot * (self.r_s**2 + _r2(x)).rsqrt()
+
+    def density_r(self, r: Tensor) -> Tensor:
+        m, b = self.m_tot, self.r_s
+        return 3 * m / (4 * math.pi * b**3) * (1 + (r / b) ** 2) ** -2.5
+
+    def mass_r(self, r: Tensor) -> Tensor:
+        return self.m_tot * (1 + (self.r_s / r) ** 2) ** -1.5
 
 
-class Hernquist(AnalyticPotential):
-    r"""Hernquist sphere, :math:`\Phi = -G M / (r + a)` (Hernquist 1990, eq. 5).
+class Hernquist(_FiniteSphere):
+    r"""Hernquist sphere, :math:`\Phi = -G m_{tot} / (r + r_s)`; density :math:`\propto r^{-1} (r + r_s)^{-3}`.
 
     Parameters
     ----------
     m_tot, r_s
         Total mass in Msun and scale radius in kpc.
-    """
 
-    def __init__(self, m_tot: Parameter, r_s: Parameter) -> None:
-        super().__init__()
-        self._store({"m_tot": m_tot, "r_s": r_s})
+    References
+    ----------
+    Hernquist (1990), ApJ 356, 359, equations 2, 3 and 5.
+    """
 
     def phi(self, x: Tensor) -> Tensor:
         return -G * self.m_tot / (radius(x) + self.r_s)
 
+    def density_r(self, r: Tensor) -> Tensor:
+        m, a = self.m_tot, self.r_s
+        return m * a / (2 * math.pi * r * (r + a) ** 3)
 
-class Jaffe(AnalyticPotential):
-    r"""Jaffe sphere, :math:`\Phi = -(G M / a) \ln(1 + a/r)` (Jaffe 1983; Binney & Tremaine 2008, eq. 2.68).
+    def mass_r(self, r: Tensor) -> Tensor:
+        return self.m_tot * (r / (r + self.r_s)) ** 2
+
+
+class Jaffe(_FiniteSphere):
+    r"""Jaffe sphere, :math:`\Phi = -(G m_{tot} / r_s) \ln(1 + r_s/r)`; density :math:`\propto r^{-2} (r + r_s)^{-2}`.
+
+    Infinitely deep at the centre.
 
     Parameters
     ----------
     m_tot, r_s
         Total mass in Msun and scale radius in kpc.
+
+    References
+    ----------
+    Jaffe (1983), MNRAS 202, 995; Binney & Tremaine (2008), equations 2.64 to 2.67.
     """
 
-    def __init__(self, m_tot: Parameter, r_s: Parameter) -> None:
-        super().__init__()
-        self._store({"m_tot": m_tot, "r_s": r_s})
-
     def phi(self, x: Tensor) -> Tensor:
-        a = self.r_s
-        return -G * self.m_tot / a * torch.log1p(a / radius(x))
+        m, a = self.m_tot, self.r_s
+        return -G * m / a * torch.log1p(a / radius(x))
+
+    def density_r(self, r: Tensor) -> Tensor:
+        m, a = self.m_tot, self.r_s
+        return m * a / (4 * math.pi * (r * (r + a)) ** 2)
+
+    def mass_r(self, r: Tensor) -> Tensor:
+        return self.m_tot * r / (r + self.r_s)
 
 
-class NFW(AnalyticPotential):
-    r"""NFW sphere, :math:`\Phi = -G m_s \ln(1 + r/r_s) / r` (Navarro, Frenk & White 1997).
+class NFW(AnalyticSphere):
+    r"""Navarro-Frenk-White halo, :math:`\Phi = -G m_s \ln(1 + r/r_s) / r`.
+
+    The density is :math:`m_s / [4\pi r (r + r_s)^2]`, the mass diverges as ln r.
 
     Parameters
     ----------
-    m_s
-        Scale mass in Msun, :math:`4\pi\rho_s r_s^3`; the total mass diverges.
-    r_s
-        Scale radius in kpc.
+    m_s, r_s
+        Scale mass in Msun, :math:`M(<r) = m_s [\ln(1 + x) - x/(1 + x)]` with x = r/r_s, and scale radius in kpc.
+
+    References
+    ----------
+    Navarro, Frenk & White (1996), ApJ 462, 563; Binney & Tremaine (2008), equations 2.64 to 2.67.
     """
 
-    def __init__(self, m_s: Parameter, r_s: Parameter) -> None:
+    names = ("m_s", "r_s")
+
+    def __init__(self, m_s: Value, r_s: Value) -> None:
         super().__init__()
-        self._store({"m_s": m_s, "r_s": r_s})
+        self._set("m_s", m_s)
+        self._set("r_s", r_s)
 
     def phi(self, x: Tensor) -> Tensor:
-        u = radius(x) / self.r_s
-        # at the very centre ln(1+u)/u would be 0/0; the series keeps value and slopes finite
-        small = u < 1e-4
-        safe = torch.where(small, 1.0, u)
-        shape = torch.where(small, 1 - u / 2 + u**2 / 3 - u**3 / 4, torch.log1p(safe) / safe)
-        return -G * self.m_s / self.r_s * shape
+        m, a = self.m_s, self.r_s
+        return -G * m / a * _log1p_over(radius(x) / a)
+
+    def density_r(self, r: Tensor) -> Tensor:
+        m, a = self.m_s, self.r_s
+        return m / (4 * math.pi * r * (r + a) ** 2)
+
+    def mass_r(self, r: Tensor) -> Tensor:
+        u = r / self.r_s
+        y = (u / (2 + u)).clamp(max=1 / 3)
+        # ln(1 + u) - u/(1 + u) = 2 (artanh y - y) + u^2 / ((1 + u) (2 + u)), y = u / (2 + u): all positive
+        small = 2 * y**3 * _odd_series(y**2, 1) + u**2 / ((1 + u) * (2 + u))
+        large = u.clamp(min=1)
+        return self.m_s * torch.where(u < 1, small, torch.log1p(large) - large / (1 + large))
+
+    def total_mass(self) -> Tensor:
+        return torch.full_like(torch.as_tensor(self.m_s), math.inf)
 
 
-class PowerLaw(AnalyticPotential):
-    r"""Power-law sphere, :math:`\rho \propto r^{-\gamma}`, :math:`M(r) = m_0 (r/r_0)^{3-\gamma}`.
+class PowerLaw(AnalyticSphere):
+    r"""Scale-free sphere: density :math:`\propto r^{-\gamma}`, :math:`M(<r) = m_0 (r/r_0)^{3-\gamma}`.
 
-    :math:`\Phi = \frac{G m_0}{r_0} \frac{(r/r_0)^{2-\gamma} - 1}{2-\gamma}`, so that
-    :math:`\Phi(r_0) = 0` for every slope and gamma = 2 is the singular isothermal sphere.
+    .. math:: \Phi = \frac{G m_0}{r_0} \frac{(r/r_0)^{2-\gamma}}{2 - \gamma}, \qquad
+              \Phi = \frac{G m_0}{r_0} \ln(r/r_0) \text{ for } \gamma = 2.
+
+    Gauge: :math:`\Phi(\infty) = 0` for gamma > 2, :math:`\Phi(0) = 0` for gamma < 2, and
+    :math:`\Phi(r_0) = 0` for gamma = 2 (to within 1e-6).
 
     Parameters
     ----------
     m_0, r_0
-        Mass (Msun) inside the radius r_0 (kpc).
+        Mass in Msun inside the reference radius in kpc.
     gamma
-        Density slope, 0 <= gamma < 3.
+        Negative logarithmic slope of the density, 0 <= gamma < 3.
     """
 
-    def __init__(self, m_0: Parameter, r_0: Parameter, gamma: Parameter) -> None:
+    names = ("m_0", "r_0", "gamma")
+
+    def __init__(self, m_0: Value, r_0: Value, gamma: Value) -> None:
         super().__init__()
-        if not isinstance(gamma, torch.distributions.Distribution) and not 0 <= _number(gamma) < 3:
-            raise ValueError(f"PowerLaw: gamma must lie in [0, 3), got {_number(gamma)}")
-        self._store({"m_0": m_0, "r_0": r_0}, {"gamma": gamma})
+        self._set("m_0", m_0)
+        self._set("r_0", r_0)
+        self._set("gamma", gamma, 0.0, 3.0, closed="[")
 
     def phi(self, x: Tensor) -> Tensor:
-        return G * self.m_0 / self.r_0 * powered((radius(x) / self.r_0).log(), 2 - self.gamma)
+        r_0 = self.r_0
+        u, q = radius(x) / r_0, 2 - self.gamma
+        isothermal = q.abs() < 1e-6
+        safe = torch.where(isothermal, torch.ones_like(q), q)
+        # two terms of the series in q, so that the force's derivative with respect to gamma is right at 2
+        log = torch.where(isothermal, u, torch.ones_like(u)).log()
+        shape = torch.where(isothermal, log * (1 + q * log / 2), u.pow(safe) / safe)
+        return G * self.m_0 / r_0 * shape
+
+    def density_r(self, r: Tensor) -> Tensor:
+        m, r_0, gamma = self.m_0, self.r_0, self.gamma
+        return m * (3 - gamma) / (4 * math.pi * r_0**3) * (r / r_0) ** -gamma
+
+    def mass_r(self, r: Tensor) -> Tensor:
+        return self.m_0 * (r / self.r_0) ** (3 - self.gamma)
+
+    def total_mass(self) -> Tensor:
+        return torch.full_like(torch.as_tensor(self.m_0), math.inf)
 
 
-class CoredPowerLaw(AnalyticPotential):
-    r"""Cored power-law sphere of Evans (1994, MNRAS 267, 333),
+class CoredPowerLaw(AnalyticSphere):
+    r"""Sphere with a core and a power-law envelope, :math:`M(<r) = m_0\, x^3 (1 + x^2)^{-\gamma/2}`, x = r/r_c.
 
-    .. math:: \Phi = \frac{v_0^2}{\beta} [1 - (1 + r^2/r_c^2)^{-\beta/2}], \qquad
-              \rho = \frac{v_0^2}{4\pi G} \frac{3 r_c^2 + (1-\beta) r^2}{r_c^4 (1 + r^2/r_c^2)^{2+\beta/2}}.
+    .. math::
+        \Phi = \frac{G m_0}{r_c} \frac{(1 + x^2)^{(2-\gamma)/2}}{2 - \gamma} + \mathrm{const}, \qquad
+        \rho = \frac{m_0}{4\pi r_c^3} \frac{3 + (3 - \gamma) x^2}{(1 + x^2)^{1 + \gamma/2}}
 
-    A core of radius r_c, outside density slope -(2 + beta); beta = 0 is the logarithmic potential, beta = 1
-    Plummer's. Here Phi(0) = 0.
+    The spherical case of Evans' power-law models. The density is constant inside the core and falls as
+    :math:`r^{-\gamma}` outside, where the mass tends to that of ``PowerLaw(m_0, r_c, gamma)``; gamma = 3 is
+    the Plummer sphere (density :math:`\propto r^{-5}`), gamma = 2 the logarithmic potential, gamma = 0 a
+    homogeneous sphere.
+    Gauge: :math:`\Phi(\infty) = 0` for gamma > 2, otherwise :math:`\Phi(0) = 0`.
 
     Parameters
     ----------
-    v_0
-        Velocity scale in km/s.
-    r_c
-        Core radius in kpc.
-    beta
-        Slope of the potential, -1 <= beta <= 1 (outside this range the density turns negative).
+    m_0, r_c
+        Mass scale in Msun and core radius in kpc.
+    gamma
+        Negative logarithmic slope of the outer density, 0 <= gamma <= 3.
+
+    References
+    ----------
+    Evans (1994), MNRAS 267, 333.
     """
 
-    def __init__(self, v_0: Parameter, r_c: Parameter, beta: Parameter = 0.5) -> None:
+    names = ("m_0", "r_c", "gamma")
+
+    def __init__(self, m_0: Value, r_c: Value, gamma: Value) -> None:
         super().__init__()
-        if not isinstance(beta, torch.distributions.Distribution) and not -1 <= _number(beta) <= 1:
-            raise ValueError(f"CoredPowerLaw: beta must lie in [-1, 1], got {_number(beta)}")
-        self._store({"v_0": v_0, "r_c": r_c}, {"beta": beta})
+        self._set("m_0", m_0)
+        self._set("r_c", r_c)
+        self._set("gamma", gamma, 0.0, 3.0, closed="[]")
 
     def phi(self, x: Tensor) -> Tensor:
-        ln_soft = torch.log1p((x**2).sum(-1) / self.r_c**2)
-        return self.v_0**2 / 2 * powered(ln_soft, -self.beta / 2)
+        r_c, q = self.r_c, 2 - self.gamma
+        log = torch.log1p(_r2(x) / r_c**2) / 2
+        bound = q < -1e-6
+        falling = torch.where(bound, q, -torch.ones_like(q))
+        shape = torch.where(bound, torch.exp(falling * log) / falling, powered(log, torch.where(bound, 0.0, q)))
+        return G * self.m_0 / r_c * shape
+
+    def density_r(self, r: Tensor) -> Tensor:
+        m, r_c, gamma = self.m_0, self.r_c, self.gamma
+        x2 = (r / r_c) ** 2
+        return m / (4 * math.pi * r_c**3) * (3 + (3 - gamma) * x2) * (1 + x2) ** (-1 - gamma / 2)
+
+    def mass_r(self, r: Tensor) -> Tensor:
+        u, gamma = r / self.r_c, self.gamma
+        return self.m_0 * u ** (3 - gamma) * (1 + u**-2) ** (-gamma / 2)
+
+    def total_mass(self) -> Tensor:
+        m_0 = torch.as_tensor(self.m_0)
+        return torch.where(torch.as_tensor(self.gamma) >= 3, m_0, torch.full_like(m_0, math.inf))
 
 
 class Logarithmic(AnalyticPotential):
-    r"""Logarithmic potential, :math:`\Phi = \frac{v_0^2}{2} \ln(r_c^2 + R^2 + z^2/q^2)` (lengths in kpc).
+    r"""Logarithmic potential, :math:`\Phi = \tfrac12 v_0^2 \ln[1 + (R^2 + z^2/q^2)/r_c^2]`; Phi(0) = 0.
 
-    Binney & Tremaine (2008), eq. 2.71a. The circular speed tends to v_0; the mass diverges.
+    Spherical if q is the number 1, otherwise axisymmetric about z. The density is positive everywhere only
+    for :math:`q^2 \ge 1/2`.
 
     Parameters
     ----------
     v_0, r_c
-        Asymptotic circular speed in km/s and core radius in kpc.
+        Circular speed at large R in km/s and core radius in kpc.
     q
-        Axis ratio of the potential; 1 is spherical.
+        Axis ratio of the equipotentials.
+
+    References
+    ----------
+    Binney & Tremaine (2008), equations 2.71.
     """
 
-    def __init__(self, v_0: Parameter, r_c: Parameter, q: float = 1.0) -> None:
+    names = ("v_0", "r_c", "q")
+
+    def __init__(self, v_0: Value, r_c: Value, q: Value = 1.0) -> None:
         super().__init__()
-        self._store({"v_0": v_0, "r_c": r_c, "q": q})
-        self.symmetry = "spherical" if _number(q) == 1 else "axisymmetric"
+        self._set("v_0", v_0)
+        self._set("r_c", r_c)
+        self._set("q", q)
+        fixed = isinstance(q, int | float) or (type(q) is Tensor and not q.requires_grad)
+        self.symmetry: Symmetry = "spherical" if fixed and bool((self.q == 1).all()) else "axisymmetric"
 
     def phi(self, x: Tensor) -> Tensor:
-        m2 = (x[..., :2] ** 2).sum(-1) + (x[..., 2] / self.q) ** 2
-        return self.v_0**2 / 2 * torch.log(self.r_c**2 + m2)
+        m2 = _r2(x) if self.symmetry == "spherical" else _r2(x[..., :2]) + (x[..., 2] / self.q) ** 2
+        return 0.5 * self.v_0**2 * torch.log1p(m2 / self.r_c**2)
 
 
 class SumPotential(Potential):
-    """Sum of potentials; its symmetry is that of the least symmetric member.
+    r"""Sum of potentials, :math:`\Phi = \sum_i \Phi_i`; also written ``potential_1 + potential_2``.
+
+    Nested sums are flattened, the symmetry is that of the least symmetric member, and the sample sites of
+    member i are named ``members.i.<parameter>``.
 
     Parameters
     ----------
-    parts
-        Two or more potentials; sums among them are flattened.
+    members
+        At least one potential.
+
+    Examples
+    --------
+    >>> galaxy = Hernquist(m_tot=5e10, r_s=1.0) + NFW(m_s=7e11, r_s=20.0)
+    >>> galaxy.symmetry, len(galaxy.members)
+    ('spherical', 2)
     """
 
-    def __init__(self, parts: Iterable[Potential]) -> None:
+    def __init__(self, members: Iterable[Potential]) -> None:
         super().__init__()
         flat: list[Potential] = []
-        for part in parts:
-            flat.extend(part.parts if isinstance(part, SumPotential) else [part])
+        for member in members:
+            if not isinstance(member, Potential):
+                raise ValueError(f"SumPotential adds potentials, got {member!r}")
+            flat.extend(member.members if isinstance(member, SumPotential) else [member])
         if not flat:
-            raise ValueError("a sum of potentials needs at least one member")
-        self._names = [f"part_{i}" for i in range(len(flat))]
-        for name, part in zip(self._names, flat, strict=True):
-            setattr(self, name, part)
-        order: list[Symmetry] = ["spherical", "axisymmetric", "triaxial"]
-        self.symmetry = max((part.symmetry for part in flat), key=order.index)
-
-    @property
-    def parts(self) -> list[Potential]:
-        """The members."""
-        return [getattr(self, name) for name in self._names]
+            raise ValueError("SumPotential needs at least one member, got none")
+        self.members = PyroModule[torch.nn.ModuleList](flat)
+        order: tuple[Symmetry, ...] = ("spherical", "axisymmetric", "triaxial")
+        self.symmetry: Symmetry = max((member.symmetry for member in flat), key=order.index)
 
     def phi(self, x: Tensor) -> Tensor:
-        total = torch.zeros_like(x[..., 0])
-        for part in self.parts:
-            total = total + part.phi(x)
+        total = self.members[0].phi(x)
+        for member in self.members[1:]:
+            total = total + member.phi(x)
         return total
 
     def register_factors(self) -> None:
-        """Register the factors of every member."""
-        for part in self.parts:
-            part.register_factors()
+        for member in self.members:
+            member.register_factors()
+
+    def initial_values(self) -> dict[str, Tensor]:
+        """Return the members' starting values under their names in the sum."""
+        return {
+            f"members.{i}.{name}": value
+            for i, member in enumerate(self.members)
+            for name, value in member.initial_values().items()
+        }
 
 
-#: Analytic potentials by lower-case name.
+#: Every analytic potential by its lower-case name.
 ANALYTIC: dict[str, type[AnalyticPotential]] = {
     cls.__name__.lower(): cls
     for cls in (Isochrone, Plummer, Hernquist, Jaffe, NFW, PowerLaw, CoredPowerLaw, Logarithmic)
@@ -260,31 +426,74 @@ ANALYTIC: dict[str, type[AnalyticPotential]] = {
 
 
 def describe(potential: Potential) -> dict[str, Any]:
-    """Return the name and parameters of an analytic potential as plain values (sums nest)."""
-    if isinstance(potential, SumPotential):
-        return {"name": "Sum", "parts": [describe(part) for part in potential.parts]}
-    if not isinstance(potential, AnalyticPotential):
-        raise ValueError(f"{type(potential).__name__} is not analytic: it has no short description")
-    names = potential.parameter_names()
-    return {"name": type(potential).__name__} | {name: _number(getattr(potential, name)) for name in names}
-
-
-def from_description(description: Mapping[str, Any]) -> Potential:
-    """Build the potential that `describe` described.
+    """Return a plain dictionary from which `from_description` rebuilds an analytic potential or a sum.
 
     Raises
     ------
     ValueError
-        If the name is unknown or a parameter is missing.
+        If a member is not analytic, or a parameter is not a single number.
+
+    Examples
+    --------
+    >>> describe(Plummer(m_tot=1e10, r_s=1.5))
+    {'name': 'Plummer', 'm_tot': 10000000000.0, 'r_s': 1.5}
+    """
+    if isinstance(potential, SumPotential):
+        return {"name": "SumPotential", "members": [describe(member) for member in potential.members]}
+    if not isinstance(potential, AnalyticPotential):
+        raise ValueError(
+            f"{type(potential).__name__} has no description in closed form; use one of {', '.join(ANALYTIC)}"
+        )
+    out: dict[str, Any] = {"name": type(potential).__name__}
+    for name in potential.names:
+        value = None if name in potential._pyro_samples else torch.as_tensor(getattr(potential, name))
+        if value is None or value.numel() != 1:
+            raise ValueError(f"{name} of {out['name']} is not a single number, got {value}; fix it first")
+        out[name] = float(value.detach())
+    return out
+
+
+def from_description(description: Mapping[str, Any]) -> Potential:
+    """Build the potential that `describe` described; names are not case-sensitive.
+
+    Raises
+    ------
+    ValueError
+        If the name or a parameter is unknown, or a parameter is missing or out of range.
     """
     values = dict(description)
     name = str(values.pop("name", ""))
-    if name == "Sum":
-        return SumPotential(from_description(part) for part in values["parts"])
-    if name.lower() not in ANALYTIC:
+    if name.lower() == "sumpotential":
+        return SumPotential([from_description(member) for member in values.get("members", [])])
+    cls = ANALYTIC.get(name.lower())
+    if cls is None:
         raise ValueError(f"unknown potential {name!r}; choose one of {', '.join(ANALYTIC)}")
-    cls = ANALYTIC[name.lower()]
     try:
         return cls(**values)
     except TypeError as error:
-        raise ValueError(f"{name} takes {', '.join(cls.parameter_names())}: {error}") from error
+        raise ValueError(
+            f"{cls.__name__} takes the parameters {', '.join(cls.names)}; got {', '.join(values) or 'none'}"
+        ) from error
+
+
+def _r2(x: Tensor) -> Tensor:
+    """Return |x|^2, smooth at the origin to every order."""
+    return (x**2).sum(-1)
+
+
+def _odd_series(y2: Tensor, first: int, n_terms: int = 20) -> Tensor:
+    """Return sum over k >= first of y2^(k - first) / (2 k + 1), for y2 <= 1/9 to rounding."""
+    total = torch.zeros_like(y2)
+    for k in range(first + n_terms - 1, first - 1, -1):
+        total = total * y2 + 1 / (2 * k + 1)
+    return total
+
+
+def _log1p_over(u: Tensor) -> Tensor:
+    """Return ln(1 + u) / u with derivatives that do not cancel at small u.
+
+    Below u = 1 by ln(1 + u) = 2 artanh(y), y = u / (2 + u) <= 1/3.
+    """
+    small, large = u.clamp(max=1), u.clamp(min=1)
+    y2 = (small / (2 + small)) ** 2
+    return torch.where(u < 1, 2 / (2 + small) * _odd_series(y2, 0), torch.log1p(large) / large)

@@ -1,0 +1,38 @@
+"""The interface of a density of orbits f(J)."""
+
+from __future__ import annotations
+
+import abc
+
+from torch import Tensor
+
+from bayespot.potential.base import AbstractPyroModule
+
+
+class DistributionFunction(AbstractPyroModule, abc.ABC):
+    """Density of orbits in action space, normalised to one star; it knows actions, never the potential.
+
+    ``n_components`` is the number of mixture components, or None when the data shall choose it.
+    """
+
+    n_components: int | None
+
+    @abc.abstractmethod
+    def log_prob(self, J: Tensor) -> Tensor:
+        """Return ln f(J) in (kpc km/s)^-3 for J ``(*batch, 3)`` = (J_r, J_phi, J_z) in kpc km/s."""
+
+    @abc.abstractmethod
+    def sample(self, n: int, seed: int) -> Tensor:
+        """Return n orbits J ``(n, 3)``."""
+
+    @abc.abstractmethod
+    def resolved(self, n_components: int, J: Tensor) -> DistributionFunction:
+        """Return the density with ``n_components`` components and priors scaled to the actions ``J``."""
+
+    @abc.abstractmethod
+    def fit_actions(self, J: Tensor, seed: int, max_iterations: int = 100) -> dict[str, Tensor]:
+        """Return the sites' values of highest posterior for fixed actions ``J (n, 3)``."""
+
+    def forward(self, J: Tensor) -> Tensor:
+        """Evaluate `log_prob`; called as ``df(J)`` every sample site is drawn once."""
+        return self.log_prob(J)

@@ -1,0 +1,202 @@
+"""Densities on action space as torch Distributions: mixtures with the right supports."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+from torch.distributions import Categorical, Distribution, Gamma, constraints
+
+_LN_2 = math.log(2.0)
+_LN_2PI = math.log(2 * math.pi)
+#: Smallest ratio of an action to the components' scale that ln J is taken of.
+_LEAST = 1e-12
+
+
+class _ActionSpace(constraints.Constraint):
+    """J_r >= 0, J_phi real, J_z >= 0."""
+
+    event_dim = 1
+
+    def check(self, value: Tensor) -> Tensor:
+        return (value[..., 0] >= 0) & (value[..., 2] >= 0) & torch.isfinite(value).all(-1)
+
+
+action_space = _ActionSpace()
+
+
+class SphericalActionDistribution(Distribution):
+    r"""Mixture of compound Gammas in (J_r, L) with a density of cos i, on (J_r, J_phi, J_z).
+
+    .. math::
+        f(J) = \frac{1}{L} \sum_k w_k\, p_k(J_r, L)\, q_k(\cos i), \quad
+        p_k \propto J_r^{a-1} L^{c-1} \left(1 + \frac{J_r}{b s_r} + \frac{L}{b s_L}\right)^{-(a+c+b)},
+
+    L = J_z + |J_phi|, cos i = J_phi / L. Each component is a product of Gammas of shapes a >= 1 and c >= 2
+    whose common scale is inverse-Gamma(b) distributed: f is finite where J_r or L vanish, the tails are
+    power laws of index b, and b -> infinity gives the product of Gammas with scales s_r and s_L. It is the
+    double power law of Posti et al. (2015, MNRAS 447, 3060) in another notation. q = 1/2, or with rotation
+    :math:`q = k e^{k \cos i} / (2 \sinh k)`.
+
+    Parameters
+    ----------
+    logits, scale_r, scale_L, shape_r, shape_L, tail : Float[Tensor, "K"]
+        Log-weights; s_r and s_L in kpc km/s; a, c and b.
+    concentration : Float[Tensor, "K"], optional
+        k of the rotation.
+    """
+
+    support = action_space
+    has_rsample = False
+    arg_constraints = {
+        "logits": constraints.real,
+        "scale_r": constraints.positive,
+        "scale_L": constraints.positive,
+        "shape_r": constraints.greater_than_eq(1),
+        "shape_L": constraints.greater_than_eq(2),
+        "tail": constraints.positive,
+        "concentration": constraints.real,
+    }
+
+    def __init__(
+        self,
+        logits: Tensor,
+        scale_r: Tensor,
+        scale_L: Tensor,
+        shape_r: Tensor,
+        shape_L: Tensor,
+        tail: Tensor,
+        concentration: Tensor | None = None,
+        validate_args: bool | None = False,
+    ) -> None:
+        self.logits, self.scale_r, self.scale_L = logits, scale_r, scale_L
+        self.shape_r, self.shape_L, self.tail = shape_r, shape_L, tail
+        self.rotation = concentration is not None
+        self.concentration = torch.zeros_like(logits) if concentration is None else concentration
+        super().__init__(Size(), Size([3]), validate_args=validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return ln f(J) in (kpc km/s)^-3."""
+        if self._validate_args:
+            self._validate_sample(value)
+        a, c, b = self.shape_r, self.shape_L, self.tail
+        least = _LEAST * (self.scale_r.max() + self.scale_L.max()).detach()
+        J_r = value[..., 0].clamp(min=least)
+        L = (value[..., 2] + value[..., 1].abs()).clamp(min=least)
+        s_r, s_L = b * self.scale_r, b * self.scale_L
+        constant = (
+            torch.log_softmax(self.logits, -1) + torch.lgamma(a + c + b) - torch.lgamma(a) - torch.lgamma(c)
+            - torch.lgamma(b) - a * s_r.log() - c * s_L.log() - _LN_2
+        )  # fmt: skip
+        # the 1/L of f(J) lowers the power of L by one
+        powers = torch.stack([a - 1, c - 2])
+        logs = torch.stack([J_r.log(), L.log()], -1)
+        ratio = torch.stack([J_r, L], -1) @ torch.stack([1 / s_r, 1 / s_L])
+        terms = torch.addmm(constant, logs.reshape(-1, 2), powers).reshape(ratio.shape)
+        terms = terms - (a + c + b) * torch.log1p(ratio)
+        if self.rotation:
+            k = self.concentration
+            cos_i = (value[..., 1] / L).clamp(-1, 1)
+            terms = terms + cos_i[..., None] * k - _log_sinhc(k)
+        return torch.logsumexp(terms, -1)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = Size()) -> Tensor:
+        """Draw orbits J ``(*sample_shape, 3)``."""
+        shape = Size(sample_shape)
+        k = Categorical(logits=self.logits).sample(shape)
+        common = 1 / Gamma(self.tail[k], 1.0).sample()
+        J_r = Gamma(self.shape_r[k], 1.0).sample() * common * self.tail[k] * self.scale_r[k]
+        L = Gamma(self.shape_L[k], 1.0).sample() * common * self.tail[k] * self.scale_L[k]
+        u, kappa = torch.rand(L.shape, dtype=L.dtype), self.concentration[k]
+        safe = torch.where(kappa.abs() < 1e-6, 1.0, kappa)
+        # inverse of the cumulative distribution of k exp(k c) / (2 sinh k)
+        turned = torch.log(u + (1 - u) * torch.exp(-2 * safe.abs())) / safe.abs() + 1
+        cos_i = torch.where(kappa.abs() < 1e-6, 2 * u - 1, turned * safe.sign())
+        return torch.stack([J_r, L * cos_i, L * (1 - cos_i.abs())], -1)
+
+
+class ActionDistribution(Distribution):
+    r"""Mixture on (J_r, J_phi, J_z) for systems of any symmetry that have these actions.
+
+    .. math::
+        f(J) = \sum_k w_k C_k J_r^{a-1} J_z^{c-1} \left(1 + \frac{1}{b}\left[\frac{J_r}{s_r} + \frac{J_z}{s_z}
+        + \frac{(J_\phi - \mu)^2}{2\sigma^2}\right]\right)^{-(a + c + b + 1/2)}
+
+    Gammas of shape >= 1 in J_r and J_z and a Gaussian in J_phi with a common inverse-Gamma(b) scale: finite
+    at J_r = 0 and J_z = 0, smooth through J_phi = 0, power-law tails; b -> infinity gives the product.
+
+    Parameters
+    ----------
+    logits, scale_r, scale_z, mean_phi, sigma_phi, shape_r, shape_z, tail : Float[Tensor, "K"]
+        Log-weights; scales, mean and width in kpc km/s; a, c and b.
+    """
+
+    support = action_space
+    has_rsample = False
+    arg_constraints = {
+        "logits": constraints.real,
+        "scale_r": constraints.positive,
+        "scale_z": constraints.positive,
+        "mean_phi": constraints.real,
+        "sigma_phi": constraints.positive,
+        "shape_r": constraints.greater_than_eq(1),
+        "shape_z": constraints.greater_than_eq(1),
+        "tail": constraints.positive,
+    }
+
+    def __init__(
+        self,
+        logits: Tensor,
+        scale_r: Tensor,
+        scale_z: Tensor,
+        mean_phi: Tensor,
+        sigma_phi: Tensor,
+        shape_r: Tensor,
+        shape_z: Tensor,
+        tail: Tensor,
+        validate_args: bool | None = False,
+    ) -> None:
+        self.logits, self.scale_r, self.scale_z = logits, scale_r, scale_z
+        self.mean_phi, self.sigma_phi = mean_phi, sigma_phi
+        self.shape_r, self.shape_z, self.tail = shape_r, shape_z, tail
+        super().__init__(Size(), Size([3]), validate_args=validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return ln f(J) in (kpc km/s)^-3."""
+        if self._validate_args:
+            self._validate_sample(value)
+        a, c, b, sigma = self.shape_r, self.shape_z, self.tail, self.sigma_phi
+        least = _LEAST * (self.scale_r.max() + self.scale_z.max()).detach()
+        J_r, J_z = value[..., 0].clamp(min=least), value[..., 2].clamp(min=least)
+        s_r, s_z = b * self.scale_r, b * self.scale_z
+        constant = (
+            torch.log_softmax(self.logits, -1) + torch.lgamma(a + c + b + 0.5) - torch.lgamma(a) - torch.lgamma(c)
+            - torch.lgamma(b) - a * s_r.log() - c * s_z.log() - sigma.log() - 0.5 * (_LN_2PI + b.log())
+        )  # fmt: skip
+        powers = torch.stack([a - 1, c - 1])
+        logs = torch.stack([J_r.log(), J_z.log()], -1)
+        ratio = torch.stack([J_r, J_z], -1) @ torch.stack([1 / s_r, 1 / s_z])
+        ratio = ratio + ((value[..., 1, None] - self.mean_phi) / sigma) ** 2 / (2 * b)
+        terms = torch.addmm(constant, logs.reshape(-1, 2), powers).reshape(ratio.shape)
+        return torch.logsumexp(terms - (a + c + b + 0.5) * torch.log1p(ratio), -1)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = Size()) -> Tensor:
+        """Draw orbits J ``(*sample_shape, 3)``."""
+        k = Categorical(logits=self.logits).sample(Size(sample_shape))
+        common = self.tail[k] / Gamma(self.tail[k], 1.0).sample()
+        J_r = Gamma(self.shape_r[k], 1.0).sample() * common * self.scale_r[k]
+        J_z = Gamma(self.shape_z[k], 1.0).sample() * common * self.scale_z[k]
+        J_phi = self.mean_phi[k] + common.sqrt() * self.sigma_phi[k] * torch.randn(k.shape, dtype=J_r.dtype)
+        return torch.stack([J_r, J_phi, J_z], -1)
+
+
+def _log_sinhc(k: Tensor) -> Tensor:
+    """ln(sinh k / k), stable at zero and for large k."""
+    size = k.abs()
+    safe = torch.where(size < 1e-4, 1.0, size)
+    large = safe - _LN_2 + torch.log1p(-torch.exp(-2 * safe)) - safe.log()
+    return torch.where(size < 1e-4, k**2 / 6, large)

@@ -1,0 +1,228 @@
+"""Mixtures over action space as Pyro modules with priors."""
+
+from __future__ import annotations
+
+import abc
+from typing import NamedTuple
+
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroSample
+from torch import Tensor
+from torch.distributions import Distribution
+
+from bayespot.df.base import DistributionFunction
+from bayespot.df.distributions import ActionDistribution, SphericalActionDistribution
+
+
+class SitePrior(NamedTuple):
+    """Mean and standard deviation of the Normal prior of one site, the same for every component."""
+
+    mean: float
+    sd: float
+
+
+class ActionMixtureModule(DistributionFunction, abc.ABC):
+    """A mixture whose real-valued sites, one entry per component, have independent Normal priors.
+
+    Scales are log-normal about those of the data, a factor e^2 wide; the shapes' priors favour the broad
+    components of smooth systems, since narrow ones overfit and make the potential's posterior too narrow.
+
+    Parameters
+    ----------
+    n_components
+        Number of components; None lets the fit choose it from the data.
+    """
+
+    def __init__(self, n_components: int | None = None) -> None:
+        super().__init__()
+        if n_components is not None and n_components < 1:
+            raise ValueError(f"n_components must be at least 1, got {n_components}")
+        self.n_components = n_components
+        self._priors: dict[str, SitePrior] = {}
+
+    @abc.abstractmethod
+    def _new(self, n_components: int) -> ActionMixtureModule:
+        """A module of the same kind."""
+
+    @abc.abstractmethod
+    def _site_priors(self, J: Tensor) -> dict[str, SitePrior]:
+        """Priors of the sites, scaled to actions."""
+
+    @abc.abstractmethod
+    def _start(self, J: Tensor, n_components: int) -> dict[str, Tensor]:
+        """Values of those sites that start away from their prior means."""
+
+    @abc.abstractmethod
+    def distribution(self) -> Distribution:
+        """Return f(J) as a torch Distribution at the current values of the sites."""
+
+    def resolved(self, n_components: int, J: Tensor) -> ActionMixtureModule:
+        """Return the density with ``n_components`` components and priors scaled to the actions ``J``."""
+        module = self._new(n_components)
+        module._priors = module._site_priors(J)
+        for name, prior in module._priors.items():
+            mean = torch.full((n_components,), prior.mean, dtype=torch.float64)
+            site = dist.Normal(mean, torch.full_like(mean, prior.sd)).to_event(1)
+            setattr(module, name, PyroSample(site))
+        return module
+
+    def log_prob(self, J: Tensor) -> Tensor:
+        return self.distribution().log_prob(J)
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return self.distribution().sample(torch.Size([n]))
+
+    def initial_values(self, J: Tensor) -> dict[str, Tensor]:
+        """Return a start: components spread over the quantiles of the actions' size."""
+        if self.n_components is None:
+            raise ValueError("the number of components is not set: call resolved(n_components, J) first")
+        names = [name for name in self._priors]
+        values = {n: torch.full((self.n_components,), self._priors[n].mean, dtype=torch.float64) for n in names}
+        return values | self._start(J, self.n_components)
+
+    def fit_actions(self, J: Tensor, seed: int, max_iterations: int = 100) -> dict[str, Tensor]:
+        """Maximise the posterior of the sites at fixed actions by full-batch L-BFGS.
+
+        ``seed`` breaks the symmetry between components.
+        """
+        from bayespot.pyro_modules import freeze
+
+        start = self.initial_values(J)
+        generator = torch.Generator().manual_seed(seed)
+        flat = torch.cat(list(start.values()))
+        flat = flat + 0.05 * torch.randn(flat.shape, generator=generator, dtype=flat.dtype)
+        k = self.n_components or 0
+        mean = torch.cat([torch.full((k,), p.mean, dtype=torch.float64) for p in self._priors.values()])
+        sd = torch.cat([torch.full((k,), p.sd, dtype=torch.float64) for p in self._priors.values()])
+        # whitened by the prior: every direction is of order one
+        z = ((flat - mean) / sd).requires_grad_()
+        optimiser = torch.optim.LBFGS([z], max_iter=max_iterations, history_size=30, line_search_fn="strong_wolfe")
+
+        def values(u: Tensor) -> dict[str, Tensor]:
+            return dict(zip(start, u.split(k), strict=True))
+
+        def closure() -> Tensor:
+            optimiser.zero_grad()
+            log_f = freeze(self, values(mean + sd * z)).log_prob(J)
+            loss = (0.5 * (z**2).sum() - log_f.sum()) / len(J)
+            loss.backward()
+            return loss
+
+        optimiser.step(closure)
+        return {name: value.clone() for name, value in values((mean + sd * z).detach()).items()}
+
+
+class SphericalMixture(ActionMixtureModule):
+    """f(J) of a spherical system, `SphericalActionDistribution`: (J_r, L) and cos i.
+
+    Sites: ``logits``, ``ln_scale_r``, ``ln_scale_L``, ``ln_shape_r`` = ln(a - 1), ``ln_shape_L`` = ln(c - 2),
+    ``ln_tail`` and, with rotation, ``concentration``.
+
+    Parameters
+    ----------
+    n_components
+        Number of components; None lets the fit choose it from the data.
+    rotation
+        Let each component prefer one sense of rotation about z.
+    """
+
+    def __init__(self, n_components: int | None = None, rotation: bool = False) -> None:
+        super().__init__(n_components)
+        self.rotation = rotation
+
+    def _new(self, n_components: int) -> SphericalMixture:
+        return SphericalMixture(n_components, self.rotation)
+
+    def _site_priors(self, J: Tensor) -> dict[str, SitePrior]:
+        priors = {
+            "logits": SitePrior(0.0, 1.5),
+            "ln_scale_r": SitePrior(_ln_median(J[:, 0]), 2.0),
+            "ln_scale_L": SitePrior(_ln_median(_L(J) / 2), 2.0),
+            "ln_shape_r": SitePrior(-1.5, 1.0),
+            "ln_shape_L": SitePrior(-1.0, 1.0),
+            "ln_tail": SitePrior(1.5, 1.0),
+        }
+        return priors | ({"concentration": SitePrior(0.0, 2.0)} if self.rotation else {})
+
+    def _start(self, J: Tensor, n_components: int) -> dict[str, Tensor]:
+        L = _L(J)
+        size = (J[:, 0] + L).log()
+        quantiles = torch.quantile(size[:100_000], _levels(n_components))
+        offset_r = _ln_median(J[:, 0]) - float(size.median())
+        offset_L = _ln_median(L / 2) - float(size.median())
+        return {"ln_scale_r": quantiles + offset_r, "ln_scale_L": quantiles + offset_L}
+
+    def distribution(self) -> SphericalActionDistribution:
+        return SphericalActionDistribution(
+            self.logits,
+            self.ln_scale_r.exp(),
+            self.ln_scale_L.exp(),
+            1 + self.ln_shape_r.exp(),
+            2 + self.ln_shape_L.exp(),
+            self.ln_tail.exp(),
+            self.concentration if self.rotation else None,
+        )
+
+
+class ActionMixture(ActionMixtureModule):
+    """f(J) in (J_r, J_phi, J_z), `ActionDistribution`, for systems that need not be spherical.
+
+    Sites: ``logits``, ``ln_scale_r``, ``ln_scale_z``, ``mean_phi`` (in units of the median |J_phi|),
+    ``ln_sigma_phi``, ``ln_shape_r`` = ln(a - 1), ``ln_shape_z`` = ln(c - 1), ``ln_tail``.
+    """
+
+    _unit_phi = 1.0
+
+    def _new(self, n_components: int) -> ActionMixture:
+        return ActionMixture(n_components)
+
+    def _site_priors(self, J: Tensor) -> dict[str, SitePrior]:
+        self._unit_phi = float(J[:, 1].abs().median())
+        return {
+            "logits": SitePrior(0.0, 1.5),
+            "ln_scale_r": SitePrior(_ln_median(J[:, 0]), 2.0),
+            "ln_scale_z": SitePrior(_ln_median(J[:, 2]), 2.0),
+            "mean_phi": SitePrior(0.0, 2.0),
+            "ln_sigma_phi": SitePrior(_ln_median(J[:, 1].abs()), 1.5),
+            "ln_shape_r": SitePrior(-1.5, 1.0),
+            "ln_shape_z": SitePrior(-1.5, 1.0),
+            "ln_tail": SitePrior(1.5, 1.0),
+        }
+
+    def _start(self, J: Tensor, n_components: int) -> dict[str, Tensor]:
+        size = (J[:, 0] + _L(J)).log()[:100_000]
+        level = _levels(n_components)
+        spread = torch.quantile(size, level) - size.median()
+        return {
+            "ln_scale_r": _ln_median(J[:, 0]) + spread,
+            "ln_scale_z": _ln_median(J[:, 2]) + spread,
+            "ln_sigma_phi": _ln_median(J[:, 1].abs()) + spread,
+            "mean_phi": torch.quantile(J[:100_000, 1], level) / self._unit_phi,
+        }
+
+    def distribution(self) -> ActionDistribution:
+        return ActionDistribution(
+            self.logits,
+            self.ln_scale_r.exp(),
+            self.ln_scale_z.exp(),
+            self._unit_phi * self.mean_phi,
+            self.ln_sigma_phi.exp(),
+            1 + self.ln_shape_r.exp(),
+            1 + self.ln_shape_z.exp(),
+            self.ln_tail.exp(),
+        )
+
+
+def _L(J: Tensor) -> Tensor:
+    return J[..., 2] + J[..., 1].abs()
+
+
+def _ln_median(action: Tensor) -> float:
+    return float(action.median().clamp(min=1e-300).log())
+
+
+def _levels(n_components: int) -> Tensor:
+    return (torch.arange(n_components, dtype=torch.float64) + 0.5) / n_components

@@ -1,0 +1,54 @@
+"""What Pyro modules of this package share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+M = TypeVar("M", bound=torch.nn.Module)
+
+
+def freeze(module: M, values: Mapping[str, Tensor]) -> M:
+    """Return a copy of a module whose sample sites are replaced by plain tensors.
+
+    Parameters
+    ----------
+    module
+        Any module with PyroSample attributes, possibly nested.
+    values
+        Tensors by site name relative to the module, for instance ``"ln_mass"`` or ``"part_0.m_tot"``; their
+        graphs are kept.
+
+    Raises
+    ------
+    ValueError
+        If a name is not an attribute of the module.
+    """
+    fixed = copy.copy(module)
+    for shared in ("_modules", "_parameters", "_buffers", "_pyro_samples", "_pyro_params"):
+        if shared in fixed.__dict__:
+            fixed.__dict__[shared] = copy.copy(fixed.__dict__[shared])
+    nested: dict[str, dict[str, Tensor]] = {}
+    for name, value in values.items():
+        head, _, rest = name.partition(".")
+        if rest:
+            nested.setdefault(head, {})[rest] = value
+            continue
+        for store in ("_pyro_samples", "_parameters", "_buffers"):
+            if name in fixed.__dict__.get(store, {}):
+                del fixed.__dict__[store][name]
+                break
+        else:
+            if name not in fixed.__dict__:
+                raise ValueError(f"{type(module).__name__} has no site {name!r}")
+        # past torch's and Pyro's __setattr__, which would look for the name in their own stores
+        fixed.__dict__[name] = value
+    for head, inner in nested.items():
+        if head not in fixed.__dict__["_modules"]:
+            raise ValueError(f"{type(module).__name__} has no part {head!r}")
+        fixed.__dict__["_modules"][head] = freeze(fixed.__dict__["_modules"][head], inner)
+    return fixed
