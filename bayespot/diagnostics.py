@@ -66,3 +66,11 @@ def psis_k_hat(log_weights: Tensor) -> float:
         warnings.simplefilter("ignore")
         _, k = _arviz().psislw(weights.copy())
     return float(k)
+
+
+def posterior_arrays(data: arviz.InferenceData) -> dict[str, np.ndarray]:
+    """Return the posterior draws by site name, chains joined, leading axis draws."""
+    return {
+        str(name): np.asarray(value).reshape(-1, *value.shape[2:]).copy()
+        for name, value in data["posterior"].data_vars.items()
+    }

@@ -8,7 +8,8 @@ import math
 from typing import Literal
 
 import torch
-from pyro.nn import PyroModule, PyroSample
+from pyro.nn import PyroModule, PyroParam, PyroSample
+from pyro.nn.module import _PyroModuleMeta
 from torch import Tensor
 
 from bayespot.units import G
@@ -16,18 +17,20 @@ from bayespot.units import G
 Symmetry = Literal["spherical", "axisymmetric", "triaxial"]
 
 
-class _AbstractPyroMeta(abc.ABCMeta, type(PyroModule)):  # type: ignore[misc]
+class _AbstractPyroMeta(abc.ABCMeta, _PyroModuleMeta):
     """PyroModule has a metaclass of its own; this one lets `abc.abstractmethod` work as well."""
 
 
 class AbstractPyroModule(PyroModule, metaclass=_AbstractPyroMeta):
     """A PyroModule with abstract methods, whose parameters may be numbers or prior distributions."""
 
-    def _set_parameter(self, name: str, value: float | Tensor | torch.distributions.Distribution) -> None:
+    def _set_parameter(
+        self, name: str, value: float | Tensor | torch.distributions.Distribution | PyroSample | PyroParam
+    ) -> None:
         """Store ``value`` as a buffer (number), a trained parameter or a Pyro sample site (distribution)."""
-        if isinstance(value, torch.distributions.Distribution | PyroSample):
-            setattr(self, name, value if isinstance(value, PyroSample) else PyroSample(value))
-        elif isinstance(value, torch.nn.Parameter):
+        if isinstance(value, torch.distributions.Distribution):
+            setattr(self, name, PyroSample(value))  # type: ignore[arg-type]
+        elif isinstance(value, torch.nn.Parameter | PyroSample | PyroParam):
             setattr(self, name, value)
         else:
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float64))
@@ -57,7 +60,7 @@ class Potential(AbstractPyroModule, abc.ABC):
         Float[Tensor, "*batch"]
         """
 
-    def register_factors(self) -> None:  # noqa: B027
+    def register_factors(self) -> None:
         """Add named `pyro.factor` terms to the prior; called once per model evaluation. Default: none."""
 
     def initial_values(self) -> dict[str, Tensor]:
@@ -90,15 +93,19 @@ class Potential(AbstractPyroModule, abc.ABC):
         return -slope
 
     def density(self, x: Tensor) -> Tensor:
-        r"""Return the mass density :math:`\nabla^2\Phi / 4\pi G` in Msun/kpc^3, shape ``(*batch,)``."""
+        r"""Return the mass density :math:`\nabla^2\Phi / 4\pi G` in Msun/kpc^3, shape ``(*batch,)``.
+
+        The density of a sphere at the origin is its value at 1e-60 kpc.
+        """
         keep = torch.is_grad_enabled()
-        with torch.enable_grad():
-            if self.symmetry == "spherical":
+        if self.symmetry == "spherical":
+            with torch.enable_grad():
                 # d/dr(r^2 dPhi/dr) / r^2 keeps its relative accuracy where the Laplacian's terms cancel
-                r = _requiring_grad(radius(x))
+                r = _requiring_grad(radius(x).clamp(min=1e-60))
                 mass = self.enclosed_mass(r)
                 (slope,) = torch.autograd.grad(mass.sum(), r, create_graph=keep)
-                return slope / (4 * math.pi * r**2)
+            return slope / (4 * math.pi * r**2)
+        with torch.enable_grad():
             x = _requiring_grad(x)
             gradient = self.acceleration(x)
             laplacian = torch.zeros_like(x[..., 0])
@@ -111,12 +118,12 @@ class Potential(AbstractPyroModule, abc.ABC):
         r"""Return the mass inside radius ``r`` (Msun) by Gauss's law, averaged over the sphere if need be."""
         if self.symmetry == "spherical":
             return -(r**2) * self.radial_acceleration(r) / G
-        nodes, weights = _sphere_rule(r.dtype)
+        nodes, weights = (rule.to(r) for rule in _sphere_rule())
         inward = -(self.acceleration(r[..., None, None] * nodes) * nodes).sum(-1)
         return r**2 * (inward * weights).sum(-1) / G
 
     def circular_speed(self, r: Tensor) -> Tensor:
-        r"""Return :math:`v_c = (R\, d\Phi/dR)^{1/2}` at ``(R, 0, 0)`` in km/s (NaN where the force is outward)."""
+        r"""Return :math:`v_c = (R\, d\Phi/dR)^{1/2}` at ``(R, 0, 0)`` in km/s (NaN if the force is outward)."""
         return (-r * self.radial_acceleration(r)).sqrt()
 
     def __add__(self, other: Potential) -> Potential:
@@ -135,9 +142,9 @@ def _requiring_grad(x: Tensor) -> Tensor:
 
 
 @functools.cache
-def _sphere_rule(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _sphere_rule() -> tuple[Tensor, Tensor]:
     """Lebedev rule of degree 47: unit vectors (n, 3) and weights that sum to one."""
     from scipy.integrate import lebedev_rule
 
     nodes, weights = lebedev_rule(47)
-    return torch.as_tensor(nodes.T.copy(), dtype=dtype), torch.as_tensor(weights / weights.sum(), dtype=dtype)
+    return torch.as_tensor(nodes.T.copy()), torch.as_tensor(weights / weights.sum())

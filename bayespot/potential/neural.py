@@ -62,9 +62,9 @@ class MassSlopeNetwork(Potential):
         s_inner: float,
         s_outer: float,
         ln_mass: float,
-        n_features: int = 12,
+        n_features: int = 10,
         prior: Prior = "last_layer",
-        weight_sd: float = 1.5,
+        weight_sd: float = 1.0,
         mass_sd: float = 1.5,
     ) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class MassSlopeNetwork(Potential):
             self.register_buffer("ln_width", ln_width)
 
     @classmethod
-    def for_stars(cls, w: Tensor, n_features: int = 12, prior: Prior = "last_layer") -> MassSlopeNetwork:
+    def for_stars(cls, w: Tensor, n_features: int = 10, prior: Prior = "last_layer") -> MassSlopeNetwork:
         """Place pivot, features and the prior of the mass by the stars' radii and speeds.
 
         Parameters

@@ -1,0 +1,336 @@
+"""The command line: simulate, fit, predict, report, demo."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from bayespot.catalog import Catalog
+    from bayespot.inference import FitConfig
+    from bayespot.posterior import Posterior
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="""Infer a galaxy's gravitational potential, with error bars, from one snapshot of stars.
+
+A first session:
+
+    bayespot simulate isochrone --n-stars 5000 --seed 1 -o stars.ecsv
+    bayespot fit spherical stars.ecsv -o run
+    bayespot predict run --radii 0.5:100:50 -o fields.ecsv
+    bayespot report run
+""",
+)
+_DEBUG = {"on": False}
+_Out = typer.Option("-o", "--output", help="File or folder to write.")
+
+
+@app.callback()
+def _common(debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False) -> None:
+    _DEBUG["on"] = debug
+
+
+@app.command()
+def simulate(
+    name: Annotated[str, typer.Argument(help="System; `list` shows them all.")],
+    output: Annotated[Path | None, _Out] = None,
+    n_stars: Annotated[int, typer.Option(min=1, help="Number of stars.")] = 5000,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    anisotropy_radius: Annotated[float | None, typer.Option(help="Osipkov-Merritt radius in kpc.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
+) -> None:
+    """Write an exact equilibrium snapshot with known truth.
+
+    Example: `bayespot simulate hernquist-in-nfw --n-stars 10000 --seed 3 -o stars.fits`
+    """
+    from bayespot.mock import MOCKS, mock
+
+    if name == "list":
+        typer.echo("\n".join(MOCKS))
+        return
+    if output is None:
+        raise ValueError("give the file to write with -o, for instance -o stars.ecsv")
+    catalog = mock(name, n_stars=n_stars, seed=seed, anisotropy_radius=anisotropy_radius)
+    catalog.write(output, overwrite=overwrite)
+    typer.echo(f"{output}: {catalog.summary()}")
+
+
+@app.command()
+def models() -> None:
+    """List the built-in models."""
+    for name, text in _builtin_models().items():
+        typer.echo(f"{name:32s} {text}")
+
+
+@app.command()
+def fit(
+    model: Annotated[str, typer.Argument(help="Built-in model (see `bayespot models`) or a .py file with build(catalog).")],
+    catalog: Annotated[Path, typer.Argument(help="FITS, ECSV, CSV, Parquet or NPZ file.")],
+    output: Annotated[Path, _Out],
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    n_draws: Annotated[int, typer.Option(min=2, help="Posterior draws to keep.")] = 1000,
+    n_components: Annotated[int | None, typer.Option(min=1, help="Components of f(J); default: chosen from the data.")] = None,
+    guide: Annotated[str, typer.Option(help="full_rank, mean_field or laplace.")] = "full_rank",
+    df_guide: Annotated[str, typer.Option(help="Guide over f(J): point, mean_field or full_rank.")] = "point",
+    svi_steps: Annotated[int, typer.Option(min=0, help="Steps of variational inference.")] = 300,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
+    drop_invalid: Annotated[bool, typer.Option("--drop-invalid", help="Drop rows with NaN or unusable parallaxes.")] = False,
+) -> None:
+    """Fit a model to a catalogue; the run is a folder.
+
+    Columns: x y z vx vy vz (Galactocentric, kpc and km/s) or Gaia's ra dec distance (or parallax) pmra pmdec
+    radial_velocity. An interrupted fit goes on with --resume.
+
+    Example: `bayespot fit spherical stars.ecsv -o run --seed 1`
+    """
+    from bayespot.catalog import Catalog
+    from bayespot.inference import FitConfig
+
+    config = FitConfig(
+        seed=seed, n_draws=n_draws, n_components=n_components, guide=guide, df_guide=df_guide, svi_steps=svi_steps  # type: ignore[arg-type]
+    )
+    stars = Catalog.read(catalog, drop_invalid=drop_invalid)
+    _fit_to_folder(model, stars, config, output, resume=resume, overwrite=overwrite)
+    typer.echo(f"{output}: done; next: bayespot report {output}")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    output: Annotated[Path, _Out],
+    radii: Annotated[str, typer.Option(help="LO:HI:N, N log-spaced radii in kpc.")] = "1:30:30",
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
+) -> None:
+    """Write potential, acceleration, density, enclosed mass and circular speed with quantiles (ECSV, units).
+
+    Example: `bayespot predict run --radii 0.1:100:60 -o fields.ecsv`
+    """
+    import os
+
+    from bayespot.runs import load_run
+
+    r = parse_radii(radii)
+    if output.exists() and not overwrite:
+        raise ValueError(f"{output} exists; choose another name or pass --overwrite")
+    posterior, _, _ = load_run(run)
+    temporary = output.with_name(f".{output.name}.tmp")
+    posterior.predict(r).write(temporary, format="ascii.ecsv", overwrite=True)
+    os.replace(temporary, output)
+    typer.echo(f"{output}: {len(r)} radii, {posterior.n_draws} draws")
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Say in words what a run found and whether it can be trusted, and draw its figures again.
+
+    Example: `bayespot report run`
+    """
+    from bayespot.runs import draw_figures, load_run
+
+    posterior, config, diagnosis = load_run(run)
+    _print_report(posterior, config, diagnosis)
+    for path in draw_figures(run / "figures", posterior, diagnosis["elbo"]):
+        typer.echo(f"wrote {path}")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, _Out] = Path("bayespot-demo"),
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 1,
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier demo.")] = False,
+) -> None:
+    """Fit a simulated isochrone sphere, whose truth is known, and the Milky Way's globular clusters.
+
+    Example: `bayespot demo`
+    """
+    from bayespot.catalog import Catalog
+    from bayespot.inference import FitConfig
+    from bayespot.mock import mock
+    from bayespot.runs import check_free
+
+    started = time.perf_counter()
+    folders = [output / "isochrone", output / "milky_way"]
+    for folder in folders:
+        check_free(folder, overwrite, False)
+    typer.echo("1. An isochrone sphere, 1e11 Msun, b = 3 kpc: 5000 stars, free-form potential")
+    posterior = _fit_to_folder(
+        "spherical", mock("isochrone", n_stars=5000, seed=seed), FitConfig(seed=seed), folders[0], overwrite=overwrite
+    )
+    _print_truth(posterior)
+    typer.echo("\n2. The Milky Way from 161 globular clusters (Vasiliev & Baumgardt 2021), as a sphere")
+    posterior = _fit_to_folder(
+        "milky_way_globular_clusters", Catalog.example("globular_clusters"), FitConfig(seed=seed), folders[1], overwrite=overwrite
+    )
+    _print_milky_way(posterior)
+    typer.echo(f"\nFigures: {folders[0]}/figures, {folders[1]}/figures; {time.perf_counter() - started:.0f} s in all")
+
+
+def main() -> None:
+    """Run the command line; an expected error is one message on stderr and exit status 2 (failed fit: 1)."""
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError) as error:
+        if _DEBUG["on"]:
+            raise
+        typer.echo(f"bayespot: {error}", err=True)
+        sys.exit(1 if isinstance(error, RuntimeError) else 2)
+
+
+def parse_radii(text: str) -> Any:
+    """Return the log-spaced radii that ``LO:HI:N`` stands for."""
+    import numpy as np
+
+    try:
+        low, high, n = text.split(":")
+        low_r, high_r, count = float(low), float(high), int(n)
+    except ValueError as error:
+        raise ValueError(f"--radii takes LO:HI:N, for instance 0.1:100:50 (kpc); got {text!r}") from error
+    if not 0 < low_r <= high_r or count < 1:
+        raise ValueError(f"--radii needs 0 < LO <= HI and N >= 1; got {text!r}")
+    return np.geomspace(low_r, high_r, count)
+
+
+def _builtin_models() -> dict[str, str]:
+    import ast
+    from importlib.resources import files
+
+    found = {}
+    for path in files("bayespot.models").iterdir():
+        if path.name.endswith(".py") and path.name != "__init__.py":
+            text = ast.get_docstring(ast.parse(path.read_text())) or ""
+            found[path.name.removesuffix(".py")] = text.splitlines()[0] if text else ""
+    return dict(sorted(found.items()))
+
+
+def _load_model(model: str) -> tuple[Any, Path | None]:
+    """Return the module with build(catalog), and its file when it is the user's."""
+    import importlib
+
+    from bayespot.runs import load_model_module
+
+    if model.endswith(".py"):
+        path = Path(model)
+        module = load_model_module(path)
+    elif model in _builtin_models():
+        return importlib.import_module(f"bayespot.models.{model}"), None
+    else:
+        raise ValueError(f"unknown model {model!r}; choose {', '.join(_builtin_models())}, or give a .py file")
+    if not callable(getattr(module, "build", None)):
+        raise ValueError(f"{model} has no function build(catalog) -> SnapshotModel; add it")
+    return module, path
+
+
+def _fit_to_folder(
+    model: str, catalog: Catalog, config: FitConfig, folder: Path, resume: bool = False, overwrite: bool = False
+) -> Posterior:
+    from bayespot.inference import fit as run_fit
+    from bayespot.posterior import Posterior
+    from bayespot.runs import check_free, partial_folder, save_run
+
+    check_free(folder, overwrite, resume)
+    module, path = _load_model(model)
+    checkpoint = partial_folder(folder) / "checkpoint.pt"
+    try:
+        result = run_fit(module.build(catalog), catalog, config, checkpoint=checkpoint, resume=resume)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; {checkpoint.parent} keeps what was reached: repeat with --resume", err=True)
+        raise typer.Exit(130) from None
+    save_run(
+        folder,
+        result,
+        catalog,
+        model_name=model,
+        model_file=path,
+        command=" ".join(["bayespot", *sys.argv[1:]]),
+        overwrite=overwrite,
+    )
+    for warning in result.diagnostics.warnings:
+        typer.echo(f"note: {warning}", err=True)
+    return Posterior.from_result(result)
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
+def _interval(values: Any) -> str:
+    return f"{values[1]:.4g} [{values[0]:.4g}, {values[2]:.4g}]"
+
+
+def _print_report(posterior: Posterior, config: dict[str, Any], diagnosis: dict[str, Any]) -> None:
+    import numpy as np
+
+    catalog = config["catalog"]
+    typer.echo(f"model {config['model']}, {catalog['n_stars']} stars, seed {config['fit']['seed']}")
+    typer.echo(
+        f"f(J): {diagnosis['n_components']} components; MAP {diagnosis['gradient_norm']:.2g} posterior sd from the "
+        f"maximum after {diagnosis['map_iterations']} iterations; {diagnosis['n_unbound']} stars unbound; "
+        f"PSIS k-hat {diagnosis['k_hat']:.2f}; {sum(diagnosis['seconds'].values()):.0f} s"
+    )
+    typer.echo("\n".join(diagnosis["warnings"]) or "no warnings: nothing in the diagnostics speaks against the result")
+    r = np.geomspace(catalog["r_q"][2], catalog["r_q"][6], 6)
+    few = posterior.thinned(300)
+    fields = {name: few.field(name, r).quantile([0.16, 0.5, 0.84]) for name in ("circular_speed", "enclosed_mass", "density")}
+    rows = [[f"{r[i]:.3g}", *(_interval(q[:, i]) for q in fields.values())] for i in range(len(r))]
+    _table(
+        "Median and 68 % interval (5 to 95 % of the stars' radii)",
+        ["r [kpc]", "v_c [km/s]", "M(<r) [Msun]", "rho [Msun/kpc3]"],
+        rows,
+    )
+
+
+def _print_truth(posterior: Posterior) -> None:
+    import numpy as np
+
+    from bayespot.mock import truth_potential
+    from bayespot.posterior import truth_field
+
+    truth = truth_potential(posterior.meta["meta"])
+    assert truth is not None  # the demo simulated it
+    r = np.array([0.6, 1.5, 3.0, 6.0, 15.0, 60.0])
+    few = posterior.thinned(300)
+    rows = []
+    for i, radius in enumerate(r):
+        row = [f"{radius:.3g}"]
+        for name in ("potential", "circular_speed", "enclosed_mass"):
+            field, true = few.field(name, r), truth_field(truth, name, r)
+            error, sd = 100 * (field.mean / true - 1), 100 * field.sd / np.abs(true)
+            row.append(f"{error[i]:+.2f} +- {sd[i]:.2f} %")
+        rows.append(row)
+    _table("Error against the truth +- posterior sd", ["r [kpc]", "potential", "v_c", "M(<r)"], rows)
+
+
+def _print_milky_way(posterior: Posterior) -> None:
+    from bayespot.literature import MILKY_WAY
+
+    few = posterior.thinned(500)
+    rows = []
+    wanted = [("circular_speed", 8.2), ("circular_speed", 20.0), ("enclosed_mass", 20.0), ("enclosed_mass", 50.0)]
+    for name, r in wanted:
+        scale, label = (1e11, f"M(<{r:g} kpc) [1e11 Msun]") if name == "enclosed_mass" else (1, f"v_c({r:g} kpc) [km/s]")
+        q = few.field(name, [r]).quantile([0.16, 0.5, 0.84])[:, 0] / scale
+        near = [m for m in MILKY_WAY if m.field == name and abs(m.r / r - 1) < 0.25]
+        known = "; ".join(
+            f"{m.value / scale:.4g}" + (f" +{m.plus / scale:.2g} -{m.minus / scale:.2g}" if m.plus else "")
+            + f" at {m.r:g} ({m.source})"
+            for m in near
+        )  # fmt: skip
+        rows.append([label, _interval(q), known])
+    _table("Milky Way, median and 68 % interval", ["quantity", "this fit", "literature"], rows)

@@ -1,0 +1,195 @@
+"""Posterior draws of the potential turned into fields with credible bands."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayespot.inference import FitResult
+from bayespot.model import SnapshotModel
+from bayespot.potential.base import Potential
+from bayespot.units import UNITS, unit
+
+if TYPE_CHECKING:
+    from astropy.table import QTable
+    from numpy.typing import ArrayLike, NDArray
+
+#: Quantiles written to tables.
+QUANTILES = (0.025, 0.16, 0.5, 0.84, 0.975)
+#: Fields of a radius that `Posterior.predict` tabulates.
+RADIAL_FIELDS = ("potential", "radial_acceleration", "density", "enclosed_mass", "circular_speed")
+
+
+@dataclass(frozen=True)
+class Field:
+    """Posterior draws of one quantity.
+
+    Parameters
+    ----------
+    name, unit
+        Quantity (a key of `bayespot.units.UNITS`) and its unit (astropy syntax).
+    points : (n,) or (n, 3)
+        Radii or positions in kpc.
+    draws : (n_draws, n) or (n_draws, n, 3)
+        Values in the unit.
+    """
+
+    name: str
+    unit: str
+    points: NDArray[Any]
+    draws: NDArray[Any]
+
+    @property
+    def mean(self) -> NDArray[Any]:
+        """Posterior mean."""
+        return self.draws.mean(0)
+
+    @property
+    def sd(self) -> NDArray[Any]:
+        """Posterior standard deviation."""
+        return self.draws.std(0, ddof=1)
+
+    def quantile(self, q: ArrayLike) -> NDArray[Any]:
+        """Posterior quantiles along a leading axis (none for a scalar ``q``)."""
+        return np.quantile(self.draws, q, axis=0)
+
+
+class Posterior:
+    """Draws of a model's latent sites.
+
+    Parameters
+    ----------
+    model
+        The fitted model.
+    draws
+        Values by full site name with a leading axis of draws.
+    meta
+        What is known of the catalogue: ``n_stars``, ``r_q`` (radius quantiles), ``meta``.
+
+    Examples
+    --------
+    >>> from bayespot.df import SphericalMixture
+    >>> from bayespot.potential import MassSlopeNetwork
+    >>> prior = Posterior.prior(SnapshotModel(MassSlopeNetwork(1.0, -2.0, 4.0, 25.0), SphericalMixture()), 50, 0)
+    >>> prior.field("circular_speed", [1.0, 10.0]).draws.shape
+    (50, 2)
+    """
+
+    def __init__(
+        self, model: SnapshotModel, draws: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None
+    ) -> None:
+        sizes = {len(value) for value in draws.values()}
+        if len(sizes) != 1 or 0 in sizes:
+            raise ValueError(f"draws must have one leading axis of equal, positive length; got lengths {sorted(sizes)}")
+        self.model, self.draws, self.meta = model, dict(draws), dict(meta or {})
+        self.n_draws = sizes.pop()
+
+    @classmethod
+    def from_result(cls, result: FitResult) -> Posterior:
+        """Return the posterior of a finished fit."""
+        return cls(result.model, result.draws, result.catalog)
+
+    @classmethod
+    def prior(cls, model: SnapshotModel, n: int, seed: int) -> Posterior:
+        """Return prior draws in the same form, for prior-predictive checks."""
+        return cls(model, model.sample_prior(n, seed))
+
+    def thinned(self, n: int) -> Posterior:
+        """Return ``n`` draws spread evenly over all (all of them if there are fewer)."""
+        index = torch.linspace(0, self.n_draws - 1, min(n, self.n_draws)).round().long()
+        return Posterior(self.model, {k: v[index] for k, v in self.draws.items()}, self.meta)
+
+    def potential_at(self, i: int) -> Potential:
+        """Return the potential of draw ``i`` with its parameters fixed."""
+        return self.model.at({k: v[i] for k, v in self.draws.items() if k.startswith("potential.")}).potential
+
+    def field(self, name: str, points: ArrayLike | Tensor) -> Field:
+        """Evaluate a quantity in every draw.
+
+        Parameters
+        ----------
+        name
+            ``"potential"``, ``"acceleration"``, ``"radial_acceleration"``, ``"density"``,
+            ``"enclosed_mass"`` or ``"circular_speed"``.
+        points : (n,) or (n, 3)
+            Radii, taken on the x axis, or positions in kpc; ``acceleration`` needs positions.
+
+        Raises
+        ------
+        ValueError
+            If the quantity is unknown or the points do not fit it.
+        """
+        x = torch.as_tensor(np.asarray(points), dtype=torch.float64)
+        evaluate = _evaluator(name, x)
+        # with gradients off nothing keeps a graph; the derivatives inside are unaffected
+        with torch.no_grad():
+            values = [evaluate(self.potential_at(i)) for i in range(self.n_draws)]
+        return Field(name, UNITS[name], x.numpy(), torch.stack(values).numpy())
+
+    def predict(self, radii: ArrayLike) -> QTable:
+        """Return a table of `RADIAL_FIELDS` at radii (kpc), with units.
+
+        Columns ``r`` and per field ``_mean _sd _q2.5 _q16 _q50 _q84 _q97.5``.
+        """
+        from astropy.table import QTable
+
+        r = np.atleast_1d(np.asarray(radii, dtype=float))
+        if not (np.isfinite(r).all() and (r > 0).all()):
+            raise ValueError(f"radii must be positive and finite (kpc), got {r[~(r > 0)][:3]}")
+        table = QTable({"r": r * unit("r")})
+        for name in RADIAL_FIELDS:
+            field, u = self.field(name, r), unit(name)
+            table[f"{name}_mean"] = field.mean * u
+            table[f"{name}_sd"] = field.sd * u
+            for q, values in zip(QUANTILES, field.quantile(QUANTILES), strict=True):
+                table[f"{name}_q{100 * q:g}"] = values * u
+        return table
+
+    def summary(self) -> QTable:
+        """Return mean, standard deviation and quantiles of every latent parameter."""
+        from astropy.table import QTable
+
+        rows = []
+        for name, value in self.draws.items():
+            flat = value.reshape(self.n_draws, -1).numpy()
+            for j in range(flat.shape[1]):
+                label = name if value.dim() == 1 else f"{name}[{j}]"
+                q = np.quantile(flat[:, j], QUANTILES)
+                rows.append((label, flat[:, j].mean(), flat[:, j].std(ddof=1) if self.n_draws > 1 else 0.0, *q))
+        columns = ["parameter", "mean", "sd", *(f"q{100 * q:g}" for q in QUANTILES)]
+        return QTable(rows=rows, names=columns)
+
+
+def _evaluator(name: str, x: Tensor) -> Any:
+    positions = x.dim() == 2 and x.shape[-1] == 3
+    if name not in (*RADIAL_FIELDS, "acceleration"):
+        raise ValueError(f"unknown field {name!r}; choose one of {', '.join((*RADIAL_FIELDS, 'acceleration'))}")
+    if x.dim() != 1 and not positions:
+        raise ValueError(f"points must be radii (n,) or positions (n, 3), got shape {tuple(x.shape)}")
+    if positions:
+        method = {"potential": "phi", "acceleration": "acceleration", "density": "density"}.get(name)
+        if method is None:
+            raise ValueError(f"{name} is a function of radius: give radii (n,)")
+        return functools.partial(_call, method, x)
+    if name == "acceleration":
+        raise ValueError("acceleration needs positions (n, 3); for radii ask radial_acceleration")
+    if name == "density":
+        return functools.partial(_call, "density", torch.stack([x, 0 * x, 0 * x], -1))
+    return functools.partial(_call, "phi_r" if name == "potential" else name, x)
+
+
+def _call(method: str, x: Tensor, potential: Potential) -> Tensor:
+    return getattr(potential, method)(x).detach()
+
+
+def truth_field(potential: Potential, name: str, points: ArrayLike) -> NDArray[Any]:
+    """Return a quantity of a known potential at the same kind of points, for comparison."""
+    x = torch.as_tensor(np.asarray(points), dtype=torch.float64)
+    with torch.no_grad():
+        return _evaluator(name, x)(potential).numpy()

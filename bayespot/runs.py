@@ -1,0 +1,220 @@
+"""Run folders: everything about one fit, written atomically and read back with checks."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from bayespot import diagnostics, plots
+from bayespot.inference import FitResult
+from bayespot.model import SnapshotModel
+from bayespot.mock import truth_potential
+from bayespot.posterior import Posterior, truth_field
+
+if TYPE_CHECKING:
+    from bayespot.catalog import Catalog
+
+FORMAT = 1
+#: Fields that a run draws, one figure each.
+FIGURES = ("potential", "circular_speed", "enclosed_mass", "density")
+
+
+class RunError(ValueError):
+    """A run folder that cannot be read or written; the message says what is wrong and what to do."""
+
+
+def partial_folder(folder: Path) -> Path:
+    """Return where an unfinished fit of ``folder`` keeps its checkpoint."""
+    return folder.with_name(folder.name + ".partial")
+
+
+def check_free(folder: Path, overwrite: bool, resume: bool) -> None:
+    """Refuse a folder that exists, or an unfinished fit, unless told what to do with it."""
+    if folder.exists() and not overwrite:
+        raise RunError(f"{folder} exists; choose another folder or pass --overwrite")
+    partial = partial_folder(folder)
+    if partial.exists() and not resume:
+        if not overwrite:
+            raise RunError(f"{partial} holds an interrupted fit; continue it with --resume or drop it with --overwrite")
+        shutil.rmtree(partial)
+
+
+def load_model_module(path: Path) -> Any:
+    """Import a user's model file under a name that pickles of its classes can find again."""
+    name = f"bayespot_user_model_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise RunError(f"{path}: no such model file; give a .py file with build(catalog) -> SnapshotModel")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def save_run(
+    folder: Path,
+    result: FitResult,
+    catalog: Catalog,
+    *,
+    model_name: str = "",
+    model_file: Path | None = None,
+    command: str = "",
+    overwrite: bool = False,
+) -> Path:
+    """Write a finished fit to ``folder``: complete or not at all.
+
+    The folder holds ``config.json``, ``posterior.nc`` (ArviZ InferenceData), ``model.pt``,
+    ``diagnostics.json``, ``summary.ecsv``, ``fields.ecsv`` and ``figures/``.
+
+    Raises
+    ------
+    RunError
+        If the folder exists and ``overwrite`` is False.
+    """
+    folder = Path(folder)
+    if folder.exists() and not overwrite:
+        raise RunError(f"{folder} exists; choose another folder or pass --overwrite")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        _write(temporary, result, catalog, model_name, model_file, command)
+        if folder.exists():
+            # the old run goes only once the new one is complete
+            old = folder.with_name(f".{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(folder, old)
+            os.rename(temporary, folder)
+            shutil.rmtree(old)
+        else:
+            os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(partial_folder(folder), ignore_errors=True)
+    return folder
+
+
+def _write(
+    folder: Path, result: FitResult, catalog: Catalog, model_name: str, model_file: Path | None, command: str
+) -> None:
+    config = {
+        "format": FORMAT,
+        "model": model_name,
+        "model_file": f"{model_file.stem}" if model_file else None,
+        "command": command,
+        "fit": asdict(result.config),
+        "catalog": result.catalog,
+        "versions": versions(),
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    (folder / "diagnostics.json").write_text(json.dumps(asdict(result.diagnostics), indent=1))
+    torch.save(result.model, folder / "model.pt")
+    if model_file:
+        shutil.copy(model_file, folder / "model.py")
+    attrs = {"n_stars": len(catalog), "seed": result.config.seed, "model": model_name}
+    data = diagnostics.to_inference_data(result.draws, result.sample_stats, attrs)
+    diagnostics.save_netcdf(data, folder / "posterior.nc")
+    posterior = Posterior.from_result(result)
+    posterior.summary().write(folder / "summary.ecsv")
+    posterior.thinned(400).predict(default_radii(result.catalog)).write(folder / "fields.ecsv")
+    radii = torch.linalg.vector_norm(catalog.x, dim=-1).numpy()
+    draw_figures(folder / "figures", posterior, result.diagnostics.elbo, radii)
+
+
+def default_radii(catalog: dict[str, Any], n: int = 60) -> np.ndarray:
+    """Return log-spaced radii from the 1 % to the 99 % quantile of the stars."""
+    return np.geomspace(catalog["r_q"][1], catalog["r_q"][7], n)
+
+
+def draw_figures(
+    folder: Path, posterior: Posterior, elbo: list[float], stars_r: np.ndarray | None = None
+) -> list[Path]:
+    """Draw the fields of `FIGURES` and the ELBO trace; return the files."""
+    from matplotlib.figure import Figure
+
+    folder.mkdir(parents=True, exist_ok=True)
+    r = default_radii(posterior.meta, 100)
+    truth = truth_potential(posterior.meta.get("meta", {}))
+    few = posterior.thinned(300)
+    written = []
+    with plots.style():
+        for name in FIGURES:
+            true = None if truth is None else truth_field(truth, name, r)
+            figure = plots.two_panel(few.field(name, r), true, stars_r)
+            written.append(folder / f"{name}.png")
+            plots.save(figure, written[-1])
+        if elbo:
+            figure = Figure(figsize=(4.6, 3), layout="constrained")
+            plots.elbo_trace(figure.subplots(), elbo)
+            written.append(folder / "elbo.png")
+            plots.save(figure, written[-1])
+    return written
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    from importlib.metadata import version
+
+    names = ("bayespot", "torch", "pyro-ppl", "numpy", "arviz", "astropy")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def load_run(folder: str | os.PathLike[str]) -> tuple[Posterior, dict[str, Any], dict[str, Any]]:
+    """Return posterior, configuration and diagnostics of a run.
+
+    The model is unpickled: load only runs you trust.
+
+    Raises
+    ------
+    RunError
+        Names the file that is missing, damaged or of another version, and the remedy.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RunError(f"{folder} is not a run folder; fit first: bayespot fit MODEL CATALOG -o {folder}")
+    config = _read_json(folder / "config.json")
+    found = config.get("format")
+    if found != FORMAT:
+        raise RunError(
+            f"{folder / 'config.json'}: run format {found}, this bayespot reads {FORMAT}; fit again or install "
+            f"bayespot {config.get('versions', {}).get('bayespot', 'of that version')}"
+        )
+    diagnosis = _read_json(folder / "diagnostics.json")
+    if config.get("model_file"):
+        _restore_user_module(folder / "model.py", config["model_file"])
+    try:
+        model = torch.load(folder / "model.pt", weights_only=False)
+    except FileNotFoundError as error:
+        raise RunError(f"{folder / 'model.pt'} is missing; the run is incomplete: fit again") from error
+    except Exception as error:  # unpickling raises whatever the damaged bytes suggest
+        raise RunError(f"{folder / 'model.pt'}: not a readable model ({error}); fit again") from error
+    if not isinstance(model, SnapshotModel):
+        raise RunError(f"{folder / 'model.pt'} holds a {type(model).__name__}, not a SnapshotModel; fit again")
+    data = diagnostics.load_netcdf(folder / "posterior.nc")
+    draws = {name: torch.as_tensor(value) for name, value in diagnostics.posterior_arrays(data).items()}
+    return Posterior(model, draws, config["catalog"]), config, diagnosis
+
+
+def _restore_user_module(path: Path, stem: str) -> None:
+    module = load_model_module(path)
+    sys.modules[f"bayespot_user_model_{stem}"] = module
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is missing; {path.parent} is no complete run: fit again") from error
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path}: not valid JSON ({error}); restore it or fit again") from error
