@@ -123,7 +123,7 @@ class Potential(AbstractPyroModule, abc.ABC):
         return r**2 * (inward * weights).sum(-1) / G
 
     def circular_speed(self, r: Tensor) -> Tensor:
-        r"""Return :math:`v_c = (R\, d\Phi/dR)^{1/2}` at ``(R, 0, 0)`` in km/s (NaN if the force is outward)."""
+        r"""Return :math:`v_c = (R\, d\Phi/dR)^{1/2}` at ``(R, 0, 0)`` in km/s (NaN if outward)."""
         return (-r * self.radial_acceleration(r)).sqrt()
 
     def __add__(self, other: Potential) -> Potential:
