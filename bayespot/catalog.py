@@ -66,7 +66,10 @@ class Catalog:
             raise CatalogError(f"w must have shape (n, 6), got {tuple(w.shape)}")
         bad = ~torch.isfinite(w).all(-1)
         if bool(bad.any()):
-            raise CatalogError(f"{int(bad.sum())} stars have NaN or infinite coordinates, the first in row {int(bad.int().argmax())}; drop them")
+            raise CatalogError(
+                f"{int(bad.sum())} stars have NaN or infinite coordinates, the first in row "
+                f"{int(bad.int().argmax())}; drop them"
+            )
         if self.covariance is not None:
             covariance = torch.as_tensor(self.covariance, dtype=torch.float64)
             object.__setattr__(self, "covariance", covariance)
@@ -103,9 +106,7 @@ class Catalog:
             raise CatalogError(f"{path}: {error}") from error
 
     @classmethod
-    def from_table(
-        cls, table: Table, *, meta: dict[str, Any] | None = None, drop_invalid: bool = False
-    ) -> Catalog:
+    def from_table(cls, table: Table, *, meta: dict[str, Any] | None = None, drop_invalid: bool = False) -> Catalog:
         """Build a catalogue from an astropy Table with the columns of `read`."""
         w, covariance, rows, notes = phase_space(table, drop_invalid)
         meta = dict(meta or {})
@@ -118,9 +119,7 @@ class Catalog:
             if column in table.colnames:
                 names = tuple(str(table[column][int(i)]) for i in rows)
                 break
-        catalog = cls(
-            torch.as_tensor(w), None if covariance is None else torch.as_tensor(covariance), names, meta
-        )
+        catalog = cls(torch.as_tensor(w), None if covariance is None else torch.as_tensor(covariance), names, meta)
         catalog.check_geometry()
         return catalog
 

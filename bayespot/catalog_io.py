@@ -33,7 +33,14 @@ OBSERVED = {
     "pmdec": "mas/yr",
     "radial_velocity": "km/s",
 }
-_SUFFIXES = {".fits": "fits", ".fit": "fits", ".ecsv": "ascii.ecsv", ".csv": "csv", ".parquet": "parquet", ".npz": "npz"}
+_SUFFIXES = {
+    ".fits": "fits",
+    ".fit": "fits",
+    ".ecsv": "ascii.ecsv",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".npz": "npz",
+}
 _META_KEY = "bayespot_meta"
 _FRAME = "galactocentric v4.0 (astropy)"
 _COVARIANCE = [f"cov_{a}_{b}" for i, a in enumerate(CARTESIAN) for b in list(CARTESIAN)[i:]]
@@ -154,7 +161,8 @@ def write_table(table: Table, meta: dict[str, Any], path: Path, overwrite: bool)
 def _write(table: Table, text: str, path: Path, kind: str) -> None:
     table = table.copy()
     if kind == "npz":
-        np.savez(path, **{name: np.asarray(table[name]) for name in table.colnames}, **{_META_KEY: np.array(text)})
+        arrays: dict[str, Any] = {name: np.asarray(table[name]) for name in table.colnames}
+        np.savez(path, **(arrays | {_META_KEY: np.array(text)}))
     elif kind == "csv":
         with path.open("w") as handle:
             handle.write(f"# {_META_KEY}: {text}\n")
@@ -163,14 +171,14 @@ def _write(table: Table, text: str, path: Path, kind: str) -> None:
         import pyarrow
         import pyarrow.parquet
 
-        fields, arrays = [], []
+        fields, columns = [], []
         for name in table.colnames:
             array = pyarrow.array(np.asarray(table[name]))
             unit = table[name].unit
             fields.append(pyarrow.field(name, array.type, metadata={"unit": str(unit)} if unit else None))
-            arrays.append(array)
+            columns.append(array)
         schema = pyarrow.schema(fields, metadata={_META_KEY: text})
-        pyarrow.parquet.write_table(pyarrow.Table.from_arrays(arrays, schema=schema), path)
+        pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, schema=schema), path)
     elif kind == "fits":
         from astropy.io import fits
 
@@ -199,7 +207,8 @@ def phase_space(table: Table, drop_invalid: bool) -> tuple[Array, Array | None, 
     missing = [name for name in wanted if name not in names]
     if missing:
         raise CatalogError(
-            f"missing column{'s' * (len(missing) > 1)} {', '.join(missing)} (the file has {', '.join(table.colnames)}); "
+            f"missing column{'s' * (len(missing) > 1)} {', '.join(missing)} "
+            f"(the file has {', '.join(table.colnames)}); "
             f"needed are {', '.join(CARTESIAN)} in a Galactocentric frame, or ra, dec, distance (or parallax), "
             "pmra, pmdec, radial_velocity: rename or add them"
         )
@@ -283,9 +292,7 @@ def _covariance(
                 raise CatalogError(f"column {name}_error has no finite value; remove the column or fill it")
             relative = np.median(error[~lost] / np.abs(values[name][~lost]))
             error = np.where(lost, relative * np.abs(values[name]), error)
-            notes.append(
-                f"{lost.sum()} missing {name}_error replaced by the median relative error, {relative:.3g}"
-            )
+            notes.append(f"{lost.sum()} missing {name}_error replaced by the median relative error, {relative:.3g}")
         sd[:, i] = error / 3.6e6 if unit == "mas" and name in ("ra", "dec") else error
     correlation = np.broadcast_to(np.eye(6), (n, 6, 6)).copy()
     for i, a in enumerate(names):
@@ -293,7 +300,9 @@ def _covariance(
             if i != j and f"{a}_{b}_corr" in table.colnames:
                 c = np.nan_to_num(_column(table, f"{a}_{b}_corr", "")[rows])
                 if (np.abs(c) > 1).any():
-                    raise CatalogError(f"column {a}_{b}_corr: row {int(np.argmax(np.abs(c) > 1))} exceeds 1; correct it")
+                    raise CatalogError(
+                        f"column {a}_{b}_corr: row {int(np.argmax(np.abs(c) > 1))} exceeds 1; correct it"
+                    )
                 correlation[:, i, j] = correlation[:, j, i] = c
     return correlation * sd[:, :, None] * sd[:, None, :]
 

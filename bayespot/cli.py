@@ -72,18 +72,24 @@ def models() -> None:
 
 @app.command()
 def fit(
-    model: Annotated[str, typer.Argument(help="Built-in model (see `bayespot models`) or a .py file with build(catalog).")],
+    model: Annotated[str, typer.Argument(help="Built-in model (`bayespot models`) or a .py file with build(catalog).")],
     catalog: Annotated[Path, typer.Argument(help="FITS, ECSV, CSV, Parquet or NPZ file.")],
     output: Annotated[Path, _Out],
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     n_draws: Annotated[int, typer.Option(min=2, help="Posterior draws to keep.")] = 1000,
-    n_components: Annotated[int | None, typer.Option(min=1, help="Components of f(J); default: chosen from the data.")] = None,
-    guide: Annotated[str, typer.Option(help="full_rank, mean_field or laplace.")] = "full_rank",
-    df_guide: Annotated[str, typer.Option(help="Guide over f(J): point, mean_field or full_rank.")] = "point",
+    n_components: Annotated[
+        int | None, typer.Option(min=1, help="Components of f(J); default: the data choose.")
+    ] = None,
+    guide: Annotated[
+        Any, typer.Option(help="full_rank, mean_field or laplace.", parser=str, metavar="TEXT")
+    ] = "full_rank",
+    df_guide: Annotated[
+        Any, typer.Option(help="Guide over f(J): point, mean_field or full_rank.", parser=str)
+    ] = "point",
     svi_steps: Annotated[int, typer.Option(min=0, help="Steps of variational inference.")] = 300,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
-    drop_invalid: Annotated[bool, typer.Option("--drop-invalid", help="Drop rows with NaN or unusable parallaxes.")] = False,
+    drop_invalid: Annotated[bool, typer.Option("--drop-invalid", help="Drop rows with NaN or bad parallaxes.")] = False,
 ) -> None:
     """Fit a model to a catalogue; the run is a folder.
 
@@ -96,7 +102,12 @@ def fit(
     from bayespot.inference import FitConfig
 
     config = FitConfig(
-        seed=seed, n_draws=n_draws, n_components=n_components, guide=guide, df_guide=df_guide, svi_steps=svi_steps  # type: ignore[arg-type]
+        seed=seed,
+        n_draws=n_draws,
+        n_components=n_components,
+        guide=guide,
+        df_guide=df_guide,
+        svi_steps=svi_steps,
     )
     stars = Catalog.read(catalog, drop_invalid=drop_invalid)
     _fit_to_folder(model, stars, config, output, resume=resume, overwrite=overwrite)
@@ -168,7 +179,11 @@ def demo(
     _print_truth(posterior)
     typer.echo("\n2. The Milky Way from 161 globular clusters (Vasiliev & Baumgardt 2021), as a sphere")
     posterior = _fit_to_folder(
-        "milky_way_globular_clusters", Catalog.example("globular_clusters"), FitConfig(seed=seed), folders[1], overwrite=overwrite
+        "milky_way_globular_clusters",
+        Catalog.example("globular_clusters"),
+        FitConfig(seed=seed),
+        folders[1],
+        overwrite=overwrite,
     )
     _print_milky_way(posterior)
     typer.echo(f"\nFigures: {folders[0]}/figures, {folders[1]}/figures; {time.perf_counter() - started:.0f} s in all")
@@ -287,7 +302,9 @@ def _print_report(posterior: Posterior, config: dict[str, Any], diagnosis: dict[
     typer.echo("\n".join(diagnosis["warnings"]) or "no warnings: nothing in the diagnostics speaks against the result")
     r = np.geomspace(catalog["r_q"][2], catalog["r_q"][6], 6)
     few = posterior.thinned(300)
-    fields = {name: few.field(name, r).quantile([0.16, 0.5, 0.84]) for name in ("circular_speed", "enclosed_mass", "density")}
+    fields = {
+        name: few.field(name, r).quantile([0.16, 0.5, 0.84]) for name in ("circular_speed", "enclosed_mass", "density")
+    }
     rows = [[f"{r[i]:.3g}", *(_interval(q[:, i]) for q in fields.values())] for i in range(len(r))]
     _table(
         "Median and 68 % interval (5 to 95 % of the stars' radii)",
@@ -324,7 +341,9 @@ def _print_milky_way(posterior: Posterior) -> None:
     rows = []
     wanted = [("circular_speed", 8.2), ("circular_speed", 20.0), ("enclosed_mass", 20.0), ("enclosed_mass", 50.0)]
     for name, r in wanted:
-        scale, label = (1e11, f"M(<{r:g} kpc) [1e11 Msun]") if name == "enclosed_mass" else (1, f"v_c({r:g} kpc) [km/s]")
+        scale, label = (
+            (1e11, f"M(<{r:g} kpc) [1e11 Msun]") if name == "enclosed_mass" else (1, f"v_c({r:g} kpc) [km/s]")
+        )
         q = few.field(name, [r]).quantile([0.16, 0.5, 0.84])[:, 0] / scale
         near = [m for m in MILKY_WAY if m.field == name and abs(m.r / r - 1) < 0.25]
         known = "; ".join(

@@ -25,9 +25,7 @@ class WhitenedGuide(PyroModule):
     ``point`` (a point mass).
     """
 
-    def __init__(
-        self, space: LatentSpace, u_0: Tensor, information: Tensor, potential: Family, df: Family
-    ) -> None:
+    def __init__(self, space: LatentSpace, u_0: Tensor, information: Tensor, potential: Family, df: Family) -> None:
         super().__init__()
         self.space = space
         self.blocks: dict[str, tuple[slice, Family]] = {}
@@ -64,8 +62,7 @@ class WhitenedGuide(PyroModule):
     def forward(self, *args: object, **kwargs: object) -> None:
         """Sample every site of the model, whatever the model's arguments."""
         parts = [
-            pyro.sample(f"_{name}", self.block_distribution(name), infer={"is_auxiliary": True})
-            for name in self.blocks
+            pyro.sample(f"_{name}", self.block_distribution(name), infer={"is_auxiliary": True}) for name in self.blocks
         ]
         u = torch.cat(parts)
         space = self.space
@@ -87,4 +84,3 @@ class WhitenedGuide(PyroModule):
                 if family != "point":
                     log_q = log_q + distribution.log_prob(part)
         return torch.cat(parts, -1), log_q
-

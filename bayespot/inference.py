@@ -184,9 +184,7 @@ def fit(
 class _Fit:
     """One run of the stages; ``state`` is everything a checkpoint must hold."""
 
-    def __init__(
-        self, model: SnapshotModel, catalog: Catalog, config: FitConfig, checkpoint: Path | None
-    ) -> None:
+    def __init__(self, model: SnapshotModel, catalog: Catalog, config: FitConfig, checkpoint: Path | None) -> None:
         self.catalog, self.config, self.checkpoint = catalog, config, checkpoint
         self.w = catalog.w
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -436,7 +434,7 @@ class _Fit:
                 gradient_norm=state["gradient_norm"],
                 n_unbound=n_unbound,
                 k_hat=k_hat,
-                n_components=self.model.df.n_components,
+                n_components=int(self.model.df.n_components or 0),
                 component_table=state["component_table"],
                 map_iterations=state["map_iterations"],
                 seconds=seconds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
@@ -44,6 +45,6 @@ class PhaseMixed(TorchDistribution):
         J, excess = self.finder.capped_actions(self.potential, value)
         return self.df.log_prob(J) - 3 * math.log(2 * math.pi) - UNBOUND_STEEPNESS * excess
 
-    def expand(self, batch_shape: Size, _instance: object = None) -> PhaseMixed:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> PhaseMixed:
         """Return self: stars are the batch, and they come with the value."""
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -132,7 +133,7 @@ class SphericalSystem:
         reach = np.sqrt(np.clip(s[-1] - s, 1e-12, None))
         panels = np.linspace(0, 1, 13) ** 1.5
         total = np.zeros_like(s)
-        for a, b in zip(panels[:-1], panels[1:], strict=True):
+        for a, b in itertools.pairwise(panels):
             half, mid = (b - a) / 2, (a + b) / 2
             u = reach[:, None] * (mid + half * nodes)
             at = s[:, None] + u**2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -56,7 +56,8 @@ class SnapshotModel(PyroModule):
         """Score the stars ``w`` ``(n, 6)``; with ``subsample`` (indices) a minibatch, scaled to all n."""
         # every site is sampled here: handlers evaluate the likelihood after this call, when an access to a
         # site would be a new draw
-        fixed = self.at({name: functools.reduce(getattr, name.split("."), self) for name in self.sites()})
+        root: Any = self
+        fixed = self.at({name: functools.reduce(getattr, name.split("."), root) for name in self.sites()})
         fixed.potential.register_factors()
         with pyro.plate("stars", len(w), subsample=subsample):
             batch = w if subsample is None else w.index_select(0, subsample)
@@ -74,7 +75,8 @@ class SnapshotModel(PyroModule):
         found = {}
         for path, module in self.named_modules():
             if isinstance(module, PyroModule):
-                for name, prior in module._pyro_samples.items():
+                samples: dict[str, Any] = module._pyro_samples
+                for name, prior in samples.items():
                     full = f"{path}.{name}" if path else name
                     found[full] = prior if isinstance(prior, torch.distributions.Distribution) else prior(module)
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ def lbfgs(
     """
     C, u_0 = whitening(information), u.clone()
     z = torch.zeros_like(u, requires_grad=True)
-    latest = {"norm": torch.inf, "value": -torch.inf, "best": u_0}
+    latest: dict[str, Any] = {"norm": torch.inf, "value": -torch.inf, "best": u_0}
     # a short history per call, so that progress and checkpoints happen between the calls
     optimiser = torch.optim.LBFGS(
         [z], max_iter=4, history_size=30, line_search_fn="strong_wolfe", tolerance_grad=0, tolerance_change=0

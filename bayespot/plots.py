@@ -33,7 +33,7 @@ def style() -> Iterator[None]:
     """Matplotlib settings of all figures: one column wide, legible, ticks inside."""
     import matplotlib as mpl
 
-    settings = {
+    settings: dict[Any, Any] = {
         "figure.figsize": (4.6, 4.4),
         "figure.dpi": 150,
         "savefig.dpi": 200,
@@ -50,7 +50,9 @@ def style() -> Iterator[None]:
         yield
 
 
-def band(ax: Axes, field: Field, color: str = BLUE, label: str = "posterior", reference: ArrayLike | None = None) -> Axes:
+def band(
+    ax: Axes, field: Field, color: str = BLUE, label: str = "posterior", reference: ArrayLike | None = None
+) -> Axes:
     """Draw median, 68 and 95 % bands of a field of radius.
 
     Parameters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,7 @@ class Field:
         """Posterior standard deviation."""
         return self.draws.std(0, ddof=1)
 
-    def quantile(self, q: ArrayLike) -> NDArray[Any]:
+    def quantile(self, q: float | Sequence[float]) -> NDArray[Any]:
         """Posterior quantiles along a leading axis (none for a scalar ``q``)."""
         return np.quantile(self.draws, q, axis=0)
 

@@ -17,8 +17,8 @@ import torch
 
 from bayespot import diagnostics, plots
 from bayespot.inference import FitResult
-from bayespot.model import SnapshotModel
 from bayespot.mock import truth_potential
+from bayespot.model import SnapshotModel
 from bayespot.posterior import Posterior, truth_field
 
 if TYPE_CHECKING:

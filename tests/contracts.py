@@ -59,9 +59,7 @@ def check_acceleration(potential: Potential, x: Tensor, rtol: float = 1e-8) -> N
         exact = potential.acceleration(x)
     # the differences lose the digits that Phi has in common at neighbouring points
     rounding = 1e-15 * (potential.phi(x).abs() / step).detach() * 10
-    _below(
-        (exact + gradient).norm(dim=-1), rtol * exact.norm(dim=-1) + rounding, "acceleration", potential, x
-    )
+    _below((exact + gradient).norm(dim=-1), rtol * exact.norm(dim=-1) + rounding, "acceleration", potential, x)
 
 
 def check_density(
@@ -135,9 +133,7 @@ def check_batches(potential: Potential, x: Tensor, rtol: float = 1e-13) -> None:
             assert single.shape == flat.shape, f"{name}: shape {tuple(single.shape)}, not {tuple(flat.shape)}"
             _below((single - flat).abs(), rtol * flat.abs(), f"{name} one by one", potential, x)
             stacked = method(torch.stack([x, x.flip(0)]))
-            _below(
-                (stacked[1] - flat.flip(0)).abs(), rtol * flat.flip(0).abs(), f"{name} stacked", potential, x
-            )
+            _below((stacked[1] - flat.flip(0)).abs(), rtol * flat.flip(0).abs(), f"{name} stacked", potential, x)
         assert potential.acceleration(torch.stack([x, x])).shape == (2, len(x), 3)
 
 
@@ -152,9 +148,7 @@ def check_no_graph(potential: Potential, x: Tensor) -> None:
         assert not value.requires_grad, f"{name} of {type(potential).__name__} keeps a graph under no_grad"
         at = argument.clone().requires_grad_()
         (slope,) = torch.autograd.grad(getattr(potential, name)(at).sum(), at)
-        assert torch.isfinite(slope).all(), (
-            f"the gradient of {name} of {type(potential).__name__} is not finite"
-        )
+        assert torch.isfinite(slope).all(), f"the gradient of {name} of {type(potential).__name__} is not finite"
 
 
 def check_parameter_gradients(

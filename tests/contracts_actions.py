@@ -27,9 +27,7 @@ class FinderAndMap(Protocol):
     def phase_space(self, potential: Potential, J: Tensor, theta: Tensor) -> Tensor: ...
 
 
-def bound_stars(
-    potential: Potential, n: int, seed: int, r_range: tuple[float, float] = (0.1, 30.0)
-) -> Tensor:
+def bound_stars(potential: Potential, n: int, seed: int, r_range: tuple[float, float] = (0.1, 30.0)) -> Tensor:
     """Return ``w (n, 6)``: log-uniform radii (kpc), isotropic directions, 5 to 95 % of the escape speed.
 
     Escape is to 1e6 kpc, so that potentials of infinite depth serve as well.
@@ -146,9 +144,7 @@ def check_gradients(
         return subject.phase_space(make_potential(values), point[:, :3], point[:, 3:]) / scale_w
 
     # relative in the actions themselves, so that no step makes one negative
-    direction = torch.cat([J, torch.ones_like(J)], -1) * (
-        torch.rand(w.shape, generator=generator, dtype=w.dtype) + 0.5
-    )
+    direction = torch.cat([J, torch.ones_like(J)], -1) * (torch.rand(w.shape, generator=generator, dtype=w.dtype) + 0.5)
     _compare_derivatives(torus, values, torch.cat([J, theta], -1), direction, 0, rtol, step, "torus map")
 
 

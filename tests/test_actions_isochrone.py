@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from bayespot.potential.analytic import Isochrone, Plummer
 from contracts_actions import (
     bound_stars,
     check_gradients,
@@ -18,6 +17,7 @@ from contracts_actions import (
 from scipy.optimize import brentq
 
 from bayespot.actions.isochrone import IsochroneActions, solve_kepler
+from bayespot.potential.analytic import Isochrone, Plummer
 from bayespot.units import G
 
 M_TOT, R_S = 1e11, 3.0
@@ -211,9 +211,7 @@ def test_at_rest_in_the_centre(potential):
     (gradient,) = torch.autograd.grad(J.sum() + Omega.sum(), w)
     assert gradient.isfinite().all()
     core = math.sqrt(G * M_TOT / (4 * R_S**3))  # Phi = Phi(0) + core^2 r^2 / 2
-    torch.testing.assert_close(
-        Omega, torch.tensor([2 * core, core, core], dtype=torch.float64), rtol=1e-12, atol=0.0
-    )
+    torch.testing.assert_close(Omega, torch.tensor([2 * core, core, core], dtype=torch.float64), rtol=1e-12, atol=0.0)
 
 
 def test_angle_zero_is_pericentre(potential):
@@ -258,9 +256,7 @@ def test_batches(potential):
     """Leading axes are batch, also those of the parameters: equal to one call per element."""
     w = bound_stars(potential, 6, seed=11)
     J, theta, Omega = FINDER.actions_angles(potential, w)
-    for part, flat in zip(
-        FINDER.actions_angles(potential, w.reshape(2, 3, 6)), (J, theta, Omega), strict=True
-    ):
+    for part, flat in zip(FINDER.actions_angles(potential, w.reshape(2, 3, 6)), (J, theta, Omega), strict=True):
         torch.testing.assert_close(part, flat.reshape(2, 3, 3))
     masses = torch.tensor([[M_TOT], [2 * M_TOT]], dtype=torch.float64)
     draws = Isochrone(m_tot=masses, r_s=R_S)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from bayespot.potential.analytic import Isochrone
 
 from bayespot.orbit import integrate
+from bayespot.potential.analytic import Isochrone
 from bayespot.units import G
 
 ORDERS = {"leapfrog": 2, "yoshida4": 4, "yoshida6": 6}
@@ -31,9 +31,7 @@ def test_order(potential, method):
     counts = np.round(n_steps * 2 ** (np.arange(5) / 2)).astype(int)
     with torch.no_grad():
         exact = integrate(potential, STARS, (15.0, 1200), "yoshida6")[-1]
-        errors = [
-            float((integrate(potential, STARS, (15.0, int(n)), method)[-1] - exact).norm()) for n in counts
-        ]
+        errors = [float((integrate(potential, STARS, (15.0, int(n)), method)[-1] - exact).norm()) for n in counts]
     slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
     assert slope == pytest.approx(ORDERS[method], abs=0.15)
 
@@ -66,9 +64,7 @@ def test_reversible(potential, method):
 @pytest.mark.parametrize("method", ORDERS)
 def test_symplectic(potential, method):
     """The Jacobian of 20 coarse steps, by autograd, preserves the symplectic form to 1e-12."""
-    jacobian = torch.autograd.functional.jacobian(
-        lambda w: integrate(potential, w, (10.0, 20), method)[-1], STARS[0]
-    )
+    jacobian = torch.autograd.functional.jacobian(lambda w: integrate(potential, w, (10.0, 20), method)[-1], STARS[0])
     eye, zero = torch.eye(3), torch.zeros(3, 3)
     form = torch.cat([torch.cat([zero, eye], 1), torch.cat([-eye, zero], 1)]).double()
     assert (jacobian @ form @ jacobian.T - form).abs().max() < 1e-12

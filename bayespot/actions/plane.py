@@ -168,9 +168,7 @@ def combine_angles(theta_r: Tensor, lag: Tensor, plane: OrbitalPlane) -> Tensor:
 def split_angles(theta: Tensor, J_phi: Tensor) -> PlaneAngles:
     """Undo `combine_angles`: return theta_r in [-pi, pi), the node and theta_z = psi - lag."""
     theta_r, theta_phi, theta_z = theta.unbind(-1)
-    return PlaneAngles(
-        wrap(theta_r + math.pi) - math.pi, theta_phi - prograde(J_phi) * theta_z, theta_z.clone()
-    )
+    return PlaneAngles(wrap(theta_r + math.pi) - math.pi, theta_phi - prograde(J_phi) * theta_z, theta_z.clone())
 
 
 def combine_actions(J_r: Tensor, angular: AngularMomentum | OrbitalPlane) -> Tensor:
@@ -195,9 +193,7 @@ def check_actions(J: Tensor) -> None:
         raise ValueError(f"J must have last axis 3, (J_r, J_phi, J_z); got shape {tuple(J.shape)}")
     for i, name in ((0, "J_r"), (2, "J_z")):
         if bool((J[..., i] < 0).any()):
-            raise ValueError(
-                f"{name} must be >= 0; got {float(J[..., i].min()):.6g}: drop or clamp those orbits"
-            )
+            raise ValueError(f"{name} must be >= 0; got {float(J[..., i].min()):.6g}: drop or clamp those orbits")
     if bool(J.isinf().any()):
         raise ValueError("actions must be finite; got inf: no bound orbit has it")
 
@@ -247,9 +243,7 @@ def _direction(x: Tensor, v: Tensor, r: Tensor) -> Tensor:
     return torch.where(away, x / torch.where(away, r[..., None], 1.0), along)
 
 
-def _in_plane(
-    along: Tensor, up: Tensor, c_node: Tensor, s_node: Tensor, cos_i: Tensor, sin_i: Tensor
-) -> Tensor:
+def _in_plane(along: Tensor, up: Tensor, c_node: Tensor, s_node: Tensor, cos_i: Tensor, sin_i: Tensor) -> Tensor:
     """Return the Galactocentric components of a vector given along the node and 90 degrees ahead of it."""
     parts = (c_node * along - cos_i * s_node * up, s_node * along + cos_i * c_node * up, sin_i * up)
     return torch.stack(torch.broadcast_tensors(*parts), -1)

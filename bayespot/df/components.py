@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayespot.df.mixture import ActionMixtureModule
+from bayespot.df.base import DistributionFunction
 from bayespot.pyro_modules import freeze
 
 CANDIDATES = (1, 2, 3, 4, 6, 8, 12)
@@ -27,7 +27,7 @@ class ComponentChoice:
 
 
 def choose_n_components(
-    df: ActionMixtureModule,
+    df: DistributionFunction,
     J: Tensor,
     seed: int,
     candidates: Sequence[int] = CANDIDATES,
@@ -80,7 +80,7 @@ def choose_n_components(
     return ComponentChoice(chosen, table)
 
 
-def _held_out(df: ActionMixtureModule, J: Tensor, folds: Tensor, n_folds: int, k: int, seed: int) -> Tensor:
+def _held_out(df: DistributionFunction, J: Tensor, folds: Tensor, n_folds: int, k: int, seed: int) -> Tensor:
     score = torch.empty(len(J), dtype=torch.float64)
     for fold in range(n_folds):
         held = folds == fold

@@ -103,7 +103,7 @@ class SphericalActionDistribution(Distribution):
         return torch.logsumexp(terms, -1)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw orbits J ``(*sample_shape, 3)``."""
         shape = Size(sample_shape)
         k = Categorical(logits=self.logits).sample(shape)
@@ -184,7 +184,7 @@ class ActionDistribution(Distribution):
         return torch.logsumexp(terms - (a + c + b + 0.5) * torch.log1p(ratio), -1)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw orbits J ``(*sample_shape, 3)``."""
         k = Categorical(logits=self.logits).sample(Size(sample_shape))
         common = self.tail[k] / Gamma(self.tail[k], 1.0).sample()

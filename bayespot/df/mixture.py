@@ -79,7 +79,7 @@ class ActionMixtureModule(DistributionFunction, abc.ABC):
         """Return a start: components spread over the quantiles of the actions' size."""
         if self.n_components is None:
             raise ValueError("the number of components is not set: call resolved(n_components, J) first")
-        names = [name for name in self._priors]
+        names = list(self._priors)
         values = {n: torch.full((self.n_components,), self._priors[n].mean, dtype=torch.float64) for n in names}
         return values | self._start(J, self.n_components)
 

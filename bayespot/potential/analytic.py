@@ -31,9 +31,7 @@ class AnalyticPotential(Potential, abc.ABC):
 
     names: ClassVar[tuple[str, ...]]
 
-    def _set(
-        self, name: str, value: Value, low: float = 0.0, high: float = math.inf, closed: str = ""
-    ) -> None:
+    def _set(self, name: str, value: Value, low: float = 0.0, high: float = math.inf, closed: str = "") -> None:
         """Check ``low < value < high`` (``closed`` names the ends that count as inside) and store it."""
         if not isinstance(value, Distribution | PyroSample | PyroParam):
             v = torch.as_tensor(value, dtype=torch.float64).detach()
@@ -41,9 +39,7 @@ class AnalyticPotential(Potential, abc.ABC):
             below = v <= high if "]" in closed else v < high
             if not bool((above & below).all()):
                 left, right = "[" if "[" in closed else "(", "]" if "]" in closed else ")"
-                wanted = (
-                    "positive" if (low, high) == (0.0, math.inf) else f"in {left}{low:g}, {high:g}{right}"
-                )
+                wanted = "positive" if (low, high) == (0.0, math.inf) else f"in {left}{low:g}, {high:g}{right}"
                 raise ValueError(f"{name} of {type(self).__name__} must be {wanted} and finite, got {value}")
         self._set_parameter(name, value)
 
@@ -323,9 +319,7 @@ class CoredPowerLaw(AnalyticSphere):
         log = torch.log1p(_r2(x) / r_c**2) / 2
         bound = q < -1e-6
         falling = torch.where(bound, q, -torch.ones_like(q))
-        shape = torch.where(
-            bound, torch.exp(falling * log) / falling, _powered(log, torch.where(bound, 0.0, q))
-        )
+        shape = torch.where(bound, torch.exp(falling * log) / falling, _powered(log, torch.where(bound, 0.0, q)))
         return G * self.m_0 / r_c * shape
 
     def density_r(self, r: Tensor) -> Tensor:

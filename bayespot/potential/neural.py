@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -89,12 +89,12 @@ class MassSlopeNetwork(Potential):
             "ln_mass": torch.tensor(ln_mass, dtype=torch.float64),
             "slope_weights": torch.zeros_like(weight_sds),
         }
-        self.ln_mass = _normal_site(torch.tensor(ln_mass, dtype=torch.float64), torch.tensor(mass_sd), flat)
-        self.slope_weights = _normal_site(torch.zeros_like(weight_sds), weight_sds, flat)
+        self.ln_mass: Any = _normal_site(torch.tensor(ln_mass, dtype=torch.float64), torch.tensor(mass_sd), flat)
+        self.slope_weights: Any = _normal_site(torch.zeros_like(weight_sds), weight_sds, flat)
         if prior == "all":
             self._start |= {"centres": centres, "ln_width": ln_width}
-            self.centres = _normal_site(centres, torch.full_like(centres, 0.3 * spacing), False)
-            self.ln_width = _normal_site(ln_width, torch.tensor(0.2), False)
+            self.centres: Any = _normal_site(centres, torch.full_like(centres, 0.3 * spacing), False)
+            self.ln_width: Any = _normal_site(ln_width, torch.tensor(0.2), False)
         else:
             self.register_buffer("centres", centres)
             self.register_buffer("ln_width", ln_width)

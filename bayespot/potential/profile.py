@@ -180,4 +180,3 @@ def require_spherical(potential: Potential) -> None:
             f"{type(potential).__name__} is {potential.symmetry}: spherical actions need a spherical potential; "
             "use one with symmetry='spherical'"
         )
-
