@@ -46,19 +46,27 @@ def attach_derivative(value: Tensor, x: Tensor, slope: Tensor) -> Tensor:
     return _AttachDerivative.apply(value, x, slope)
 
 
+class _Refuse(torch.autograd.Function):
+    """A first derivative that must not be differentiated again; ``anchor`` puts it into the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, anchor: Tensor) -> Tensor:
+        return grad.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError("this quantity is exact to first order only; its second derivative is refused")
+
+
 class _FirstOrderOnly(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
+        ctx.save_for_backward(value)
         return value.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        return tangent
+        return _Refuse.apply(grad, ctx.saved_tensors[0])
 
 
 def first_order_only(value: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from bayespot.potential.profile import RadialProfile
 
 _N = 48
 #: L is kept between these fractions of L_c(E), where the quadratures keep about ten digits.
-_LEAST_L, _MOST_L = 1e-6, 1 - 1e-9
+_LEAST_L, _MOST_L = 1e-8, 1 - 1e-9
 
 
 class RadialOrbits(NamedTuple):

@@ -26,8 +26,8 @@ from bayespot.potential.base import Potential, radius
 from bayespot.potential.profile import RadialProfile, require_spherical
 
 _LN2 = math.log(2)
-#: Node spacing in ln r: cubic interpolation errors of about 2e-8 and 3e-11 of the potential's variation.
-_DS_FAST, _DS_EXACT = 0.05, 0.01
+#: Node spacing in ln r: cubic interpolation errors of about 1e-9 and 3e-11 of the potential's variation.
+_DS_FAST, _DS_EXACT = 0.025, 0.01
 #: e-foldings of radius tabulated inside the least circular radius, for the pericentres of eccentric orbits.
 _INNER = 5.0
 
@@ -103,7 +103,7 @@ class SphericalActions(ActionFinder, TorusMap):
         outward = torch.where(angles.theta_r < 0, -1.0, 1.0).to(psi)
         r = orbits.s(psi).exp()
         # r p_r = sqrt(F); F vanishes like cos^2(psi) at the turning points, where its root has no slope
-        f = 2 * (orbits.energy - profile.phi(orbits.s(psi))) * r**2 - orbits.L**2
+        f = 2 * (orbits.energy - profile.phi(orbits.s(psi))) * r**2 - L**2
         v_r = outward * torch.where(f > 0, torch.where(f > 0, f, 1.0).sqrt(), 0.0) / r
         lag = outward * (azimuth - Omega_L * time)
         return first_order_only(to_phase_space(r, v_r, J_phi, J_z, angles.node, angles.theta_z + lag))

@@ -13,7 +13,7 @@ from bayespot.potential.profile import RadialProfile
 
 _N_ETA = 20  # cells in y = sqrt(L/L_c)
 _N_QUADRATURE = 16
-_STRIDE = 5  # profile nodes per table node
+_STRIDE = 10  # profile nodes per table node
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class ActionTable:
         )
 
     def g(self, s_c: Tensor, y: Tensor) -> Tensor:
-        """Interpolate g; beyond the last node it approaches its Keplerian value as r^(-1/2)."""
+        """Interpolate g; beyond the last node it is extrapolated."""
         s = s_c.clamp(self.s_first, self.s_first + self.ds * (self.n_s - 1))
         u = (s - self.s_first) / self.ds
         i = u.detach().long().clamp(0, self.n_s - 2)
@@ -74,7 +74,9 @@ class ActionTable:
         g = ((c[..., 3] * t + c[..., 2]) * t + c[..., 1]) * t + c[..., 0]
         beyond = s_c - s
         if bool((beyond > 0).any()):
-            g = 1 + (g - 1) * torch.exp(-0.5 * beyond.clamp(min=0))
+            # Keplerian orbits approach g = 1 as r^(-1/2); in any other power law g no longer changes
+            kepler = self.profile.ln_vc2_slope[-1] < -0.9
+            g = torch.where(kepler, 1 + (g - 1) * torch.exp(-0.5 * beyond.clamp(min=0)), g)
         return g
 
     def radial_action(self, energy: Tensor, L: Tensor) -> Tensor:
@@ -103,7 +105,8 @@ def _radial_action(profile: RadialProfile, energy: Tensor, ln_lc: Tensor, s_c: T
 def _radial_orbit_action(profile: RadialProfile, energy: Tensor, s_c: Tensor) -> Tensor:
     """J_r at L = 0: with s = s_apo - tau^2 the integrand is even and decays like a Gaussian."""
     step = 0.2
-    tau2 = (step * torch.arange(1, 26, dtype=energy.dtype)) ** 2
+    # midpoints: the derivative's integrand, unlike J_r's, does not vanish at tau = 0
+    tau2 = (step * (torch.arange(26, dtype=energy.dtype) + 0.5)) ** 2
     fixed = energy.detach()
 
     s_apo = bracketed_newton(lambda s: (profile.phi(s) - fixed, profile.vc2_at(s)), s_c, s_c + 0.7)
