@@ -16,7 +16,7 @@ from bayespot.potential.profile import require_spherical
 
 Array = NDArray[np.float64]
 
-_STEP = 0.1  # grid spacing in ln r
+_STEP = 0.05  # grid spacing in ln r
 _TAIL = 1e-11  # fraction of the tracers left outside either end of the grid of radii
 _N_GAUSS = 12
 
@@ -110,8 +110,8 @@ class Equilibrium:
         low, high = s[np.flatnonzero(inside > _TAIL)[0]], s[np.flatnonzero(outside > _TAIL)[-1]]
         n = math.ceil((high - low) / _STEP) + 1
         # beyond the outermost stars: orbits they reach, then the tail of the integral
-        self._s = low + _STEP * np.arange(n + 80)
-        self._n_energies = n + 60
+        self._s = low + _STEP * np.arange(n + round(8 / _STEP))
+        self._n_energies = n + round(6 / _STEP)
         fine = np.linspace(low, high, 8 * n)
         inside, outside = self._fractions(fine)
         slope = 4 * np.pi * np.exp(3 * fine) * self._nu(fine) / (inside * outside)
@@ -213,7 +213,7 @@ class Equilibrium:
         least = self.smallest_anisotropy_radius() if self.beta == 0 else math.inf
         if math.isfinite(least):
             raise ValueError(message + f"the anisotropy radius must be at least {least:.4g} kpc")
-        raise ValueError(message + "lower beta, or choose a potential more concentrated than the tracers")
+        raise ValueError(message + "lower beta, or choose more concentrated tracers or a less concentrated potential")
 
     def smallest_anisotropy_radius(self) -> float:
         """Return the smallest Osipkov-Merritt radius with f >= 0 (kpc), infinite if there is none.
