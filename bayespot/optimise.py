@@ -81,11 +81,15 @@ def lbfgs(
 
     def closure() -> Tensor:
         here = u_0 + C @ z.detach()
-        value, slope = space.gradient(here, w)
-        if not torch.isfinite(value) or not torch.isfinite(slope).all():
-            # the line search takes infinity as a step too far
+        # exponentials of the latents may overflow on a long trial step
+        sane = all(bool(torch.isfinite(value).all()) for value in space.values(here).values())
+        if sane:
+            value, slope = space.gradient(here, w)
+            sane = bool(torch.isfinite(value) and torch.isfinite(slope).all())
+        if not sane:
+            # far worse than the best, yet finite: the line search interpolates and shortens the step
             z.grad = torch.zeros_like(z)
-            return torch.full((), 1e300, dtype=torch.float64)
+            return torch.full((), abs(latest["value"]) + 1e6, dtype=torch.float64)
         z.grad = -(C.T @ slope)
         if float(value) > latest["value"]:
             latest.update(value=float(value), norm=float(z.grad.norm()), best=here)

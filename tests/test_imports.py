@@ -17,6 +17,7 @@ ORDER = [
     ("potential",),
     ("catalog_io",),
     ("catalog",),
+    ("equilibrium",),
     ("mock", "literature"),
     ("orbit",),
     ("actions",),

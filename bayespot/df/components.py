@@ -87,5 +87,6 @@ def _held_out(df: DistributionFunction, J: Tensor, folds: Tensor, n_folds: int, 
         module = df.resolved(k, J[~held])
         values = module.fit_actions(J[~held], seed, max_iterations=60)
         with torch.no_grad():
-            score[held] = freeze(module, values).log_prob(J[held])
+            log_f = freeze(module, values).log_prob(J[held])
+            score[held] = torch.where(torch.isfinite(log_f), log_f, -torch.inf)
     return score

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -109,10 +109,17 @@ class ActionMixtureModule(DistributionFunction, abc.ABC):
             log_f = freeze(self, values(mean + sd * z)).log_prob(J)
             loss = (0.5 * (z**2).sum() - log_f.sum()) / len(J)
             loss.backward()
+            if not (torch.isfinite(loss) and torch.isfinite(z.grad).all()):
+                # a trial step so long that an exponential overflowed: the line search shortens it
+                z.grad.zero_()
+                return torch.full_like(loss, 1e10)
+            if float(loss.detach()) < best["loss"]:
+                best.update(loss=float(loss.detach()), z=z.detach().clone())
             return loss
 
+        best: dict[str, Any] = {"loss": torch.inf, "z": z.detach().clone()}
         optimiser.step(closure)
-        return {name: value.clone() for name, value in values((mean + sd * z).detach()).items()}
+        return {name: value.clone() for name, value in values(mean + sd * best["z"]).items()}
 
 
 class SphericalMixture(ActionMixtureModule):
