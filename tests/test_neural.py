@@ -140,5 +140,5 @@ def test_refusals():
         lambda: DirectNetwork(-3.0, 25.0),
         lambda: DirectNetwork(3.0, 25.0, "round"),
     ):
-        with pytest.raises(ValueError, match="must be|need"):
+        with pytest.raises(ValueError, match=r"must be|need"):
             call()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -17,7 +18,7 @@ def test_cumulative_integral_is_fourth_order():
         h = 1.0 / n
         x = h * torch.arange(-1, n + 2, dtype=torch.float64)
         errors.append(float((num.cumulative_integral(x.exp(), h)[-1] - (math.e - 1)).abs()))
-    slopes = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    slopes = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert all(abs(slope - 4) < 0.3 for slope in slopes), slopes
 
 

@@ -1,0 +1,179 @@
+"""Fields of posterior draws, run folders and figures, without a fit: draws come from the prior."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from astropy import units as u
+from astropy.table import QTable
+from matplotlib.figure import Figure
+
+from bayespot import Isochrone, MassSlopeNetwork, Posterior, SnapshotModel, SphericalMixture, load_run, save_run
+from bayespot import plots, runs
+from bayespot.inference import Diagnostics, FitConfig, FitResult
+from bayespot.posterior import RADIAL_FIELDS, Field, truth_field
+
+
+@pytest.fixture(scope="module")
+def model(isochrone_stars) -> SnapshotModel:
+    return SnapshotModel(MassSlopeNetwork.for_stars(isochrone_stars.w), SphericalMixture())
+
+
+@pytest.fixture(scope="module")
+def result(model, isochrone_stars) -> FitResult:
+    draws = model.sample_prior(40, seed=0)
+    r = torch.linalg.vector_norm(isochrone_stars.x, dim=-1).sort().values
+    r_q = [float(r[min(int(p * len(r)), len(r) - 1)]) for p in (0, 0.01, 0.05, 0.16, 0.5, 0.84, 0.95, 0.99, 1)]
+    diagnosis = Diagnostics([-3.0, -2.0, -1.0, -1.1], 0.01, 0, 0.3, 1, [], 8, {"map": 1.0}, [])
+    info = {"n_stars": len(isochrone_stars), "r_q": r_q, "meta": dict(isochrone_stars.meta)}
+    start = {k: v[0] for k, v in draws.items()}
+    return FitResult(model, draws, start, FitConfig(), diagnosis, info, {"log_q": torch.zeros(40).double()})
+
+
+def test_fields_are_those_of_each_potential(result):
+    """Every field equals the potential's own method draw by draw; v_c^2 = G M / r = -r a_r."""
+    posterior = Posterior.from_result(result)
+    r = np.array([1.0, 8.0, 40.0])
+    for name in RADIAL_FIELDS:
+        field = posterior.field(name, r)
+        assert field.draws.shape == (40, 3)
+        np.testing.assert_allclose(field.draws[7], truth_field(posterior.potential_at(7), name, r), rtol=1e-12)
+    v_c, a_r = posterior.field("circular_speed", r), posterior.field("radial_acceleration", r)
+    np.testing.assert_allclose(v_c.draws**2, -r * a_r.draws, rtol=1e-10)
+    x = np.array([[3.0, -4.0, 12.0]])
+    vector = posterior.field("acceleration", x).draws
+    np.testing.assert_allclose(np.linalg.norm(vector, axis=-1), -posterior.field("radial_acceleration", [13.0]).draws)
+
+
+def test_quantiles():
+    """Mean, sd and quantiles of known draws."""
+    field = Field("density", "Msun / kpc3", np.array([1.0]), np.arange(101.0)[:, None])
+    assert field.mean == 50
+    assert field.quantile(0.16)[0] == pytest.approx(16)
+    assert field.sd[0] == pytest.approx(np.arange(101).std(ddof=1))
+
+
+def test_predict_has_units(result):
+    """Columns and units of the table."""
+    table = Posterior.from_result(result).thinned(10).predict([1.0, 10.0])
+    assert isinstance(table, QTable)
+    assert table["r"].unit == u.kpc
+    for name in RADIAL_FIELDS:
+        for suffix in ("mean", "sd", "q2.5", "q16", "q50", "q84", "q97.5"):
+            assert f"{name}_{suffix}" in table.colnames
+    assert table["enclosed_mass_mean"].unit == u.Msun
+    assert (table["density_q2.5"] <= table["density_q97.5"]).all()
+    with pytest.raises(ValueError, match="radii must be positive"):
+        Posterior.from_result(result).predict([-1.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "points", "message"),
+    [
+        ("mass", [1.0], "unknown field 'mass'"),
+        ("acceleration", [1.0], "needs positions"),
+        ("circular_speed", [[1.0, 2.0, 3.0]], "function of radius"),
+        ("density", [[1.0, 2.0]], "points must be"),
+    ],
+)
+def test_bad_points(result, name, points, message):
+    """Unknown fields and points that do not fit are refused."""
+    with pytest.raises(ValueError, match=message):
+        Posterior.from_result(result).field(name, points)
+
+
+def test_prior_predictive(model):
+    """Prior draws bracket a decade of mass and can be plotted."""
+    prior = Posterior.prior(model, 60, seed=1)
+    v_c = prior.field("circular_speed", np.geomspace(0.5, 100, 30))
+    assert np.isfinite(v_c.draws).all()
+    assert v_c.quantile(0.95)[15] / v_c.quantile(0.05)[15] > 3
+    ax = plots.draws(Figure().subplots(), v_c)
+    assert len(ax.lines) == 30
+
+
+def test_run_folder_round_trip(result, isochrone_stars, tmp_path):
+    """A run read back gives the same fields; all files are there; no temporary folder is left."""
+    folder = save_run(tmp_path / "run", result, isochrone_stars, model_name="spherical")
+    names = {p.name for p in folder.iterdir()}
+    assert names == {
+        "config.json", "diagnostics.json", "model.pt", "posterior.nc", "summary.ecsv", "fields.ecsv", "figures",
+    }  # fmt: skip
+    assert {p.name for p in (folder / "figures").iterdir()} >= {f"{name}.png" for name in runs.FIGURES}
+    posterior, config, diagnosis = load_run(folder)
+    before = Posterior.from_result(result).field("density", [1.0, 5.0])
+    np.testing.assert_allclose(posterior.field("density", [1.0, 5.0]).draws, before.draws)
+    assert config["versions"]["torch"]
+    assert diagnosis["k_hat"] == 0.3
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    with pytest.raises(ValueError, match="--overwrite"):
+        save_run(folder, result, isochrone_stars)
+    save_run(folder, result, isochrone_stars, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_failed_write_keeps_the_old_run(result, isochrone_stars, tmp_path, monkeypatch):
+    """A disk that fills up while a run is replaced leaves the old one readable."""
+    folder = save_run(tmp_path / "run", result, isochrone_stars)
+
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(runs, "draw_figures", fail)
+    with pytest.raises(OSError, match="no space"):
+        save_run(folder, result, isochrone_stars, overwrite=True)
+    load_run(folder)
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_broken_runs(result, isochrone_stars, tmp_path):
+    """Missing, damaged and foreign files are named with the remedy."""
+    with pytest.raises(ValueError, match="not a run folder"):
+        load_run(tmp_path / "none")
+    for name, content, message in (
+        ("config.json", '{"format": 99, "versions": {"bayespot": "9.9"}}', "run format 99.*bayespot 9.9"),
+        ("diagnostics.json", "{", "not valid JSON"),
+        ("model.pt", "junk", "not a readable model"),
+        ("posterior.nc", "junk", "not a readable NetCDF"),
+    ):
+        folder = save_run(tmp_path / "run", result, isochrone_stars, overwrite=True)
+        (folder / name).write_text(content)
+        with pytest.raises(ValueError, match=message), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            load_run(folder)
+    folder = save_run(tmp_path / "run", result, isochrone_stars, overwrite=True)
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match="config.json is missing"):
+        load_run(folder)
+
+
+def test_figures(result, isochrone_stars):
+    """Two panels with labels and units, the truth's line, bands in both panels; residuals vanish for the truth."""
+    posterior = Posterior.from_result(result)
+    r = np.geomspace(1, 100, 40)
+    truth = truth_field(Isochrone(1e11, 3.0), "circular_speed", r)
+    with plots.style():
+        figure = plots.two_panel(posterior.field("circular_speed", r), truth, np.geomspace(1, 50, 200))
+        upper, lower = figure.axes
+    assert "kpc" in lower.get_xlabel()
+    assert "km" in upper.get_ylabel()
+    assert len(upper.collections) == 3
+    assert len(lower.collections) == 2
+    exact = Field("circular_speed", "km / s", r, np.repeat(truth[None], 5, 0) * (1 + 1e-9 * np.arange(5)[:, None]))
+    lower = plots.two_panel(exact, truth).axes[1]
+    assert abs(lower.lines[0].get_ydata()).max() < 1e-6
+    trace = plots.elbo_trace(Figure().subplots(), list(np.linspace(-100, -1, 50)))
+    assert "ELBO" in trace.get_ylabel()
+
+
+def test_config_is_json(result, isochrone_stars, tmp_path):
+    """config.json holds every number of FitConfig."""
+    folder = save_run(tmp_path / "run", result, isochrone_stars, command="bayespot fit")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["fit"]["n_draws"] == FitConfig().n_draws
+    assert config["command"] == "bayespot fit"
+    assert config["catalog"]["meta"]["truth"]["potential"]["name"] == "Isochrone"
