@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor
 
 from bayespot.catalog_io import (
-    _FRAME,
     CARTESIAN,
+    COVARIANCE,
     CatalogError,
     covariance_columns,
     phase_space,
+    read_names,
     read_table,
     write_table,
 )
@@ -32,9 +34,12 @@ EXAMPLES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Catalog:
     """Stars in Galactocentric Cartesian coordinates; frozen: every operation returns a new catalogue.
+
+    The arrays and the metadata are copied in, so later changes to the caller's do not reach the catalogue. Torch has
+    no read-only tensors: changing ``catalog.w`` in place is possible, and not supported.
 
     Parameters
     ----------
@@ -45,13 +50,19 @@ class Catalog:
     names
         Identifiers of the stars.
     meta
-        Anything JSON can hold; mocks keep their truth under ``"truth"``, conversions their ``"notes"``.
+        Anything JSON can hold: ``"truth"`` of a mock, ``"frame"`` of heliocentric input, ``"notes"`` on what reading
+        replaced or dropped.
 
     Raises
     ------
     CatalogError
-        (A ValueError.) If shapes do not agree, values are not finite, all stars are at one point, or the
-        median position lies far from the origin.
+        (A ValueError.) If shapes do not agree or values are not finite.
+
+    Examples
+    --------
+    >>> clusters = Catalog.example("globular_clusters")
+    >>> len(clusters), clusters.names[0], clusters.covariance.shape
+    (161, 'AM4', torch.Size([161, 6, 6]))
     """
 
     w: Tensor
@@ -60,31 +71,34 @@ class Catalog:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        w = torch.as_tensor(self.w, dtype=torch.float64)
+        w = torch.as_tensor(self.w, dtype=torch.float64).detach().clone()
         object.__setattr__(self, "w", w)
+        object.__setattr__(self, "meta", copy.deepcopy(dict(self.meta)))
         if w.dim() != 2 or w.shape[1] != 6:
-            raise CatalogError(f"w must have shape (n, 6), got {tuple(w.shape)}")
-        bad = ~torch.isfinite(w).all(-1)
-        if bool(bad.any()):
-            raise CatalogError(
-                f"{int(bad.sum())} stars have NaN or infinite coordinates, the first in row "
-                f"{int(bad.int().argmax())}; drop them"
-            )
+            raise CatalogError(f"w must have shape (n, 6), got {tuple(w.shape)}; stack x, y, z, vx, vy, vz")
+        _require_finite("w", w)
         if self.covariance is not None:
-            covariance = torch.as_tensor(self.covariance, dtype=torch.float64)
+            covariance = torch.as_tensor(self.covariance, dtype=torch.float64).detach().clone()
             object.__setattr__(self, "covariance", covariance)
             if covariance.shape != (len(w), 6, 6):
                 raise CatalogError(f"covariance must have shape ({len(w)}, 6, 6), got {tuple(covariance.shape)}")
-        if self.names is not None and len(self.names) != len(w):
-            raise CatalogError(f"{len(self.names)} names for {len(w)} stars; give one each")
+            _require_finite("covariance", covariance.flatten(1))
+        if self.names is not None:
+            object.__setattr__(self, "names", tuple(self.names))
+            if len(self.names) != len(w):
+                raise CatalogError(f"{len(self.names)} names for {len(w)} stars; give one each")
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str], *, drop_invalid: bool = False) -> Catalog:
+    def read(cls, path: str | os.PathLike[str], *, drop_invalid: bool = False, check_offset: bool = True) -> Catalog:
         """Read a FITS, ECSV, CSV, Parquet or NPZ file.
 
         Columns are ``x y z vx vy vz`` (Galactocentric; kpc and km/s unless the file carries units) or Gaia's
-        ``ra dec``, ``distance`` or ``parallax``, ``pmra pmdec radial_velocity`` with optional ``*_error`` and
-        ``*_corr``. A missing error is replaced by the column's median relative error and noted.
+        ``ra dec`` (deg), ``distance`` (kpc) or ``parallax`` (mas), ``pmra pmdec`` (mas/yr, pmra with the factor
+        cos(dec)) and ``radial_velocity`` (km/s), turned with astropy's v4.0 Galactocentric frame. ``*_error`` (those
+        of ra and dec in mas, ra's with the factor cos(dec)) and ``*_corr`` give the covariance, propagated to first
+        order; a quantity without an error column counts as exact. A missing value in an error column is replaced by
+        that column's median relative error (never less than its smallest error) and noted in ``meta["notes"]``.
+        Identifiers come from ``name`` or ``source_id``; rows in messages count from 0.
 
         Parameters
         ----------
@@ -92,6 +106,8 @@ class Catalog:
             File; the suffix tells the format.
         drop_invalid
             Drop rows with NaN, masked values or parallaxes that are not positive, instead of refusing them.
+        check_offset
+            Refuse stars that do not surround the origin; see `check_geometry`.
 
         Raises
         ------
@@ -101,34 +117,41 @@ class Catalog:
         path = Path(path)
         table, meta = read_table(path)
         try:
-            return cls.from_table(table, meta=meta, drop_invalid=drop_invalid)
+            return cls.from_table(table, meta=meta, drop_invalid=drop_invalid, check_offset=check_offset)
         except CatalogError as error:
             raise CatalogError(f"{path}: {error}") from error
 
     @classmethod
-    def from_table(cls, table: Table, *, meta: dict[str, Any] | None = None, drop_invalid: bool = False) -> Catalog:
-        """Build a catalogue from an astropy Table with the columns of `read`."""
-        w, covariance, rows, notes = phase_space(table, drop_invalid)
-        meta = dict(meta or {})
-        if "ra" in table.colnames and "x" not in table.colnames:
-            meta["frame"] = _FRAME
-        if notes:
-            meta["notes"] = [*meta.get("notes", []), *notes]
-        names = None
-        for column in ("name", "source_id"):
-            if column in table.colnames:
-                names = tuple(str(table[column][int(i)]) for i in rows)
-                break
-        catalog = cls(torch.as_tensor(w), None if covariance is None else torch.as_tensor(covariance), names, meta)
-        catalog.check_geometry()
+    def from_table(
+        cls,
+        table: Table,
+        *,
+        meta: dict[str, Any] | None = None,
+        drop_invalid: bool = False,
+        check_offset: bool = True,
+    ) -> Catalog:
+        """Build a catalogue from an astropy Table or QTable with the columns of `read`; ``meta`` by default its own."""
+        found = phase_space(table, drop_invalid)
+        meta = copy.deepcopy(dict(table.meta if meta is None else meta))
+        if found.frame is not None:
+            meta["frame"] = found.frame
+        if found.notes:
+            meta["notes"] = [*meta.get("notes", []), *found.notes]
+        catalog = cls(
+            torch.as_tensor(found.w),
+            None if found.covariance is None else torch.as_tensor(found.covariance),
+            read_names(table, found.rows),
+            meta,
+        )
+        catalog.check_geometry(offset=check_offset)
         return catalog
 
     @classmethod
-    def from_dataframe(cls, frame: pd.DataFrame, *, drop_invalid: bool = False) -> Catalog:
+    def from_dataframe(cls, frame: pd.DataFrame, *, drop_invalid: bool = False, check_offset: bool = True) -> Catalog:
         """Build a catalogue from a pandas DataFrame with the columns of `read`."""
         from astropy.table import Table
 
-        return cls.from_table(Table.from_pandas(frame), drop_invalid=drop_invalid)
+        return cls.from_table(Table.from_pandas(frame), drop_invalid=drop_invalid, check_offset=check_offset)
 
     @classmethod
     def example(cls, name: str = "globular_clusters") -> Catalog:
@@ -140,29 +163,39 @@ class Catalog:
         with as_file(files("bayespot.data") / EXAMPLES[name]) as path:
             return cls.read(path)
 
-    def check_geometry(self) -> None:
-        """Raise CatalogError unless the stars surround the origin and differ from one another."""
-        x, n = self.x, len(self)
-        centre = x.median(0).values
-        spread = torch.linalg.vector_norm(x - centre, dim=-1).median()
-        speed = torch.linalg.vector_norm(self.v - self.v.median(0).values, dim=-1).median()
-        if n > 1 and (float(spread) == 0 or float(speed) == 0):
-            what = "at one point" if float(spread) == 0 else "moving alike"
-            raise CatalogError(f"all stars are {what}: {n} rows carry the information of one; check the columns")
-        # the median of n isotropic positions scatters by about one spread / sqrt(n) per axis
-        offset = float(torch.linalg.vector_norm(centre))
-        if n >= 10 and offset > (0.5 + 3 / n**0.5) * float(spread):
+    def check_geometry(self, offset: bool = True) -> None:
+        """Raise CatalogError unless the stars differ from one another and, if ``offset``, surround the origin.
+
+        With the median position c (per axis) and the median distance D from it, n >= 10 stars must have
+        |c| <= (1/2 + 4/sqrt(n)) D. The second term lets c scatter: for n isotropic normal positions by 1.4 D/sqrt(n).
+        """
+        n = len(self)
+        spread = {}
+        for what, values in (("at one point", self.x), ("moving alike", self.v)):
+            distance = torch.linalg.vector_norm(values - values.median(0).values, dim=-1)
+            size = torch.linalg.vector_norm(values, dim=-1).max()
+            if n > 1 and float(distance.max()) <= 1e-12 * float(size):
+                raise CatalogError(
+                    f"all stars are {what}: {n} rows have the same "
+                    f"{'x, y, z' if what == 'at one point' else 'vx, vy, vz'}; check which columns were read"
+                )
+            spread[what] = float(distance.median())
+        centre = self.x.median(0).values
+        distance_off, size_all = float(torch.linalg.vector_norm(centre)), spread["at one point"]
+        if offset and n >= 10 and distance_off > (0.5 + 4 / n**0.5) * size_all:
             raise CatalogError(
-                f"the median position is {offset:.3g} kpc from the origin, with a spread of {float(spread):.3g} kpc: "
-                "x, y, z do not look Galactocentric (or centred on the system); subtract the centre"
+                f"columns x, y, z: the median position of {n} stars, ({', '.join(f'{c:.3g}' for c in centre)}) kpc, is "
+                f"{distance_off:.3g} kpc from the origin, with a spread of {size_all:.3g} kpc: the coordinates do not "
+                "look Galactocentric (or centred on the system). Subtract the centre, or pass check_offset=False if "
+                "the stars are one side of the system on purpose"
             )
 
     def require(self, n_parameters: int) -> None:
         """Raise CatalogError if there are fewer stars than free parameters."""
         if len(self) < n_parameters:
             raise CatalogError(
-                f"{len(self)} stars for a model with {n_parameters} free parameters; add stars or take a smaller "
-                "model (fewer features or components)"
+                f"{len(self)} stars for a model with {n_parameters} free parameters; add at least "
+                f"{n_parameters - len(self)} stars or take a smaller model (fewer features or components)"
             )
 
     @property
@@ -178,16 +211,23 @@ class Catalog:
     def __len__(self) -> int:
         return len(self.w)
 
+    def __repr__(self) -> str:
+        truth = ", a mock" if "truth" in self.meta else ""
+        return f"Catalog({len(self)} stars, {'no ' if self.covariance is None else ''}measurement errors{truth})"
+
     def __getitem__(self, rows: int | slice | list[int] | np.ndarray | Tensor) -> Catalog:
-        """Return the chosen rows as a catalogue (also for a single one)."""
-        index = np.arange(len(self))[np.asarray(rows) if isinstance(rows, Tensor | list) else rows]
-        index = np.atleast_1d(index)
+        """Return the chosen rows as a catalogue (of length 1 for an integer); indices or a mask."""
+        if isinstance(rows, list | tuple):
+            rows = np.asarray(rows, dtype=None if len(rows) else int)
+        elif isinstance(rows, Tensor):
+            rows = rows.cpu().numpy()
+        index = np.atleast_1d(np.arange(len(self))[rows])
         chosen = torch.as_tensor(index)
         return Catalog(
             self.w[chosen],
             None if self.covariance is None else self.covariance[chosen],
             None if self.names is None else tuple(self.names[int(i)] for i in index),
-            dict(self.meta),
+            self.meta,
         )
 
     def subsample(self, n: int, seed: int) -> Catalog:
@@ -197,34 +237,51 @@ class Catalog:
         return self[np.random.default_rng(seed).choice(len(self), n, replace=False)]
 
     def summary(self) -> str:
-        """Return a few lines that describe the catalogue."""
-        r = torch.linalg.vector_norm(self.x, dim=-1)
-        q = torch.quantile(r[:1_000_000], torch.tensor([0.01, 0.5, 0.99], dtype=r.dtype))
-        sigma = float(self.v.pow(2).sum(-1).mean().sqrt())
-        L = torch.linalg.cross(self.x, self.v)
-        spin = float(L[:, 2].sum() / torch.linalg.vector_norm(L, dim=-1).sum())
-        lines = [
-            f"{len(self)} stars, {'with' if self.covariance is not None else 'without'} measurement errors",
-            f"radius: 1 % {float(q[0]):.4g}, median {float(q[1]):.4g}, 99 % {float(q[2]):.4g} kpc",
-            f"rms speed {sigma:.4g} km/s, sum Lz / sum L = {spin:.3f}",
-        ]
+        """Return a few lines: size, radii, speed, rotation, errors and notes."""
+        lines = [f"{len(self)} stars, {'with' if self.covariance is not None else 'without'} measurement errors"]
+        if len(self):
+            r = torch.linalg.vector_norm(self.x, dim=-1).cpu().numpy()
+            q = np.quantile(r, [0.01, 0.5, 0.99])
+            speed = float(self.v.pow(2).sum(-1).mean().sqrt())
+            L = torch.linalg.cross(self.x, self.v)
+            spin = float(L[:, 2].sum() / torch.linalg.vector_norm(L, dim=-1).sum().clamp(min=1e-300))
+            lines += [
+                f"radius: 1 % {q[0]:.4g}, median {q[1]:.4g}, 99 % {q[2]:.4g} kpc",
+                f"rms speed {speed:.4g} km/s, net rotation (sum Lz / sum L) {spin:.3f}",
+            ]
         return "\n".join(lines + [f"note: {note}" for note in self.meta.get("notes", [])])
 
     def to_table(self) -> QTable:
-        """Return an astropy QTable with units; the covariance's upper triangle as ``cov_*`` columns."""
+        """Return an astropy QTable with units; the covariance's upper triangle as columns ``cov_x_x cov_x_y ...``."""
         from astropy import units as u
         from astropy.table import QTable
 
-        table = QTable()
-        if self.names is not None:
-            table["name"] = list(self.names)
+        table = QTable(meta=copy.deepcopy(self.meta))
         for i, (name, unit) in enumerate(CARTESIAN.items()):
-            table[name] = self.w[:, i].numpy() * u.Unit(unit)
+            table[name] = self.w[:, i].cpu().numpy() * u.Unit(unit)
         if self.covariance is not None:
-            for name, column in covariance_columns(self.covariance.numpy()).items():
-                table[name] = column
+            for name, column in covariance_columns(self.covariance.cpu().numpy()).items():
+                table[name] = column * u.Unit(COVARIANCE[name])
+        if self.names is not None:  # last: a line of text that starts with "#" would be read as a comment
+            table["name"] = list(self.names)
         return table
 
     def write(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Write to FITS, ECSV, CSV, Parquet or NPZ (by suffix), atomically; `read` gives it back."""
+        """Write to FITS, ECSV, CSV, Parquet or NPZ (by suffix), atomically; `read` gives it back.
+
+        Raises
+        ------
+        CatalogError
+            If the file exists (unless ``overwrite``), its folder does not, the suffix is unknown, or ``meta`` holds
+            what JSON cannot.
+        """
         write_table(self.to_table(), self.meta, Path(path), overwrite)
+
+
+def _require_finite(what: str, values: Tensor) -> None:
+    bad = ~torch.isfinite(values).all(-1)
+    if bool(bad.any()):
+        raise CatalogError(
+            f"{what}: {int(bad.sum())} of {len(bad)} stars have NaN or infinite entries, the first in row "
+            f"{int(bad.int().argmax())} (counting from 0); drop them"
+        )
