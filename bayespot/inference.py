@@ -16,7 +16,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from bayespot.actions.spherical import SphericalActions
-from bayespot.df.components import choose_n_components
+from bayespot.df.components import CANDIDATES, choose_n_components
 from bayespot.diagnostics import psis_k_hat
 from bayespot.guides import Family, WhitenedGuide
 from bayespot.latent import LatentSpace
@@ -284,8 +284,8 @@ class _Fit:
         values = LatentSpace(self.model).values(u)
         n_components = wanted
         if n_components is None:
-            bar.stage("start: choosing the number of components of f(J)")
-            n_components = self._choose(values)
+            bar.stage("start: choosing the number of components of f(J)", len(CANDIDATES))
+            n_components = self._choose(values, bar.step)
         values = self._with_df(
             {k: v for k, v in values.items() if k.startswith("potential.")}, n_components, self.subset
         )
@@ -320,8 +320,9 @@ class _Fit:
         fixed = self.model.at(values)
         return fixed.finder.capped_actions(fixed.potential, w).J
 
-    def _choose(self, values: Mapping[str, Tensor]) -> int:
-        choice = choose_n_components(self.model.df, self._actions(values, self.subset), self.config.seed)
+    def _choose(self, values: Mapping[str, Tensor], tick: Callable[[str], None]) -> int:
+        J = self._actions(values, self.subset)
+        choice = choose_n_components(self.model.df, J, self.config.seed, tick=tick)
         self.state["component_table"] = [dict(row) for row in choice.table]
         return choice.n_components
 
@@ -443,6 +444,7 @@ class _Fit:
             catalog={
                 "n_stars": len(self.w),
                 "r_q": [float(ranked[min(int(p * len(r)), len(r) - 1)]) for p in q],
+                "radii": [float(x) for x in ranked[:: max(1, len(r) // 500)]],
                 "meta": dict(self.catalog.meta),
             },
             sample_stats={"log_q": log_q},

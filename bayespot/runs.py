@@ -128,8 +128,7 @@ def _write(
     posterior = Posterior.from_result(result)
     posterior.summary().write(folder / "summary.ecsv")
     posterior.thinned(400).predict(default_radii(result.catalog)).write(folder / "fields.ecsv")
-    radii = torch.linalg.vector_norm(catalog.x, dim=-1).numpy()
-    draw_figures(folder / "figures", posterior, result.diagnostics.elbo, radii)
+    draw_figures(folder / "figures", posterior, result.diagnostics.elbo)
 
 
 def default_radii(catalog: dict[str, Any], n: int = 60) -> np.ndarray:
@@ -137,9 +136,7 @@ def default_radii(catalog: dict[str, Any], n: int = 60) -> np.ndarray:
     return np.geomspace(catalog["r_q"][1], catalog["r_q"][7], n)
 
 
-def draw_figures(
-    folder: Path, posterior: Posterior, elbo: list[float], stars_r: np.ndarray | None = None
-) -> list[Path]:
+def draw_figures(folder: Path, posterior: Posterior, elbo: list[float]) -> list[Path]:
     """Draw the fields of `FIGURES` and the ELBO trace; return the files."""
     from matplotlib.figure import Figure
 
@@ -151,7 +148,7 @@ def draw_figures(
     with plots.style():
         for name in FIGURES:
             true = None if truth is None else truth_field(truth, name, r)
-            figure = plots.two_panel(few.field(name, r), true, stars_r)
+            figure = plots.two_panel(few.field(name, r), true, posterior.meta.get("radii"))
             written.append(folder / f"{name}.png")
             plots.save(figure, written[-1])
         if elbo:

@@ -90,7 +90,7 @@ def test_samples_match_density(make):
     highs = torch.quantile(J[:100_000], _t(0.5, 0.8, 0.65), dim=0)
     for low in lows:
         for high in highs:
-            inside = ((low < J) & (J < high)).all(-1)
+            inside = ((low < J) & (high > J)).all(-1)
             estimate = inverse * inside
             volume = float((high - low).prod())
             error = float(estimate.std()) / len(J) ** 0.5

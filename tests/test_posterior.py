@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 
 import numpy as np
 import pytest
@@ -12,8 +11,17 @@ from astropy import units as u
 from astropy.table import QTable
 from matplotlib.figure import Figure
 
-from bayespot import Isochrone, MassSlopeNetwork, Posterior, SnapshotModel, SphericalMixture, load_run, save_run
-from bayespot import plots, runs
+from bayespot import (
+    Isochrone,
+    MassSlopeNetwork,
+    Posterior,
+    SnapshotModel,
+    SphericalMixture,
+    load_run,
+    plots,
+    runs,
+    save_run,
+)
 from bayespot.inference import Diagnostics, FitConfig, FitResult
 from bayespot.posterior import RADIAL_FIELDS, Field, truth_field
 
@@ -130,6 +138,7 @@ def test_failed_write_keeps_the_old_run(result, isochrone_stars, tmp_path, monke
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_broken_runs(result, isochrone_stars, tmp_path):
     """Missing, damaged and foreign files are named with the remedy."""
     with pytest.raises(ValueError, match="not a run folder"):
@@ -142,12 +151,11 @@ def test_broken_runs(result, isochrone_stars, tmp_path):
     ):
         folder = save_run(tmp_path / "run", result, isochrone_stars, overwrite=True)
         (folder / name).write_text(content)
-        with pytest.raises(ValueError, match=message), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match=message):
             load_run(folder)
     folder = save_run(tmp_path / "run", result, isochrone_stars, overwrite=True)
     (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match="config.json is missing"):
+    with pytest.raises(ValueError, match=r"config.json is missing"):
         load_run(folder)
 
 

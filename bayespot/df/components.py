@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,7 @@ def choose_n_components(
     candidates: Sequence[int] = CANDIDATES,
     n_folds: int = 4,
     max_stars: int = 20_000,
+    tick: Callable[[str], None] | None = None,
 ) -> ComponentChoice:
     """Choose the number of components by cross-validation at fixed actions.
 
@@ -48,6 +49,8 @@ def choose_n_components(
         Actions in kpc km/s; a random ``max_stars`` of them are used.
     seed
         Seed of the folds and of the fits' starts.
+    tick
+        Called with a note after every candidate.
     """
     generator = torch.Generator().manual_seed(seed)
     J = J[torch.randperm(len(J), generator=generator)[:max_stars]]
@@ -60,6 +63,8 @@ def choose_n_components(
         scores[k] = _held_out(df, J, folds, n_folds, k, seed)
         best = max(scores, key=lambda n: float(scores[n].mean()))
         worse = 0 if best == k else worse + 1
+        if tick:
+            tick(f"{k} components: ln f {float(scores[k].mean()):.4f}, best {best}")
         if worse == 2:
             break
     if not scores:

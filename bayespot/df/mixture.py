@@ -109,7 +109,7 @@ class ActionMixtureModule(DistributionFunction, abc.ABC):
             log_f = freeze(self, values(mean + sd * z)).log_prob(J)
             loss = (0.5 * (z**2).sum() - log_f.sum()) / len(J)
             loss.backward()
-            if not (torch.isfinite(loss) and torch.isfinite(z.grad).all()):
+            if z.grad is not None and not (torch.isfinite(loss) and torch.isfinite(z.grad).all()):
                 # a trial step so long that an exponential overflowed: the line search shortens it
                 z.grad.zero_()
                 return torch.full_like(loss, 1e10)
