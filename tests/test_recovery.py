@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from bayespot.models import spherical
 
 from bayespot import FitConfig, Posterior, fit
 from bayespot.mock import MOCKS, mock, truth_potential
-from bayespot.models import spherical
 from bayespot.posterior import truth_field
 
 pytestmark = pytest.mark.slow
