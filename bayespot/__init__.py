@@ -20,8 +20,8 @@ _HOMES = {
     "SphericalActions": "actions.spherical",
     "SphericalMixture": "df",
     "SnapshotModel": "model",
-    "FitConfig": "inference",
-    "FitError": "inference",
+    "FitConfig": "fit_result",
+    "FitError": "fit_result",
     "fit": "inference",
     "Posterior": "posterior",
     "load_run": "runs",
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from bayespot.catalog import Catalog as Catalog
     from bayespot.catalog_io import CatalogError as CatalogError
     from bayespot.df import SphericalMixture as SphericalMixture
-    from bayespot.inference import FitConfig as FitConfig
-    from bayespot.inference import FitError as FitError
+    from bayespot.fit_result import FitConfig as FitConfig
+    from bayespot.fit_result import FitError as FitError
     from bayespot.inference import fit as fit
     from bayespot.model import SnapshotModel as SnapshotModel
     from bayespot.posterior import Posterior as Posterior

@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from bayespot.catalog import Catalog
-    from bayespot.inference import FitConfig
+    from bayespot.fit_result import FitConfig
     from bayespot.posterior import Posterior
 
 app = typer.Typer(
@@ -99,7 +99,7 @@ def fit(
     Example: `bayespot fit spherical stars.ecsv -o run --seed 1`
     """
     from bayespot.catalog import Catalog
-    from bayespot.inference import FitConfig
+    from bayespot.fit_result import FitConfig
 
     config = FitConfig(
         seed=seed,
@@ -164,7 +164,7 @@ def demo(
     Example: `bayespot demo`
     """
     from bayespot.catalog import Catalog
-    from bayespot.inference import FitConfig
+    from bayespot.fit_result import FitConfig
     from bayespot.mock import mock
     from bayespot.runs import check_free
 

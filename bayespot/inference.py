@@ -6,9 +6,9 @@ import copy
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pyro
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from bayespot.actions.spherical import SphericalActions
 from bayespot.df.components import CANDIDATES, choose_n_components
 from bayespot.diagnostics import psis_k_hat
+from bayespot.fit_result import Diagnostics, FitConfig, FitError, FitResult
 from bayespot.guides import Family, WhitenedGuide
 from bayespot.latent import LatentSpace
 from bayespot.model import SnapshotModel
@@ -29,111 +30,6 @@ if TYPE_CHECKING:
     from bayespot.catalog import Catalog
 
 _CHECKPOINT_SECONDS = 20.0
-
-
-class FitError(RuntimeError):
-    """A fit that cannot go on; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """Every number of a fit; saved beside its result.
-
-    Parameters
-    ----------
-    seed
-        Seed of everything random. The same seed, data and machine give the same numbers.
-    n_components
-        Components of f(J); None takes the model's number or, when it has none, the data's choice
-        (`bayespot.df.choose_n_components`).
-    guide
-        Guide over the potential: ``"full_rank"``, ``"mean_field"`` or ``"laplace"`` (no SVI).
-    df_guide
-        Guide over f(J): ``"point"`` (by the score identity it costs no width to first order),
-        ``"mean_field"`` or ``"full_rank"``.
-    n_draws
-        Posterior draws kept.
-    adam_steps, adam_learning_rate
-        Least number of Adam steps before L-BFGS and their learning rate.
-    map_tolerance, map_iterations
-        L-BFGS stops this many posterior standard deviations from the maximum, or after so many iterations.
-    subset_size
-        Catalogues larger than this are first fitted on a random subset of that size.
-    fisher_stars
-        Most stars used for the Fisher matrix (scaled up).
-    svi_steps, svi_learning_rate, svi_particles
-        Steps of Adam on the ELBO, its initial learning rate in whitened coordinates, draws per step.
-    batch_size
-        Larger catalogues are scored in random minibatches of this size in SVI.
-    k_hat_draws
-        Draws used for the PSIS diagnostic.
-    """
-
-    seed: int = 0
-    n_components: int | None = None
-    guide: Literal["full_rank", "mean_field", "laplace"] = "full_rank"
-    df_guide: Family = "point"
-    n_draws: int = 1000
-    adam_steps: int = 30
-    adam_learning_rate: float = 0.05
-    map_tolerance: float = 0.05
-    map_iterations: int = 200
-    subset_size: int = 100_000
-    fisher_stars: int = 100_000
-    svi_steps: int = 300
-    svi_learning_rate: float = 0.03
-    svi_particles: int = 1
-    batch_size: int = 100_000
-    k_hat_draws: int = 100
-
-    def __post_init__(self) -> None:
-        for name, choices in (
-            ("guide", ("full_rank", "mean_field", "laplace")),
-            ("df_guide", ("point", "mean_field", "full_rank")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
-        for name in ("n_draws", "adam_steps", "map_iterations", "subset_size", "fisher_stars", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if self.svi_steps < 0 or self.svi_particles < 1:
-            raise ValueError(f"svi_steps={self.svi_steps} and svi_particles={self.svi_particles} must be positive")
-
-
-@dataclass(frozen=True)
-class Diagnostics:
-    """What a fit says about itself.
-
-    ``gradient_norm`` is the distance of the MAP from the maximum in posterior standard deviations;
-    ``k_hat`` the Pareto shape of the guide's importance weights (below 0.7 is good).
-    """
-
-    elbo: list[float]
-    gradient_norm: float
-    n_unbound: int
-    k_hat: float
-    n_components: int
-    component_table: list[dict[str, float]]
-    map_iterations: int
-    seconds: dict[str, float]
-    warnings: list[str]
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """A finished fit: the model with its components resolved, posterior draws, MAP and diagnostics.
-
-    ``draws`` maps site names to tensors with a leading axis of draws; ``sample_stats`` holds the
-    log-density of the guide (``log_q``) per draw.
-    """
-
-    model: SnapshotModel
-    draws: dict[str, Tensor]
-    map: dict[str, Tensor]
-    config: FitConfig
-    diagnostics: Diagnostics
-    catalog: dict[str, Any]
-    sample_stats: dict[str, Tensor] = field(default_factory=dict)
 
 
 def fit(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayespot.inference import FitResult
+from bayespot.fit_result import FitResult
 from bayespot.model import SnapshotModel
 from bayespot.potential.base import Potential
 from bayespot.units import UNITS, unit

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from bayespot import diagnostics, plots
-from bayespot.inference import FitResult
+from bayespot.fit_result import FitResult
 from bayespot.mock import truth_potential
 from bayespot.model import SnapshotModel
 from bayespot.posterior import Posterior, truth_field

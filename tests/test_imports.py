@@ -26,6 +26,7 @@ ORDER = [
     ("model",),
     ("latent",),
     ("guides", "optimise", "diagnostics"),
+    ("fit_result",),
     ("inference",),
     ("posterior",),
     ("plots",),

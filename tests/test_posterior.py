@@ -22,7 +22,7 @@ from bayespot import (
     runs,
     save_run,
 )
-from bayespot.inference import Diagnostics, FitConfig, FitResult
+from bayespot.fit_result import Diagnostics, FitConfig, FitResult
 from bayespot.posterior import RADIAL_FIELDS, Field, truth_field
 
 
