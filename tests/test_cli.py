@@ -123,3 +123,35 @@ def test_parse_radii():
     for text in ("1:2", "0:10:5", "5:1:3", "1:10:0"):
         with pytest.raises(ValueError, match="--radii"):
             parse_radii(text)
+
+
+def test_interrupted_fit_goes_on(session, monkeypatch, capsys):
+    """Ctrl-C in SVI: status 130, a hint, a checkpoint and no run; refused without --resume, finished with it."""
+    import typer
+
+    from bayespot import Catalog, FitConfig, inference
+    from bayespot.cli import _fit_to_folder
+
+    folder = session / "stopped"
+    stars = Catalog.read(session / "stars.ecsv")
+    config = FitConfig(seed=2, n_components=1, svi_steps=20, n_draws=50, k_hat_draws=25)
+    mix, calls = inference._mix, iter(range(1000))
+
+    def interrupt(seed: int, step: int) -> int:
+        if next(calls) == 15:
+            raise KeyboardInterrupt
+        return mix(seed, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "_mix", interrupt)
+        with pytest.raises(typer.Exit) as stopped:
+            _fit_to_folder("isochrone", stars, config, folder)
+    assert stopped.value.exit_code == 130
+    assert "--resume" in capsys.readouterr().err
+    assert not folder.exists()
+    assert (session / "stopped.partial" / "checkpoint.pt").exists()
+    with pytest.raises(ValueError, match=r"interrupted fit.*--resume"):
+        _fit_to_folder("isochrone", stars, config, folder)
+    posterior = _fit_to_folder("isochrone", stars, config, folder, resume=True)
+    assert posterior.n_draws == 50
+    assert not (session / "stopped.partial").exists()

@@ -257,3 +257,15 @@ def test_refusals(isochrone_stars):
     with pytest.raises(FitError, match=r"stay unbound.*units"):
         fit(light, isochrone_stars, dataclasses.replace(QUICK, adam_steps=2))
     pyro.clear_param_store()
+
+
+@pytest.mark.parametrize("prior", ["none", "all"])
+def test_other_priors_of_the_network(isochrone_stars, prior):
+    """A flat prior and priors over all layers are fitted; v_c(6 kpc) holds the truth within 4 sd."""
+    potential = MassSlopeNetwork.for_stars(isochrone_stars.w, n_features=4, prior=prior)
+    config = FitConfig(seed=1, n_components=1, guide="laplace", n_draws=100, k_hat_draws=30)
+    result = fit(SnapshotModel(potential, SphericalMixture()), isochrone_stars, config)
+    field = Posterior.from_result(result).field("circular_speed", [6.0])
+    truth = Isochrone(1e11, 3.0).circular_speed(torch.tensor([6.0]).double()).item()
+    assert abs(field.mean[0] - truth) < 4 * field.sd[0]
+    assert ("potential.centres" in result.draws) == (prior == "all")
