@@ -16,7 +16,9 @@ from bayespot.catalog_io import (
     CARTESIAN,
     COVARIANCE,
     CatalogError,
+    ObservedColumns,
     covariance_columns,
+    observed_columns,
     phase_space,
     read_names,
     read_table,
@@ -32,6 +34,25 @@ EXAMPLES = {
     "globular_clusters": "milky_way_globular_clusters.ecsv",
     "satellites": "milky_way_satellites.ecsv",
 }
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """What was measured of each star, in heliocentric observables.
+
+    Parameters
+    ----------
+    names
+        ``ra dec``, ``distance`` or ``parallax``, ``pmra pmdec radial_velocity``: deg, kpc or mas, mas/yr, km/s.
+    values : Float[Tensor, "n 6"]
+        NaN where a distance or a radial velocity is missing.
+    covariance : Float[Tensor, "n 6 6"]
+        Of the observables, with ra cos(dec) in place of ra.
+    """
+
+    names: tuple[str, ...]
+    values: Tensor
+    covariance: Tensor
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -52,11 +73,14 @@ class Catalog:
     meta
         Anything JSON can hold: ``"truth"`` of a mock, ``"frame"`` of heliocentric input, ``"notes"`` on what reading
         replaced or dropped.
+    observed
+        The heliocentric observables that ``w`` comes from; what measurement errors are deconvolved in.
 
     Raises
     ------
     CatalogError
-        (A ValueError.) If shapes do not agree or values are not finite.
+        (A ValueError.) If shapes do not agree, values are not finite or a covariance is not positive definite
+        (zero variances are allowed: exact coordinates).
 
     Examples
     --------
@@ -69,6 +93,7 @@ class Catalog:
     covariance: Tensor | None = None
     names: tuple[str, ...] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    observed: Observed | None = None
 
     def __post_init__(self) -> None:
         w = torch.as_tensor(self.w, dtype=torch.float64).detach().clone()
@@ -83,13 +108,25 @@ class Catalog:
             if covariance.shape != (len(w), 6, 6):
                 raise CatalogError(f"covariance must have shape ({len(w)}, 6, 6), got {tuple(covariance.shape)}")
             _require_finite("covariance", covariance.flatten(1))
+            _require_positive("covariance", covariance)
+        if self.observed is not None:
+            if self.observed.values.shape != w.shape or self.observed.covariance.shape != (len(w), 6, 6):
+                raise CatalogError(f"observed values and covariance must be ({len(w)}, 6) and ({len(w)}, 6, 6)")
+            _require_positive("covariance of the observables", self.observed.covariance)
         if self.names is not None:
             object.__setattr__(self, "names", tuple(self.names))
             if len(self.names) != len(w):
                 raise CatalogError(f"{len(self.names)} names for {len(w)} stars; give one each")
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str], *, drop_invalid: bool = False, check_offset: bool = True) -> Catalog:
+    def read(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        drop_invalid: bool = False,
+        check_offset: bool = True,
+        allow_missing: bool = False,
+    ) -> Catalog:
         """Read a FITS, ECSV, CSV, Parquet or NPZ file.
 
         Columns are ``x y z vx vy vz`` (Galactocentric; kpc and km/s unless the file carries units) or Gaia's
@@ -108,6 +145,9 @@ class Catalog:
             Drop rows with NaN, masked values or parallaxes that are not positive, instead of refusing them.
         check_offset
             Refuse stars that do not surround the origin; see `check_geometry`.
+        allow_missing
+            Accept stars without distance or radial velocity, to be marginalised over by a model with errors
+            (`bayespot.errors.MeasurementErrors`); ``w`` then holds place holders for them.
 
         Raises
         ------
@@ -117,7 +157,13 @@ class Catalog:
         path = Path(path)
         table, meta = read_table(path)
         try:
-            return cls.from_table(table, meta=meta, drop_invalid=drop_invalid, check_offset=check_offset)
+            return cls.from_table(
+                table,
+                meta=meta,
+                drop_invalid=drop_invalid,
+                check_offset=check_offset,
+                allow_missing=allow_missing,
+            )
         except CatalogError as error:
             raise CatalogError(f"{path}: {error}") from error
 
@@ -129,9 +175,10 @@ class Catalog:
         meta: dict[str, Any] | None = None,
         drop_invalid: bool = False,
         check_offset: bool = True,
+        allow_missing: bool = False,
     ) -> Catalog:
         """Build a catalogue from an astropy Table or QTable with the columns of `read`; ``meta`` by default its own."""
-        found = phase_space(table, drop_invalid)
+        found = phase_space(table, drop_invalid, allow_missing)
         meta = copy.deepcopy(dict(table.meta if meta is None else meta))
         if found.frame is not None:
             meta["frame"] = found.frame
@@ -142,16 +189,29 @@ class Catalog:
             None if found.covariance is None else torch.as_tensor(found.covariance),
             read_names(table, found.rows),
             meta,
+            None if found.observed is None else _observed(found.observed),
         )
         catalog.check_geometry(offset=check_offset)
         return catalog
 
     @classmethod
-    def from_dataframe(cls, frame: pd.DataFrame, *, drop_invalid: bool = False, check_offset: bool = True) -> Catalog:
+    def from_dataframe(
+        cls,
+        frame: pd.DataFrame,
+        *,
+        drop_invalid: bool = False,
+        check_offset: bool = True,
+        allow_missing: bool = False,
+    ) -> Catalog:
         """Build a catalogue from a pandas DataFrame with the columns of `read`."""
         from astropy.table import Table
 
-        return cls.from_table(Table.from_pandas(frame), drop_invalid=drop_invalid, check_offset=check_offset)
+        return cls.from_table(
+            Table.from_pandas(frame),
+            drop_invalid=drop_invalid,
+            check_offset=check_offset,
+            allow_missing=allow_missing,
+        )
 
     @classmethod
     def example(cls, name: str = "globular_clusters") -> Catalog:
@@ -228,6 +288,9 @@ class Catalog:
             None if self.covariance is None else self.covariance[chosen],
             None if self.names is None else tuple(self.names[int(i)] for i in index),
             self.meta,
+            None
+            if self.observed is None
+            else Observed(self.observed.names, self.observed.values[chosen], self.observed.covariance[chosen]),
         )
 
     def subsample(self, n: int, seed: int) -> Catalog:
@@ -262,6 +325,11 @@ class Catalog:
         if self.covariance is not None:
             for name, column in covariance_columns(self.covariance.cpu().numpy()).items():
                 table[name] = column * u.Unit(COVARIANCE[name])
+        if self.observed is not None:
+            o = self.observed
+            raw = ObservedColumns(o.names, o.values.cpu().numpy(), o.covariance.cpu().numpy())
+            for name, (column, unit) in observed_columns(raw).items():
+                table[name] = column * u.Unit(unit)
         if self.names is not None:  # last: a line of text that starts with "#" would be read as a comment
             table["name"] = list(self.names)
         return table
@@ -276,6 +344,31 @@ class Catalog:
             what JSON cannot.
         """
         write_table(self.to_table(), self.meta, Path(path), overwrite)
+
+
+def _observed(columns: ObservedColumns) -> Observed:
+    values, covariance = (torch.as_tensor(np.array(a)) for a in (columns.values, columns.covariance))
+    return Observed(columns.names, values, covariance)
+
+
+def _require_positive(what: str, covariance: Tensor) -> None:
+    """Raise unless every matrix is symmetric and has no negative eigenvalue, in units of its own variances."""
+    variance = covariance.diagonal(dim1=-2, dim2=-1)
+    scale = variance.clamp(min=0).sqrt()
+    safe = torch.where(scale > 0, scale, 1.0)
+    correlation = covariance / (safe[:, :, None] * safe[:, None, :])
+    odd = (correlation - correlation.transpose(1, 2)).abs().amax((1, 2)) > 1e-6
+    # a coordinate without variance has no covariance either
+    loose = ((scale == 0)[:, :, None] & (covariance.abs() > 0)).any(-1).any(-1)
+    lowest = torch.linalg.eigvalsh((correlation + correlation.transpose(1, 2)) / 2)[:, 0]
+    bad = odd | loose | (variance < 0).any(-1) | (lowest < -1e-6)
+    if bool(bad.any()):
+        row = int(bad.int().argmax())
+        raise CatalogError(
+            f"{what}: {int(bad.sum())} of {len(bad)} matrices are not positive definite, the first in row {row} "
+            f"(counting from 0; lowest eigenvalue of its correlation matrix {float(lowest[row]):.3g}); correct its "
+            "variances and correlations or drop the star"
+        )
 
 
 def _require_finite(what: str, values: Tensor) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bayespot.frame import frame_parameters, galactocentric, heliocentric
+
 if TYPE_CHECKING:
     from astropy.table import Table
     from numpy.typing import NDArray
@@ -52,14 +54,30 @@ _FITS_KEY = "BSMETA"
 _NAME_COLUMNS = ("name", "source_id")
 
 
+#: Observables that may be missing, to be marginalised over.
+MAY_BE_MISSING = ("distance", "radial_velocity")
+
+
+class ObservedColumns(NamedTuple):
+    """Heliocentric columns: names, values (n, 6) with NaN where missing, and their covariance (n, 6, 6)."""
+
+    names: tuple[str, ...]
+    values: Array
+    covariance: Array
+
+
 class PhaseSpace(NamedTuple):
-    """What a table says of its stars: w (n, 6), covariance (n, 6, 6) or None, the rows kept, frame and notes."""
+    """What a table says of its stars: w (n, 6), covariance (n, 6, 6) or None, the rows kept, frame and notes.
+
+    ``observed`` are the heliocentric columns that w comes from, if they have errors.
+    """
 
     w: Array
     covariance: Array | None
     rows: Array
     frame: dict[str, Any] | None
     notes: list[str]
+    observed: ObservedColumns | None = None
 
 
 # --- files
@@ -239,7 +257,7 @@ def _write(source: Table, text: str, path: Path, kind: str) -> None:
 # --- columns
 
 
-def phase_space(table: Table, drop_invalid: bool) -> PhaseSpace:
+def phase_space(table: Table, drop_invalid: bool, allow_missing: bool = False) -> PhaseSpace:
     """Turn a table's columns into Galactocentric coordinates, after checking them.
 
     Galactocentric columns are used as they are, heliocentric ones are turned with astropy's v4.0 frame.
@@ -248,8 +266,9 @@ def phase_space(table: Table, drop_invalid: bool) -> PhaseSpace:
 
     table = PlainTable(table, copy=False)  # quantities become columns with units
     wanted = _wanted(table.colnames, len(table))
-    heliocentric = "ra" in wanted
-    stored = COVARIANCE if not heliocentric and set(COVARIANCE) <= set(table.colnames) else {}
+    if "ra" in wanted:
+        return _from_heliocentric(table, wanted, drop_invalid, allow_missing)
+    stored = COVARIANCE if set(COVARIANCE) <= set(table.colnames) else {}
     values = {name: _column(table, name, unit) for name, unit in (wanted | stored).items()}
     rows, notes = _valid_rows(values, drop_invalid)
     values = {name: value[rows] for name, value in values.items()}
@@ -260,13 +279,80 @@ def phase_space(table: Table, drop_invalid: bool) -> PhaseSpace:
         covariance: Array | None = symmetric
     else:
         covariance = _covariance(table, wanted, values, rows, notes)
-    if not heliocentric:
-        return PhaseSpace(np.stack([values[name] for name in CARTESIAN], -1), covariance, rows, None, notes)
+    w = np.stack([values[name] for name in CARTESIAN], -1)
+    return PhaseSpace(w, covariance, rows, None, notes, _also_observed(table, w, rows))
+
+
+def _from_heliocentric(table: Table, wanted: dict[str, str], drop_invalid: bool, allow_missing: bool) -> PhaseSpace:
+    values = {name: _column(table, name, unit) for name, unit in wanted.items()}
+    lost = {name: ~np.isfinite(values[name]) for name in MAY_BE_MISSING if name in values}
+    lost = {name: mask for name, mask in lost.items() if allow_missing and mask.any()}
+    values = _filled(values, lost)
+    rows, notes = _valid_rows(values, drop_invalid)
+    values = {name: value[rows] for name, value in values.items()}
+    notes += [f"{mask[rows].sum()} of {len(rows)} stars have no {name}" for name, mask in lost.items()]
+    covariance = _covariance(table, wanted, values, rows, notes)
     w, jacobian = galactocentric(values)
+    observed = None
+    if covariance is None and lost:
+        covariance = np.zeros((len(rows), 6, 6))
     if covariance is not None:
+        seen = np.stack([np.where(lost[n][rows], np.nan, v) if n in lost else v for n, v in values.items()], -1)
+        observed = ObservedColumns(tuple(values), seen, covariance)
         covariance = jacobian @ covariance @ jacobian.transpose(0, 2, 1)
         covariance = (covariance + covariance.transpose(0, 2, 1)) / 2  # symmetric to the last bit
-    return PhaseSpace(w, covariance, rows, frame_parameters(), notes)
+    return PhaseSpace(w, covariance, rows, frame_parameters(), notes, observed)
+
+
+def _filled(values: dict[str, Array], lost: dict[str, Array]) -> dict[str, Array]:
+    """Give missing values a place holder: the median distance; no Galactocentric motion along the line of sight."""
+    values = dict(values)
+    if "distance" in lost:
+        known = values["distance"][~lost["distance"]]
+        if not len(known):
+            raise CatalogError("column distance: no star has one; at least some are needed to place the others")
+        values["distance"] = np.where(lost["distance"], np.median(known), values["distance"])
+    if "radial_velocity" in lost:
+        at_rest, _ = galactocentric(values | {"radial_velocity": 0 * values["ra"]})
+        at_rest[..., 3:] = 0.0
+        reflex = heliocentric(at_rest)["radial_velocity"]
+        values["radial_velocity"] = np.where(lost["radial_velocity"], reflex, values["radial_velocity"])
+    return values
+
+
+def _also_observed(table: Table, w: Array, rows: Array) -> ObservedColumns | None:
+    """Heliocentric columns with errors beside Galactocentric ones (as `Catalog.write` puts them), if they agree."""
+    names = [n for n in OBSERVED if n in table.colnames and not (n == "parallax" and "distance" in table.colnames)]
+    if len(names) < 6 or not any(f"{n}_error" in table.colnames for n in names):
+        return None
+    values = {n: _column(table, n, OBSERVED[n])[rows] for n in names}
+    covariance = _covariance(table, {n: OBSERVED[n] for n in names}, values, rows, [])
+    found, _ = galactocentric(values)
+    known = np.isfinite(found).all(-1)
+    off = np.abs(found - w).max(-1) > 1e-5 * np.abs(w).max(-1)
+    if (off & known).any():
+        row = int(rows[int(np.argmax(off & known))])
+        raise CatalogError(
+            f"columns {', '.join(CARTESIAN)} and {', '.join(names)} disagree, first in row {row} (counting from 0): "
+            "they are of different frames; remove one of the two sets"
+        )
+    assert covariance is not None  # an error column was found above
+    return ObservedColumns(tuple(names), np.stack([values[n] for n in names], -1), covariance)
+
+
+def observed_columns(observed: ObservedColumns) -> dict[str, tuple[Array, str]]:
+    """Return the columns, with units, that `phase_space` reads back into the same observables."""
+    columns = {n: (observed.values[:, i], OBSERVED[n]) for i, n in enumerate(observed.names)}
+    sd = np.sqrt(np.diagonal(observed.covariance, axis1=1, axis2=2))
+    for i, a in enumerate(observed.names):
+        angle = a in ("ra", "dec")
+        columns[f"{a}_error"] = (sd[:, i] * (3.6e6 if angle else 1.0), "mas" if angle else OBSERVED[a])
+        for j in range(i + 1, 6):
+            product = sd[:, i] * sd[:, j]
+            c = np.divide(observed.covariance[:, i, j], product, out=np.zeros(len(sd)), where=product > 0)
+            if (c != 0).any():
+                columns[f"{a}_{observed.names[j]}_corr"] = (np.clip(c, -1, 1), "")
+    return columns
 
 
 def read_names(table: Table, rows: Array) -> tuple[str, ...] | None:
@@ -422,90 +508,3 @@ def _errors(table: Table, name: str, unit: str, value: Array, rows: Array, notes
     notes.append(f"{lost.sum()} of {len(rows)} missing {column} replaced by the median relative error, {relative:.3g}")
     # never below the smallest error given, or a proper motion near zero would pass for exact
     return np.where(lost, np.maximum(relative * np.abs(value), error[~lost].min()), error)
-
-
-# --- frame
-
-
-def frame_parameters() -> dict[str, Any]:
-    """Return astropy's v4.0 parameters of the Galactocentric frame as plain numbers, for the metadata."""
-    frame = _frame()
-    _, sun = _rotation()
-    return {
-        "name": "astropy Galactocentric v4.0",
-        "galcen_ra_deg": float(frame.galcen_coord.ra.deg),
-        "galcen_dec_deg": float(frame.galcen_coord.dec.deg),
-        "galcen_distance_kpc": float(frame.galcen_distance.to_value("kpc")),
-        "galcen_v_sun_km_s": [float(v) for v in sun[3:]],
-        "z_sun_pc": float(frame.z_sun.to_value("pc")),
-        "roll_deg": float(frame.roll.to_value("deg")),
-    }
-
-
-def _frame() -> Any:
-    from astropy.coordinates import Galactocentric, galactocentric_frame_defaults
-
-    return Galactocentric(**galactocentric_frame_defaults.get_from_registry("v4.0")["parameters"])
-
-
-def _rotation() -> tuple[Array, Array]:
-    """Return R (3, 3) and the Sun's w (6): x = R x_icrs + sun[:3], v = R v_icrs + sun[3:]."""
-    from astropy import coordinates as coord
-    from astropy import units as u
-
-    corners = coord.CartesianRepresentation(
-        np.concatenate([np.zeros((3, 1)), np.eye(3)], 1) * u.kpc,
-        differentials=coord.CartesianDifferential(np.zeros((3, 4)) * u.km / u.s),
-    )
-    found = coord.ICRS(corners).transform_to(_frame())
-    x, v = found.cartesian.xyz.to_value("kpc"), found.velocity.d_xyz.to_value("km/s")
-    return x[:, 1:] - x[:, :1], np.concatenate([x[:, 0], v[:, 0]])
-
-
-def galactocentric(values: dict[str, Array]) -> tuple[Array, Array]:
-    """Turn heliocentric observables into w (n, 6), with the Jacobian (n, 6, 6).
-
-    With the unit vectors n (towards the star), p (east) and q (north), distance d and k = 4.74 km/s per
-    mas/yr kpc, x = R d n + x_sun and v = R (v_r n + k d (pmra p + pmdec q)) + v_sun.
-
-    Parameters
-    ----------
-    values
-        ``ra dec`` (deg), ``distance`` (kpc) or ``parallax`` (mas), ``pmra pmdec`` (mas/yr), ``radial_velocity``
-        (km/s).
-
-    Returns
-    -------
-    w
-        kpc and km/s.
-    jacobian
-        Derivatives of w by (ra cos(dec), dec, distance or parallax, pmra, pmdec, radial_velocity).
-    """
-    from astropy import units as u
-
-    k = (1 * u.mas * u.kpc / u.yr).to_value(u.km / u.s, u.dimensionless_angles())
-    ra, dec = np.radians(values["ra"]), np.radians(values["dec"])
-    d = values["distance"] if "distance" in values else 1 / values["parallax"]
-    p = np.stack([-np.sin(ra), np.cos(ra), np.zeros_like(ra)], -1)
-    q = np.stack([-np.cos(ra) * np.sin(dec), -np.sin(ra) * np.sin(dec), np.cos(dec)], -1)
-    n = np.stack([np.cos(ra) * np.cos(dec), np.sin(ra) * np.cos(dec), np.sin(dec)], -1)
-    mu_p, mu_q, v_r, far = (a[:, None] for a in (k * values["pmra"], k * values["pmdec"], values["radial_velocity"], d))
-    rotation, sun = _rotation()
-    w = np.concatenate([(far * n) @ rotation.T, (v_r * n + far * (mu_p * p + mu_q * q)) @ rotation.T], -1) + sun
-
-    # dn = p da + q dd, dp = (tan(dec) q - n) da, dq = -tan(dec) p da - n dd, with da = cos(dec) dra
-    tan = np.tan(dec)[:, None]
-    degree = np.pi / 180
-    by_far = 1.0 if "distance" in values else -(far**2)
-    zero = np.zeros_like(n)
-    dx = [far * p * degree, far * q * degree, n * by_far, zero, zero, zero]
-    dv = [
-        (v_r * p + far * (mu_p * (tan * q - n) - mu_q * tan * p)) * degree,
-        (v_r * q - far * mu_q * n) * degree,
-        (mu_p * p + mu_q * q) * by_far,
-        k * far * p,
-        k * far * q,
-        n,
-    ]
-    jacobian = np.concatenate([rotation @ np.stack(dx, -1), rotation @ np.stack(dv, -1)], 1)
-    return w, jacobian

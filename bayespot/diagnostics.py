@@ -34,6 +34,25 @@ def to_inference_data(
     return data
 
 
+def with_predictive(
+    data: arviz.InferenceData, observed: Mapping[str, Any], replicated: Mapping[str, Any], attrs: Mapping[str, Any]
+) -> arviz.InferenceData:
+    """Add groups ``observed_data`` and ``posterior_predictive`` of discrepancy statistics, leading axis draws.
+
+    Statistics that depend on the draw's potential (angles) are in ``observed_data`` with their own axis of draws.
+    """
+    more = _arviz().from_dict(
+        posterior_predictive={name: np.asarray(value)[None] for name, value in replicated.items()},
+        observed_data={name: np.asarray(value) for name, value in observed.items()},
+    )
+    for group in ("posterior_predictive", "observed_data"):
+        if group in data.groups():
+            delattr(data, group)
+    data.extend(more)
+    data["posterior_predictive"].attrs.update(attrs)
+    return data
+
+
 def save_netcdf(data: arviz.InferenceData, path: str | os.PathLike[str]) -> None:
     """Write InferenceData to a NetCDF file."""
     data.to_netcdf(str(path), engine="h5netcdf")

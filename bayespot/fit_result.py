@@ -47,6 +47,9 @@ class FitConfig:
         Larger catalogues are scored in random minibatches of this size in SVI.
     k_hat_draws
         Draws used for the PSIS diagnostic.
+    selection_points, selection_max_points, selection_tolerance
+        Augmented stars that normalise a selection: doubled, up to the maximum, until their Monte-Carlo error moves
+        no parameter of the potential by more than the tolerance, in posterior standard deviations.
     """
 
     seed: int = 0
@@ -65,6 +68,9 @@ class FitConfig:
     svi_particles: int = 1
     batch_size: int = 100_000
     k_hat_draws: int = 100
+    selection_points: int = 32_768
+    selection_max_points: int = 524_288
+    selection_tolerance: float = 0.07
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -85,7 +91,10 @@ class Diagnostics:
     """What a fit says about itself.
 
     ``gradient_norm`` is the distance of the MAP from the maximum in posterior standard deviations;
-    ``k_hat`` the Pareto shape of the guide's importance weights (below 0.7 is good).
+    ``k_hat`` the Pareto shape of the guide's importance weights (below 0.7 is good). With measurement errors
+    ``error_samples`` is the effective number of samples per star (least, 5 % quantile, median); with a selection
+    ``selected_fraction`` is the fraction of the population it keeps, normalised with ``selection_points`` stars
+    whose Monte-Carlo error moves the result by ``selection_error`` posterior standard deviations.
     """
 
     elbo: list[float]
@@ -97,6 +106,10 @@ class Diagnostics:
     map_iterations: int
     seconds: dict[str, float]
     warnings: list[str]
+    error_samples: list[float] | None = None
+    selected_fraction: float | None = None
+    selection_points: int = 0
+    selection_error: float = 0.0
 
 
 @dataclass(frozen=True)

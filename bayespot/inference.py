@@ -20,8 +20,10 @@ from bayespot.df.components import CANDIDATES, choose_n_components
 from bayespot.diagnostics import psis_k_hat
 from bayespot.fit_result import Diagnostics, FitConfig, FitError, FitResult
 from bayespot.guides import Family, WhitenedGuide
-from bayespot.latent import LatentSpace
+from bayespot.latent import LatentSpace, blocks, stars_in
+from bayespot.likelihood import effective_samples
 from bayespot.model import SnapshotModel
+from bayespot.normalisation import N_GROUPS
 from bayespot.optimise import adam_until_bound, count_unbound, lbfgs
 from bayespot.potential.base import radius
 from bayespot.progress import Progress
@@ -83,10 +85,13 @@ class _Fit:
     def __init__(self, model: SnapshotModel, catalog: Catalog, config: FitConfig, checkpoint: Path | None) -> None:
         self.catalog, self.config, self.checkpoint = catalog, config, checkpoint
         self.w = catalog.w
+        #: The stars as the likelihood sees them; w are their coordinates.
+        self.data = model.prepare(catalog, config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
-        order = torch.randperm(len(self.w), generator=self.generator)
-        self.subset = self.w[order[: config.subset_size]]
-        self.few = self._few(order)
+        self.order = torch.randperm(len(self.w), generator=self.generator)
+        self.subset = self.w[self.order[: config.subset_size]]
+        self.few_rows = self._few(self.order)
+        self.few = self.w[self.few_rows]
         model = copy.deepcopy(model)
         if isinstance(model.finder, SphericalActions) and model.finder.r_min is None:
             r = radius(self.w[:, :3])
@@ -103,16 +108,18 @@ class _Fit:
             "map_iterations": 0,
             "elbo": [],
             "svi_step": 0,
+            "selection_points": config.selection_points,
+            "selection_error": 0.0,
         }
         self._saved = time.monotonic()
 
     def _few(self, order: Tensor) -> Tensor:
-        """A small sample for the start, with the fastest stars of the whole catalogue among it."""
+        """Rows of a small sample for the start, with the fastest stars of the whole catalogue among it."""
         n = len(self.w)
         chosen = order[: min(n, 5000)]
         v2 = (self.w[:, 3:] ** 2).sum(-1) * radius(self.w[:, :3])
         extreme = v2.topk(min(200, n)).indices
-        return self.w[torch.cat([chosen, extreme]).unique()]
+        return torch.cat([chosen, extreme]).unique()
 
     # -- checkpoints -------------------------------------------------------------------------------------
 
@@ -190,7 +197,7 @@ class _Fit:
         self.state["u"] = space.vector(values)
 
     def _rough(self, values: Mapping[str, Tensor], report: Callable[[Tensor, str], None]) -> Tensor:
-        config, space = self.config, LatentSpace(self.model)
+        config, space = self.config, LatentSpace(self.model.plain())
         u = adam_until_bound(
             space, space.vector(dict(values)), self.few, config.adam_steps, config.adam_learning_rate, report
         )
@@ -200,8 +207,9 @@ class _Fit:
                 f"{unbound} of {len(self.few)} stars stay unbound after {10 * config.adam_steps} steps: check the "
                 "units (kpc, km/s), the frame (Galactocentric) and the prior of the mass"
             )
-        information = space.fisher(u, self.few, 3000, config.seed)
-        u, _, _ = lbfgs(space, u, self.few, information, 0.3, 60, report)
+        if self.model.smoothing is None:
+            information = space.fisher(u, self.few, 3000, config.seed)
+            u, _, _ = lbfgs(space, u, self.few, information, 0.3, 60, report)
         return u
 
     def _with_df(self, values: Mapping[str, Tensor], n_components: int, w: Tensor) -> dict[str, Tensor]:
@@ -224,8 +232,10 @@ class _Fit:
 
     def _map(self, bar: Progress) -> None:
         """L-BFGS to the MAP: on a subset first when there are many stars."""
-        config, space = self.config, LatentSpace(self.model)
-        sets = [self.subset] if len(self.w) <= config.subset_size else [self.subset, self.w]
+        config = self.config
+        sets = [self.data]
+        if (size := stars_in(self.data, config.subset_size)) < len(self.data):
+            sets = [self.data[self.order[:size]], self.data]
         bar.stage("maximum a posteriori", config.map_iterations * len(sets))
 
         def report(u: Tensor, note: str) -> None:
@@ -234,19 +244,87 @@ class _Fit:
             bar.step(note, 4)
 
         u = self.state["u"]
-        information = space.fisher(u, self.few, 5000, config.seed)
-        for w in sets:
-            u, norm, iterations = lbfgs(space, u, w, information, 1.0, config.map_iterations, report)
-            information = space.fisher(u, w, 25_000, config.seed)
-            u, norm, more = lbfgs(space, u, w, information, config.map_tolerance, config.map_iterations, report)
-            self.state["map_iterations"] += iterations + more
+        space = self._normalised(u)
+        few = self.data[self.few_rows[: stars_in(self.data, 5000)]]
+        information = space.fisher(u, few, 5000, config.seed)
+        for data in sets:
+            left = config.map_iterations
+            while left > 0:
+                # away from where its points were drawn the normalisation of a selection is noisy: draw them again
+                step = left if self.model.points is None else min(left, 16)
+                u, norm, done = lbfgs(space, u, data, information, 1.0, step, report)
+                self.state["map_iterations"] += done
+                left -= done
+                if self._stale(space, u):
+                    space = self._normalised(u)
+                    information = self._fisher(space, u, few, 5000)
+                elif norm < 1.0 or done < step:
+                    break
+            space = self._normalised(u)
+            information = self._fisher(space, u, data, 25_000)
+            u, norm, iterations = lbfgs(
+                space, u, data, information, config.map_tolerance, config.map_iterations, report
+            )
+            self.state["map_iterations"] += iterations
         bar.stage("Fisher information")
-        information = space.fisher(u, self.w, config.fisher_stars, config.seed, bar.step)
-        _, slope = space.gradient(u, self.w)
+        information = self._fisher(space, u, self.data, config.fisher_stars, bar.step)
+        while (error := self._selection_error(space, u, information)) > config.selection_tolerance:
+            if 2 * self.state["selection_points"] > config.selection_max_points:
+                self.state["warnings"].append(
+                    f"the selection's normalisation moves the result by {error:.2f} posterior sd (Monte-Carlo error "
+                    f"with {self.state['selection_points']} points); raise selection_max_points"
+                )
+                break
+            self.state["selection_points"] *= 2
+            space = self._normalised(u)
+            u, norm, iterations = lbfgs(
+                space, u, self.data, information, config.map_tolerance, config.map_iterations, report
+            )
+        self.state["selection_error"] = error
+        _, slope = space.gradient(u, self.data)
         norm = float(slope @ torch.linalg.lstsq(information, slope[:, None]).solution[:, 0]) ** 0.5
         if not torch.isfinite(information).all() or not norm == norm:
             raise FitError("the likelihood is not finite at its maximum: look for stars with absurd coordinates")
         self.state.update(u=u, information=information, gradient_norm=norm)
+
+    def _fisher(
+        self, space: LatentSpace, u: Tensor, data: Tensor, n_rows: int, tick: Callable[[], None] | None = None
+    ) -> Tensor:
+        return space.fisher(u, data, max(stars_in(data, n_rows), min(len(data), 4000)), self.config.seed, tick)
+
+    # -- selection ---------------------------------------------------------------------------------------
+
+    def _normalised(self, u: Tensor) -> LatentSpace:
+        """Draw the points that normalise the selection at u; the model itself without a selection."""
+        values = LatentSpace(self.model).values(u)
+        with torch.no_grad():
+            self.state["model"] = self.model.select_at(
+                values, self.catalog, self.state["selection_points"], self.config.seed
+            )
+        return LatentSpace(self.model)
+
+    @torch.no_grad()
+    def _stale(self, space: LatentSpace, u: Tensor) -> bool:
+        if self.model.points is None:
+            return False
+        density = self.model.at(space.values(u)).true_density()
+        return self.model.points.effective_fraction(density.log_prob(self.model.points.w)) < 0.5
+
+    def _selection_error(self, space: LatentSpace, u: Tensor, information: Tensor) -> float:
+        """Largest shift of a site of the potential by the Monte-Carlo error of ln Z, in posterior sd."""
+        points = self.model.points
+        if points is None:
+            return 0.0
+        slopes = []
+        for g in range(N_GROUPS):
+            at = u.detach().requires_grad_()
+            with torch.enable_grad():
+                density = self.model.at(space.values(at)).true_density()
+                part = points.of_group(g)
+                slopes.append(torch.autograd.grad(len(self.w) * part.log_z(density.log_prob(part.w)), at)[0])
+        covariance = torch.linalg.inv(information)
+        shifts = torch.stack(slopes) @ covariance / covariance.diagonal().sqrt()
+        return float((shifts.std(0) / N_GROUPS**0.5)[: space.n_potential].max())
 
     def _svi(self, bar: Progress) -> None:
         """Maximise the ELBO with Adam; the second half of the iterates is averaged."""
@@ -260,9 +338,10 @@ class _Fit:
             return
         bar.stage("variational inference", config.svi_steps)
         bar.step(n=self.state["svi_step"])
-        n, model = len(self.w), self.model
+        n, model = len(self.data), self.model
+        batch_size = max(stars_in(self.data, config.batch_size), min(n, 4000))
         loss = Trace_ELBO(num_particles=config.svi_particles)(model, guide)
-        guide(self.w[:1])
+        guide(self.data[:1])
         guide.load_state_dict(self.state["guide"])
         parameters = list(guide.parameters())
         optimiser = torch.optim.Adam(parameters, lr=config.svi_learning_rate, betas=(0.9, 0.99))
@@ -275,9 +354,9 @@ class _Fit:
                 torch.manual_seed(_mix(config.seed, step))
                 for group in optimiser.param_groups:
                     group["lr"] = config.svi_learning_rate * min(1.0, 2 * (1 - step / config.svi_steps) + 0.05)
-                batch = torch.randint(n, (config.batch_size,)) if n > config.batch_size else None
+                batch = torch.randint(n, (batch_size,)) if n > batch_size else None
                 optimiser.zero_grad()
-                value = loss(self.w, batch)
+                value = loss(self.data, batch)
                 value.backward()
                 optimiser.step()
                 self.state["elbo"].append(-float(value.detach()))
@@ -317,6 +396,7 @@ class _Fit:
             )
         if k_hat > 0.7:
             warnings.append(f"PSIS k-hat is {k_hat:.2f} (> 0.7): the posterior is not close to Gaussian")
+        observation = self._observation(space, u.mean(0), warnings)
         r = radius(self.w[:, :3])
         q = [0.0, 0.01, 0.05, 0.16, 0.5, 0.84, 0.95, 0.99, 1.0]
         ranked = r.sort().values
@@ -336,6 +416,7 @@ class _Fit:
                 map_iterations=state["map_iterations"],
                 seconds=seconds,
                 warnings=warnings,
+                **observation,
             ),
             catalog={
                 "n_stars": len(self.w),
@@ -346,10 +427,29 @@ class _Fit:
             sample_stats={"log_q": log_q},
         )
 
+    @torch.no_grad()
+    def _observation(self, space: LatentSpace, u: Tensor, warnings: list[str]) -> dict[str, Any]:
+        """What errors and selection did, for the diagnostics."""
+        found: dict[str, Any] = {}
+        density = self.model.at(space.values(u)).true_density()
+        if self.data.dim() == 3:
+            n_eff = torch.cat([effective_samples(density, block) for block in blocks(self.data)])
+            found["error_samples"] = [float(x) for x in n_eff.quantile(torch.tensor([0.0, 0.05, 0.5]).double())]
+            if (few := int((n_eff < 4).sum())) > 0.05 * len(n_eff):
+                warnings.append(
+                    f"{few} of {len(n_eff)} stars have fewer than 4 effective samples of {self.data.shape[1]} within "
+                    "their errors: raise n_samples of the model's errors"
+                )
+        if self.model.points is not None:
+            found["selected_fraction"] = float(self.model.points.log_z(density.log_prob(self.model.points.w)).exp())
+            found["selection_points"] = self.state["selection_points"]
+            found["selection_error"] = self.state["selection_error"]
+        return found
+
     def _k_hat(self, space: LatentSpace, u: Tensor, log_q: Tensor, bar: Progress) -> float:
         log_weights = []
         for i in range(min(self.config.k_hat_draws, len(u))):
-            log_weights.append(space.log_posterior(u[i], self.w) - log_q[i])
+            log_weights.append(space.log_posterior(u[i], self.data) - log_q[i])
             bar.step()
         return psis_k_hat(torch.stack(log_weights))
 

@@ -96,12 +96,14 @@ class LatentSpace:
         that are constants of the first derivative.
         """
         columns = torch.empty(len(w), self.size, dtype=torch.float64)
+        # without errors or selection f(J) is all that depends on the df's sites
+        plain = self.model.is_plain
         for k in range(self.size):
             ahead, behind = u.clone(), u.clone()
             ahead[k] += step
             behind[k] -= step
             plus, minus = self.model.at(self.values(ahead)), self.model.at(self.values(behind))
-            if k < self.n_potential:
+            if k < self.n_potential or not plain:
                 columns[:, k] = (plus.log_prob(w) - minus.log_prob(w)) / (2 * step)
             else:
                 # f(J) alone changes: the actions are computed once
@@ -157,8 +159,13 @@ def whitening(information: Tensor) -> Tensor:
 
 
 def blocks(w: Tensor, size: int = BLOCK) -> Iterator[Tensor]:
-    """Yield consecutive blocks of stars."""
-    yield from w.split(size)
+    """Yield consecutive blocks of stars, of at most ``size`` rows in all (a star may have many samples)."""
+    yield from w.split(stars_in(w, size))
+
+
+def stars_in(w: Tensor, n_rows: int) -> int:
+    """Return how many stars make ``n_rows`` rows of the data that `SnapshotModel.prepare` returns."""
+    return n_rows if w.dim() == 2 else max(1, n_rows // w.shape[1])
 
 
 def _log_f(df: DistributionFunction, J: Tensor) -> Tensor:

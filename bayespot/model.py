@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.nn import PyroModule
@@ -15,10 +16,16 @@ from torch import Tensor
 
 from bayespot.actions.base import ActionFinder
 from bayespot.actions.spherical import SphericalActions
+from bayespot.augmented import Smoothing
+from bayespot.catalog import Catalog
+from bayespot.chain import Chain
 from bayespot.df.base import DistributionFunction
-from bayespot.likelihood import PhaseMixed
+from bayespot.errors import ErrorScatter, MeasurementErrors
+from bayespot.likelihood import ObservedStars, PhaseMixed, StarDensity
+from bayespot.normalisation import FixedPoints
 from bayespot.potential.base import Potential
 from bayespot.pyro_modules import freeze
+from bayespot.selection import SelectionFunction, require_selected
 
 
 class SnapshotModel(PyroModule):
@@ -34,7 +41,20 @@ class SnapshotModel(PyroModule):
     finder
         Action finder; `SphericalActions` by default.
     likelihood
-        ``"jeans"``, the closed form of the phase-mixed density.
+        ``"jeans"``, the closed form of the phase-mixed density, or ``"augmented"``, a smooth density of stars
+        sampled by the chain; or a `Smoothing`, the latter with its settings.
+    selection
+        S(x, v), the probability that a star is in the catalogue; None: 1.
+    errors
+        How the catalogue's measurement errors enter; None: its coordinates count as exact.
+    selection_sees
+        Whether S applies to the ``"observed"`` coordinates, scattered by errors, or to the ``"true"`` ones;
+        the same without errors.
+
+    Raises
+    ------
+    ValueError
+        If ``likelihood`` or ``selection_sees`` is unknown.
     """
 
     def __init__(
@@ -42,33 +62,148 @@ class SnapshotModel(PyroModule):
         potential: Potential,
         df: DistributionFunction,
         finder: ActionFinder | None = None,
-        likelihood: Literal["jeans"] = "jeans",
+        likelihood: Literal["jeans", "augmented"] | Smoothing = "jeans",
+        selection: SelectionFunction | None = None,
+        errors: MeasurementErrors | None = None,
+        selection_sees: Literal["observed", "true"] = "observed",
     ) -> None:
         super().__init__()
-        if likelihood != "jeans":
-            raise ValueError(f"likelihood must be 'jeans', got {likelihood!r}")
+        if likelihood not in ("jeans", "augmented") and not isinstance(likelihood, Smoothing):
+            raise ValueError(f"likelihood must be 'jeans', 'augmented' or a Smoothing, got {likelihood!r}")
+        if selection_sees not in ("observed", "true"):
+            raise ValueError(f"selection_sees must be 'observed' or 'true', got {selection_sees!r}")
         self.potential = potential
         self.df = df
         self.finder = SphericalActions() if finder is None else finder
-        self.likelihood = likelihood
+        self.smoothing = Smoothing() if likelihood == "augmented" else None
+        if isinstance(likelihood, Smoothing):
+            self.smoothing = likelihood
+        self.selection, self.errors, self.selection_sees = selection, errors, selection_sees
+        #: Points that normalise the selection, see `select_at`.
+        self.points: FixedPoints | None = None
 
     def forward(self, w: Tensor, subsample: Tensor | None = None) -> None:
-        """Score the stars ``w`` ``(n, 6)``; with ``subsample`` (indices) a minibatch, scaled to all n."""
-        # every site is sampled here: handlers evaluate the likelihood after this call, when an access to a
-        # site would be a new draw
+        """Score the stars ``w``, as `prepare` returns them; with ``subsample`` (indices) a minibatch, scaled to all."""
+        fixed = self._drawn()
+        with pyro.plate("stars", len(w), subsample=subsample):
+            batch = w if subsample is None else w.index_select(0, subsample)
+            pyro.sample("w", fixed.density(), obs=batch)
+
+    def _drawn(self) -> SnapshotModel:
+        """Sample every site, and the potential's factors; return the model fixed there.
+
+        All sites are sampled here: handlers evaluate the likelihood after the model's call, when an access to a
+        site would be a new draw.
+        """
         root: Any = self
         fixed = self.at({name: functools.reduce(getattr, name.split("."), root) for name in self.sites()})
         fixed.potential.register_factors()
-        with pyro.plate("stars", len(w), subsample=subsample):
-            batch = w if subsample is None else w.index_select(0, subsample)
-            pyro.sample("w", fixed._density(), obs=batch)
+        return fixed
 
-    def _density(self) -> PhaseMixed:
-        return PhaseMixed(self.potential, self.finder, self.df)
+    def prepare(self, catalog: Catalog, seed: int = 0) -> Tensor:
+        """Return what the likelihood conditions on, stars along the first axis.
+
+        ``(n, 6)``, the coordinates, or with measurement errors ``(n, S, 7)``, samples of where each star may be.
+
+        Raises
+        ------
+        ValueError
+            If the selection rejects stars of the catalogue, or errors are asked for and it has none.
+        """
+        seen = self.selection is not None and (self.errors is None or self.selection_sees == "observed")
+        if self.selection is not None and seen:
+            require_selected(self.selection, catalog.w)
+        if self.errors is None:
+            return catalog.w
+        if self.errors.method == "latent":
+            raise ValueError(
+                "errors with method='latent' are for Pyro's own samplers and guides: see latent_model(catalog); "
+                "a fit needs method='marginal'"
+            )
+        samples = self.errors.samples(catalog, seed)
+        if self.selection is not None and not seen:
+            samples[..., 6] += self.selection(samples[..., :6]).log()
+            lost = torch.isneginf(samples[..., 6]).all(-1)
+            if bool(lost.any()):
+                raise ValueError(
+                    f"{self.selection} rejects star {int(lost.int().argmax())} (counting from 0) wherever within its "
+                    "errors it may be; correct the selection or drop it"
+                )
+        return samples
+
+    def select_at(self, values: Mapping[str, Tensor], catalog: Catalog, n: int, seed: int) -> SnapshotModel:
+        """Return a copy whose selection is normalised with about n stars of the population at ``values``.
+
+        Without a selection the model itself.
+        """
+        if self.selection is None:
+            return self
+        model = copy.copy(self)
+        blurred = self.errors is not None and self.selection_sees == "observed"
+        scatter = ErrorScatter(catalog) if blurred else None
+        r = torch.linalg.vector_norm(catalog.x, dim=-1)
+        r_range = (float(r.min()) / 2, float(r.max()) * 1.5)
+        model.points = FixedPoints.of(self.chain(values), self.selection, n, seed, r_range, scatter=scatter)
+        return model
+
+    def chain(self, values: Mapping[str, Tensor]) -> Chain:
+        """Return the population at ``values`` of all sites."""
+        fixed = self.at(values)
+        return Chain(fixed.potential, fixed.df, fixed.finder)
+
+    def latent_model(self, catalog: Catalog) -> Callable[[], None]:
+        """Return a Pyro model whose sites include the true observables of every star, for NUTS or own guides.
+
+        The sites are those of the potential and of f(J), and ``stars.truth`` ``(n, 6)``: each star's errors, in
+        standard deviations (quantiles of the range where an observable is missing).
+
+        Raises
+        ------
+        ValueError
+            If the model has no errors with ``method="latent"``.
+        """
+        errors = self.errors
+        if errors is None or errors.method != "latent":
+            raise ValueError("build the model with errors=MeasurementErrors(method='latent')")
+
+        def model() -> None:
+            fixed = self._drawn()
+            with pyro.plate("stars.plate", len(catalog)):
+                zero = torch.zeros(6, dtype=torch.float64)
+                z = pyro.sample("stars.truth", dist.Normal(zero, 1.0).to_event(1))
+            w = errors.place(catalog, z[:, None])
+            if self.selection is not None and self.selection_sees == "true":
+                w = torch.cat([w[..., :6], w[..., 6:] + self.selection(w[..., :6]).log()[..., None]], -1)
+            pyro.factor("stars.density", fixed.density().log_prob(w).sum())
+
+        return model
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the likelihood is f(J) alone: the closed form, without errors or selection."""
+        return self.smoothing is None and self.selection is None and self.errors is None
+
+    def plain(self) -> SnapshotModel:
+        """Return a copy with the closed form, without errors or selection: what a fit starts with."""
+        model = copy.copy(self)
+        model.smoothing = model.selection = model.errors = model.points = None
+        return model
+
+    def density(self) -> ObservedStars:
+        """Return the density of the stars as observed; fix the sites with `at` first."""
+        if self.selection is not None and self.points is None:
+            raise ValueError("a selection needs its normalisation: call select_at(values, catalog, n, seed) first")
+        return ObservedStars(self.true_density(), self.points)
+
+    def true_density(self) -> StarDensity:
+        """Return the density of the true coordinates, without errors or selection."""
+        if self.smoothing is None:
+            return PhaseMixed(self.potential, self.finder, self.df)
+        return self.smoothing.density(Chain(self.potential, self.df, self.finder))
 
     def log_prob(self, w: Tensor) -> Tensor:
-        """Return ln p(w) per star; fix the sites with `at` first."""
-        return self._density().log_prob(w)
+        """Return ln p per star of ``w``, as `prepare` returns them; fix the sites with `at` first."""
+        return self.density().log_prob(w)
 
     def sites(self) -> dict[str, torch.distributions.Distribution]:
         """Return the prior of every latent site under its full name, in a fixed order."""

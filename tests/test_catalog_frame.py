@@ -10,7 +10,7 @@ from astropy import units as u
 from astropy.table import MaskedColumn
 from catalog_tables import assert_same, observed_table
 
-from bayespot import catalog_io
+from bayespot import catalog_io, frame
 from bayespot.catalog import Catalog
 from bayespot.catalog_io import CatalogError
 
@@ -76,12 +76,12 @@ def test_jacobian_against_differences(far):
     if far == "parallax":
         table["parallax"] = 1 / table["distance"]
     values = {name: np.asarray(table[name], dtype=float) for name in names}
-    _, jacobian = catalog_io.galactocentric(values)
+    _, jacobian = frame.galactocentric(values)
     for k, name in enumerate(names):
         h = 1e-5 * np.maximum(np.abs(values[name]), 1)
         scale = np.cos(np.radians(values["dec"])) if name == "ra" else 1.0  # that column is by ra cos(dec)
-        ahead, _ = catalog_io.galactocentric(values | {name: values[name] + h})
-        behind, _ = catalog_io.galactocentric(values | {name: values[name] - h})
+        ahead, _ = frame.galactocentric(values | {name: values[name] + h})
+        behind, _ = frame.galactocentric(values | {name: values[name] - h})
         numeric = (ahead - behind) / (2 * h * scale)[:, None]
         error = np.abs(numeric - jacobian[:, :, k]).max(0)
         assert (error <= 1e-6 * np.abs(numeric).max(0) + 1e-9).all(), (name, error)

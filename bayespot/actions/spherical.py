@@ -148,7 +148,8 @@ class SphericalActions(ActionFinder, TorusMap):
                 return (lc - L) * g - J_r, lc * g
 
             s_high = profile.s_of_ln_lc((L + 2.2 * J_r).log())
-            s_c = bracketed_newton(residual, s_low, s_high)
+            # Newton on the exact quadrature follows, so the table need not be solved to rounding
+            s_c = bracketed_newton(residual, s_low, s_high, tolerance=1e-9)
             energy = profile.phi(s_c) + profile.vc2_at(s_c) / 2
             floor = profile.phi(s_low) + profile.vc2_at(s_low) / 2
             for _ in range(3):
@@ -167,6 +168,7 @@ class SphericalActions(ActionFinder, TorusMap):
             return Omega_r * time - theta_r, Omega_r * fixed.time_slope(psi)
 
         edge = torch.full_like(theta_r.detach(), torch.pi / 2)
-        psi = bracketed_newton(residual, -edge, edge)
+        # implicit_root makes one more Newton step, which squares the remaining error
+        psi = bracketed_newton(residual, -edge, edge, tolerance=1e-8)
         time, _ = orbits.since_pericentre(psi)
         return implicit_root(psi, Omega_r * time - theta_r, Omega_r * orbits.time_slope(psi))

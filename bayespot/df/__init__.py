@@ -2,7 +2,7 @@
 
 from bayespot.df.base import DistributionFunction
 from bayespot.df.components import ComponentChoice, choose_n_components
-from bayespot.df.distributions import ActionDistribution, SphericalActionDistribution
+from bayespot.df.distributions import ActionDistribution, OrbitSample, SphericalActionDistribution
 from bayespot.df.mixture import ActionMixture, SphericalMixture
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "ActionMixture",
     "ComponentChoice",
     "DistributionFunction",
+    "OrbitSample",
     "SphericalActionDistribution",
     "SphericalMixture",
     "choose_n_components",

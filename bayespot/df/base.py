@@ -6,7 +6,8 @@ import abc
 
 from torch import Tensor
 
-from bayespot.potential.base import AbstractPyroModule
+from bayespot.df.distributions import OrbitSample
+from bayespot.potential.base import AbstractPyroModule, Symmetry
 
 
 class DistributionFunction(AbstractPyroModule, abc.ABC):
@@ -16,6 +17,8 @@ class DistributionFunction(AbstractPyroModule, abc.ABC):
     """
 
     n_components: int | None
+    #: ``"spherical"`` if f depends on J_r and L only, so that a sphere of such orbits has no preferred axis.
+    symmetry: Symmetry = "axisymmetric"
 
     @abc.abstractmethod
     def log_prob(self, J: Tensor) -> Tensor:
@@ -24,6 +27,10 @@ class DistributionFunction(AbstractPyroModule, abc.ABC):
     @abc.abstractmethod
     def sample(self, n: int, seed: int) -> Tensor:
         """Return n orbits J ``(n, 3)``."""
+
+    @abc.abstractmethod
+    def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
+        """Return about n weighted orbits, differentiable in the parameters, with common random numbers."""
 
     @abc.abstractmethod
     def resolved(self, n_components: int, J: Tensor) -> DistributionFunction:

@@ -1,18 +1,32 @@
-"""Densities on action space as torch Distributions: mixtures with the right supports."""
+"""Densities on action space as torch Distributions: mixtures with the right supports, sampled and stratified."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Size, Tensor
 from torch.distributions import Categorical, Distribution, Gamma, constraints
 
+from bayespot.numerics import gamma_quantile
+
 _LN_2 = math.log(2.0)
 _LN_2PI = math.log(2 * math.pi)
 #: Smallest ratio of an action to the components' scale that ln J is taken of.
 _LEAST = 1e-12
+
+
+class OrbitSample(NamedTuple):
+    """Weighted orbits: ``J (n, 3)`` in kpc km/s, ``weight (n,)`` that sum to one, ``spare (n, n_spare)`` uniforms.
+
+    The expectation of any function of J under f is the sum of weight times its value; J and weight are
+    differentiable in the parameters of f. ``spare`` belongs to the same points, for the angles.
+    """
+
+    J: Tensor
+    weight: Tensor
+    spare: Tensor
 
 
 class _ActionSpace(constraints.Constraint):
@@ -111,11 +125,21 @@ class SphericalActionDistribution(Distribution):
         J_r = Gamma(self.shape_r[k], 1.0).sample() * common * self.tail[k] * self.scale_r[k]
         L = Gamma(self.shape_L[k], 1.0).sample() * common * self.tail[k] * self.scale_L[k]
         u, kappa = torch.rand(L.shape, dtype=L.dtype), self.concentration[k]
-        safe = torch.where(kappa.abs() < 1e-6, 1.0, kappa)
-        # inverse of the cumulative distribution of k exp(k c) / (2 sinh k)
-        turned = torch.log(u + (1 - u) * torch.exp(-2 * safe.abs())) / safe.abs() + 1
-        cos_i = torch.where(kappa.abs() < 1e-6, 2 * u - 1, turned * safe.sign())
+        cos_i = _tilted(u, kappa)
         return torch.stack([J_r, L * cos_i, L * (1 - cos_i.abs())], -1)
+
+    def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
+        """Return about n orbits, a fixed share from each component; see `OrbitSample`.
+
+        The same seed gives the same uniform numbers whatever the parameters, so estimates at two parameter
+        values share their noise.
+        """
+        k, weight, u = _strata(self.logits, n, seed, 4 + n_spare)
+        common = self.tail[k] / gamma_quantile(self.tail[k], u[:, 0])
+        J_r = gamma_quantile(self.shape_r[k], u[:, 1]) * common * self.scale_r[k]
+        L = gamma_quantile(self.shape_L[k], u[:, 2]) * common * self.scale_L[k]
+        cos_i = _tilted(u[:, 3], self.concentration[k])
+        return OrbitSample(torch.stack([J_r, L * cos_i, L * (1 - cos_i.abs())], -1), weight, u[:, 4:])
 
 
 class ActionDistribution(Distribution):
@@ -192,6 +216,41 @@ class ActionDistribution(Distribution):
         J_z = Gamma(self.shape_z[k], 1.0).sample() * common * self.scale_z[k]
         J_phi = self.mean_phi[k] + common.sqrt() * self.sigma_phi[k] * torch.randn(k.shape, dtype=J_r.dtype)
         return torch.stack([J_r, J_phi, J_z], -1)
+
+    def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
+        """Return about n orbits, a fixed share from each component; see `OrbitSample`."""
+        k, weight, u = _strata(self.logits, n, seed, 4 + n_spare)
+        common = self.tail[k] / gamma_quantile(self.tail[k], u[:, 0])
+        J_r = gamma_quantile(self.shape_r[k], u[:, 1]) * common * self.scale_r[k]
+        J_z = gamma_quantile(self.shape_z[k], u[:, 2]) * common * self.scale_z[k]
+        normal = math.sqrt(2) * torch.erfinv(2 * u[:, 3] - 1)
+        J_phi = self.mean_phi[k] + common.sqrt() * self.sigma_phi[k] * normal
+        return OrbitSample(torch.stack([J_r, J_phi, J_z], -1), weight, u[:, 4:])
+
+
+def _strata(logits: Tensor, n: int, seed: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Component, weight and scrambled Sobol point of every orbit; weights are differentiable in the logits."""
+    share = torch.softmax(logits, -1)
+    counts = (n * share.detach()).round().long().clamp(min=16).tolist()
+    points = [uniform_points(m, dim, seed * 1009 + i) for i, m in enumerate(counts)]
+    k = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    return k, (share / share.new_tensor(counts))[k], torch.cat(points)
+
+
+def uniform_points(n: int, dim: int, seed: int) -> Tensor:
+    """Return n points ``(n, dim)`` of a scrambled Sobol sequence, strictly inside the unit cube."""
+    engine = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed)
+    return engine.draw(n, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
+
+
+def _tilted(u: Tensor, kappa: Tensor) -> Tensor:
+    """Return cos i at the quantile u of the density k exp(k c) / (2 sinh k) on [-1, 1]."""
+    size = kappa.abs()
+    safe = torch.where(size < 1e-6, 1.0, size)
+    turned = 1 + torch.log(u + (1 - u) * torch.exp(-2 * safe)) / safe
+    # to first order in k near zero, so that its derivative there is right
+    flat = 2 * u - 1
+    return torch.where(size < 1e-6, flat + kappa * (1 - flat**2) / 2, torch.where(kappa < 0, -turned, turned))
 
 
 def _log_sinhc(k: Tensor) -> Tensor:

@@ -9,10 +9,9 @@ import pyro.distributions as dist
 import torch
 from pyro.nn import PyroSample
 from torch import Tensor
-from torch.distributions import Distribution
 
 from bayespot.df.base import DistributionFunction
-from bayespot.df.distributions import ActionDistribution, SphericalActionDistribution
+from bayespot.df.distributions import ActionDistribution, OrbitSample, SphericalActionDistribution
 
 
 class SitePrior(NamedTuple):
@@ -54,7 +53,7 @@ class ActionMixtureModule(DistributionFunction, abc.ABC):
         """Values of those sites that start away from their prior means."""
 
     @abc.abstractmethod
-    def distribution(self) -> Distribution:
+    def distribution(self) -> SphericalActionDistribution | ActionDistribution:
         """Return f(J) as a torch Distribution at the current values of the sites."""
 
     def resolved(self, n_components: int, J: Tensor) -> ActionMixtureModule:
@@ -74,6 +73,9 @@ class ActionMixtureModule(DistributionFunction, abc.ABC):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return self.distribution().sample(torch.Size([n]))
+
+    def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
+        return self.distribution().stratified(n, seed, n_spare)
 
     def initial_values(self, J: Tensor) -> dict[str, Tensor]:
         """Return a start: components spread over the quantiles of the actions' size."""
@@ -139,6 +141,7 @@ class SphericalMixture(ActionMixtureModule):
     def __init__(self, n_components: int | None = None, rotation: bool = False) -> None:
         super().__init__(n_components)
         self.rotation = rotation
+        self.symmetry = "axisymmetric" if rotation else "spherical"
 
     def _new(self, n_components: int) -> SphericalMixture:
         return SphericalMixture(n_components, self.rotation)

@@ -1,0 +1,144 @@
+"""The augmentation chain: actions from f(J), angles at random, and back to phase space (steps C to G)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bayespot.actions.base import ActionFinder, TorusMap
+from bayespot.df.base import DistributionFunction
+from bayespot.potential.base import Potential, Symmetry
+
+
+class AugmentedStars(NamedTuple):
+    """Stars of a phase-mixed population: ``w (n, 6)``, ``weight (n,)``, ``J (n, 3)`` and ``theta (n, 3)``.
+
+    Weights sum to one; all but theta are differentiable in the parameters of f(J), w also in the potential's.
+    """
+
+    w: Tensor
+    weight: Tensor
+    J: Tensor
+    theta: Tensor
+
+
+class Chain:
+    r"""One phase-mixed population: potential, canonical map and density of orbits.
+
+    Parameters
+    ----------
+    potential, df
+        Potential and density of orbits, their sites fixed.
+    finder
+        Action finder that is also a torus map, for instance `SphericalActions`.
+
+    Raises
+    ------
+    ValueError
+        If the finder has no inverse.
+
+    References
+    ----------
+    Tenachi, Ibata & Diakogiannis (2023), arXiv:2305.16845, figure 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from bayespot.actions.isochrone import IsochroneActions
+    >>> from bayespot.df import SphericalMixture
+    >>> from bayespot.potential.analytic import Isochrone
+    >>> from bayespot.pyro_modules import freeze
+    >>> J = 1000 * torch.rand(200, 3, dtype=torch.float64)
+    >>> df = SphericalMixture().resolved(1, J)
+    >>> df = freeze(df, df.fit_actions(J, seed=0))
+    >>> chain = Chain(Isochrone(m_tot=1e11, r_s=3.0), df, IsochroneActions())
+    >>> stars = chain.augment(1000, seed=1)
+    >>> stars.w.shape, round(float(stars.weight.sum()), 6)
+    (torch.Size([1000, 6]), 1.0)
+    """
+
+    def __init__(self, potential: Potential, df: DistributionFunction, finder: ActionFinder) -> None:
+        if not isinstance(finder, TorusMap):
+            raise ValueError(
+                f"{type(finder).__name__} has no inverse (J, theta) -> (x, v), which the chain needs; use "
+                "SphericalActions or IsochroneActions"
+            )
+        self.potential, self.df, self.finder = potential, df, finder
+        self._map: TorusMap = finder
+
+    @property
+    def symmetry(self) -> Symmetry:
+        """The rotations that leave the population unchanged: those of the potential and of f(J) together."""
+        order: tuple[Symmetry, ...] = ("spherical", "axisymmetric", "triaxial")
+        return max(self.potential.symmetry, self.df.symmetry, key=order.index)
+
+    def augment(self, n: int, seed: int) -> AugmentedStars:
+        """Draw about n stars: J from f, stratified over its components, theta uniform, mapped to (x, v).
+
+        The random numbers (scrambled Sobol points) depend on ``seed`` only: at two values of the parameters
+        the stars differ by the parameters alone, so sums over them are smooth functions.
+
+        Parameters
+        ----------
+        n
+            Number of stars; rounding of the components' shares may change it a little.
+        seed
+            Seed of the point set.
+        """
+        orbits = self.df.stratified(n, seed, n_spare=3)
+        theta = 2 * math.pi * orbits.spare
+        return AugmentedStars(self._map.phase_space(self.potential, orbits.J, theta), orbits.weight, orbits.J, theta)
+
+    def log_density(self, w: Tensor) -> Tensor:
+        r"""Return the closed form that the augmented stars follow, :math:`\ln f(J(w)) - 3 \ln 2\pi`.
+
+        Parameters
+        ----------
+        w : Float[Tensor, "*batch 6"]
+            Position (kpc) and velocity (km/s).
+
+        Returns
+        -------
+        Float[Tensor, "*batch"]
+            In (kpc km/s)^-3; minus infinity where the star is unbound.
+        """
+        J, excess = self.finder.capped_actions(self.potential, w)
+        return torch.where(excess > 0, -torch.inf, self.df.log_prob(J) - 3 * math.log(2 * math.pi))
+
+
+def rotate(w: Tensor, symmetry: Symmetry, m: int, seed: int) -> Tensor:
+    """Return m random rotations ``(m, n, 6)`` of each star, from the group that leaves the population unchanged.
+
+    All of SO(3) for a spherical population, rotations about z for an axisymmetric one; a triaxial one has
+    the reflections in its three principal planes (x and v together), of which m are drawn at random.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    n = len(w)
+    if symmetry == "triaxial":
+        matrices = torch.diag_embed(torch.randint(2, (m, n, 3), generator=generator).double() * 2 - 1)
+    elif symmetry == "axisymmetric":
+        angle = 2 * math.pi * torch.rand(m, n, generator=generator, dtype=torch.float64)
+        matrices = torch.zeros(m, n, 3, 3, dtype=torch.float64)
+        matrices[..., 0, 0] = matrices[..., 1, 1] = angle.cos()
+        matrices[..., 1, 0] = angle.sin()
+        matrices[..., 0, 1] = -angle.sin()
+        matrices[..., 2, 2] = 1
+    else:
+        q = torch.randn(m, n, 4, generator=generator, dtype=torch.float64)
+        matrices = _rotation(q / torch.linalg.vector_norm(q, dim=-1, keepdim=True))
+    parts = w.reshape(n, 2, 3)
+    return torch.einsum("mnij,nkj->mnki", matrices, parts).reshape(m, n, 6)
+
+
+def _rotation(q: Tensor) -> Tensor:
+    """Rotation matrices of unit quaternions (s, a, b, c)."""
+    s, a, b, c = q.unbind(-1)
+    rows = [
+        [1 - 2 * (b * b + c * c), 2 * (a * b - s * c), 2 * (a * c + s * b)],
+        [2 * (a * b + s * c), 1 - 2 * (a * a + c * c), 2 * (b * c - s * a)],
+        [2 * (a * c - s * b), 2 * (b * c + s * a), 1 - 2 * (a * a + b * b)],
+    ]
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)

@@ -1,0 +1,244 @@
+"""Posterior predictive checks: replicated catalogues, discrepancy statistics, and the phase-mixing test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayespot.errors import ErrorScatter
+from bayespot.model import SnapshotModel
+from bayespot.posterior import Posterior
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bayespot.catalog import Catalog
+
+#: Fourier modes of the angles, (k_r, k_phi, k_z), whose mean vanishes in a phase-mixed population.
+MODES = ((1, 0, 0), (2, 0, 0), (3, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 2))
+#: Below this p-value a system is called not phase-mixed.
+ALARM = 0.001
+
+
+@dataclass(frozen=True)
+class Predictive:
+    """Observed and replicated discrepancy statistics.
+
+    Parameters
+    ----------
+    r_edges : (n_bins + 1,)
+        Edges of the radial bins in kpc: quantiles of the observed stars.
+    observed, replicated
+        By statistic: the observed value per posterior draw and the replicated one, each ``(n_draws, *shape)``.
+        Statistics of the catalogue alone are the same for every draw.
+    p_values
+        By statistic: the fraction of draws whose replicated chi-square exceeds the observed one.
+    warnings
+        In words, what speaks against the model.
+    """
+
+    r_edges: NDArray[Any]
+    observed: dict[str, NDArray[Any]]
+    replicated: dict[str, NDArray[Any]]
+    p_values: dict[str, float]
+    warnings: list[str]
+
+
+def posterior_predictive(
+    posterior: Posterior, catalog: Catalog, n_draws: int = 100, seed: int = 0, n_bins: int = 8, max_stars: int = 5000
+) -> Predictive:
+    """Compare the catalogue with catalogues replicated from posterior draws.
+
+    Every draw gives a population; stars are sampled from it by the chain, scattered by errors like the
+    catalogue's and passed through the selection until there are as many as observed. Compared are the radial
+    profile (``counts``), the dispersion profiles ``sigma_r`` and ``sigma_t``, the anisotropy ``beta``, and
+    ``angles``, the uniformity of the angles given the actions (`angle_statistic`), computed in each draw's
+    potential for both.
+
+    Parameters
+    ----------
+    posterior
+        A finished fit.
+    catalog
+        The stars it was fitted to.
+    n_draws, seed
+        Posterior draws used, and seed.
+    n_bins
+        Radial bins, of equal numbers of observed stars.
+    max_stars
+        Larger catalogues are represented by a random subset of this size.
+
+    Returns
+    -------
+    Predictive
+
+    References
+    ----------
+    Gelman, Meng & Stern (1996), Statistica Sinica 6, 733, equation 7: realised discrepancies.
+    """
+    if len(catalog) > max_stars:
+        catalog = catalog.subsample(max_stars, seed)
+    r = torch.linalg.vector_norm(catalog.x, dim=-1).numpy()
+    edges = np.quantile(r, np.linspace(0, 1, n_bins + 1))
+    edges[0], edges[-1] = 0.0, np.inf
+    few = posterior.thinned(n_draws)
+    replicas = Replicator(few.model, catalog)
+    observed_profile = profiles(catalog.w.numpy(), edges)
+    observed: dict[str, list[Any]] = {name: [] for name in (*observed_profile, "angles")}
+    replicated: dict[str, list[Any]] = {name: [] for name in (*observed_profile, "angles")}
+    with torch.no_grad():
+        for i in range(few.n_draws):
+            values = {k: v[i] for k, v in few.draws.items()}
+            w = replicas.draw(values, seed * 100_003 + i)
+            fixed = few.model.at(values)
+            for store, stars in ((observed, catalog.w), (replicated, w)):
+                store["angles"].append(angle_statistic(fixed, stars).statistic)
+            for name, value in profiles(w.numpy(), edges).items():
+                replicated[name].append(value)
+                observed[name].append(observed_profile[name])
+    seen, drawn = ({k: np.asarray(v) for k, v in store.items()} for store in (observed, replicated))
+    p_values = {name: _p_value(seen[name], drawn[name]) for name in seen}
+    return Predictive(edges, seen, drawn, p_values, _verdict(p_values, few.n_draws))
+
+
+class Replicator:
+    """Draws catalogues like the given one: as many stars, with errors and selection of the model.
+
+    Parameters
+    ----------
+    model
+        The fitted model.
+    catalog
+        Number of stars and measurement errors.
+    """
+
+    def __init__(self, model: SnapshotModel, catalog: Catalog) -> None:
+        self.model, self.n = model, len(catalog)
+        self.scatter = None if model.errors is None else ErrorScatter(catalog)
+
+    def draw(self, values: Mapping[str, Tensor], seed: int) -> Tensor:
+        """Return w ``(n, 6)`` as it would be observed, for one set of values of the sites.
+
+        Raises
+        ------
+        ValueError
+            If the selection keeps less than one star in 10^4 of the population.
+        """
+        chain, selection = self.model.chain(values), self.model.selection
+        kept: list[Tensor] = []
+        fraction, tried = 1.0, 0
+        generator = torch.Generator().manual_seed(seed)
+        while (found := sum(map(len, kept))) < self.n:
+            if tried > 1e4 * (found + 1):
+                raise ValueError(f"{selection} keeps {found} of {tried} stars of the population: nothing to replicate")
+            ask = int(1.2 * (self.n - found) / max(fraction, 1e-3)) + 50
+            J = chain.df.sample(ask, seed + tried)
+            theta = 2 * math.pi * torch.rand(ask, 3, generator=generator, dtype=torch.float64)
+            true = chain.finder.phase_space(chain.potential, J, theta)  # type: ignore[attr-defined]
+            w = true if self.scatter is None else self.scatter(true, seed + tried)
+            if selection is not None:
+                s = selection(true if self.model.selection_sees == "true" else w)
+                w = w[torch.rand(ask, generator=generator, dtype=torch.float64) < s]
+            kept.append(w)
+            tried += ask
+            fraction = max(sum(map(len, kept)), 1) / tried
+        return torch.cat(kept)[: self.n]
+
+
+def profiles(w: NDArray[Any], edges: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Return ``counts``, ``sigma_r`` and ``sigma_t`` (km/s, per tangential axis) and ``beta`` in radial bins.
+
+    beta = 1 - sigma_t^2 / sigma_r^2; NaN where a bin has fewer than two stars.
+    """
+    x, v = w[:, :3], w[:, 3:]
+    r = np.linalg.norm(x, axis=-1)
+    v_r = (x * v).sum(-1) / r
+    v_t2 = (v**2).sum(-1) - v_r**2
+    index = np.clip(np.searchsorted(edges, r, side="right") - 1, 0, len(edges) - 2)
+    counts = np.bincount(index, minlength=len(edges) - 1).astype(float)
+    n = np.where(counts > 1, counts, np.nan)
+    sigma_r = np.sqrt(np.bincount(index, v_r**2, len(counts)) / n)
+    sigma_t = np.sqrt(np.bincount(index, v_t2, len(counts)) / (2 * n))
+    return {"counts": counts, "sigma_r": sigma_r, "sigma_t": sigma_t, "beta": 1 - (sigma_t / sigma_r) ** 2}
+
+
+@dataclass(frozen=True)
+class AngleTest:
+    """``statistic`` is chi-square distributed with ``dof`` degrees for uniform angles; ``p_value`` accordingly."""
+
+    statistic: float
+    dof: int
+    p_value: float
+
+
+def angle_statistic(fixed: SnapshotModel, w: Tensor, n_bins: int = 6) -> AngleTest:
+    r"""Test whether angles are uniform given the actions, the mark of a phase-mixed system.
+
+    In bins of equal numbers of stars along :math:`J_r + L` the mean of :math:`e^{i k \cdot \theta}` is taken for
+    the `MODES`; :math:`T = \sum_{bins} \sum_k 2 n\, |\overline{e^{i k \theta}}|^2` is chi-square distributed with two
+    degrees per bin and mode (Rayleigh's test; Mardia & Jupp 2000, section 6.3). Bins keep a phase spiral, whose
+    angle winds with the actions, from averaging out.
+
+    Parameters
+    ----------
+    fixed
+        A model with its sites fixed.
+    w : Float[Tensor, "n 6"]
+        Stars without selection and with small errors; otherwise compare with replicas.
+    """
+    from scipy.stats import chi2
+
+    J, theta, _ = fixed.finder.actions_angles(fixed.potential, w)
+    good = torch.isfinite(theta).all(-1)
+    J, theta = J[good], theta[good]
+    size = J[:, 0] + J[:, 2] + J[:, 1].abs()
+    n_bins = max(1, min(n_bins, len(J) // 20))
+    total = 0.0
+    for part in size.argsort().tensor_split(n_bins):
+        phase = theta[part] @ torch.tensor(MODES, dtype=torch.float64).T
+        total += 2 * len(part) * float((phase.cos().mean(0) ** 2 + phase.sin().mean(0) ** 2).sum())
+    dof = 2 * n_bins * len(MODES)
+    return AngleTest(total, dof, float(chi2.sf(total, dof)))
+
+
+def phase_mixing_warning(test: AngleTest) -> str | None:
+    """Return a warning in words if angles are not uniform at the level `ALARM`."""
+    if test.p_value >= ALARM:
+        return None
+    return (
+        f"angles are not uniform (chi-square {test.statistic:.0f} for {test.dof} degrees, p = {test.p_value:.1g}): the "
+        "stars are not phase-mixed in any potential the model can have, or the model's symmetry is wrong; the error "
+        "bars do not cover that"
+    )
+
+
+def _p_value(observed: NDArray[Any], replicated: NDArray[Any]) -> float:
+    """Posterior predictive p-value of the chi-square about the replicas' mean and variance, or of a scalar itself."""
+    if observed.ndim == 1:
+        exceeds = replicated >= observed
+        return float((exceeds.sum() + 0.5) / (len(exceeds) + 1))
+    mean, var = np.nanmean(replicated, 0), np.nanvar(replicated, 0)
+    scale = np.where(var > 0, var, np.inf)
+    seen, drawn = (np.nansum((x - mean) ** 2 / scale, -1) for x in (observed, replicated))
+    return float(((drawn >= seen).sum() + 0.5) / (len(seen) + 1))
+
+
+def _verdict(p_values: Mapping[str, float], n: int) -> list[str]:
+    words = {
+        "counts": "the radial profile",
+        "sigma_r": "the radial velocity dispersion",
+        "sigma_t": "the tangential velocity dispersion",
+        "beta": "the velocity anisotropy",
+        "angles": "the uniformity of the angles (phase mixing)",
+    }
+    return [
+        f"{words[name]} is not reproduced (posterior predictive p = {p:.2g} from {n} replicas)"
+        for name, p in p_values.items()
+        if p < 0.01
+    ]

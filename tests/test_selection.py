@@ -1,0 +1,186 @@
+"""Selection functions and their normalisation.
+
+Isochrone M = 1e11 Msun, b = 3 kpc; Z is compared with the fraction of 4e5 sampled stars that is kept, gradients
+with central differences of a large sample's Z; seeds fixed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from bayespot.actions.isochrone import IsochroneActions
+from bayespot.chain import Chain
+from bayespot.df import SphericalMixture
+from bayespot.mock import mock
+from bayespot.normalisation import FixedPoints, pathwise_log_z
+from bayespot.potential.analytic import Isochrone
+from bayespot.pyro_modules import freeze
+from bayespot.selection import (
+    Custom,
+    GalacticLatitude,
+    HeliocentricDistance,
+    MagnitudeLimit,
+    SelectionFunction,
+    SkyCone,
+    SphericalShell,
+    require_selected,
+)
+
+STARS = mock("isochrone", n_stars=2000, seed=3).w
+POTENTIAL = Isochrone(m_tot=1e11, r_s=3.0)
+J = IsochroneActions().actions(POTENTIAL, STARS)
+OBSERVER = (8.2, 0.0, 0.02)
+SELECTIONS = {
+    "shell": SphericalShell(2.0, 12.0),
+    "distance": HeliocentricDistance(10.0, observer=OBSERVER),
+    "magnitude": MagnitudeLimit(15.0, 0.5, 0.4, observer=OBSERVER),
+    "sky": GalacticLatitude(20.0),
+    "cone": SkyCone(0.0, 0.0, 30.0, inside=False),
+    "product": HeliocentricDistance(15.0) * GalacticLatitude(10.0) * MagnitudeLimit(15.0, 0.5, 0.4),
+}
+
+
+def population(u: torch.Tensor, rotation: bool = False) -> Chain:
+    """Population at ln m_tot, ln r_s and a common shift of the scales of f(J)."""
+    df = SphericalMixture(2, rotation).resolved(2, J)
+    values = df.fit_actions(J, seed=0)
+    values |= {name: values[name] + u[2] for name in ("ln_scale_r", "ln_scale_L")}
+    if rotation:
+        values["concentration"] = torch.tensor([1.0, -0.5], dtype=torch.float64)
+    potential = freeze(POTENTIAL, {"m_tot": u[0].exp(), "r_s": u[1].exp()})
+    return Chain(potential, freeze(df, values), IsochroneActions())
+
+
+REFERENCE = torch.tensor([math.log(1e11), math.log(3.0), 0.0], dtype=torch.float64)
+
+
+def truth(selection: SelectionFunction, u: torch.Tensor, rotation: bool = False) -> tuple[float, float]:
+    """Kept fraction of 2^17 stars of a point set of its own, turned four ways, and a bound on its error."""
+    from bayespot.chain import rotate
+
+    chain = population(u, rotation)
+    stars = chain.augment(2**17, seed=99)
+    s = selection(rotate(stars.w, chain.symmetry, 4, seed=98)).mean(0)
+    z = float((stars.weight * s).sum())
+    return z, float(s.std()) / len(s) ** 0.5
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_fixed_points_give_the_kept_fraction(name):
+    """Z at the reference and away from it (M + 3 %, b - 5 %, scales + 4 %), within 4 errors of both estimates."""
+    selection = SELECTIONS[name]
+    with torch.no_grad():
+        points = FixedPoints.of(population(REFERENCE), selection, 2**14, 7, (0.01, 300.0))
+        for u in (REFERENCE, REFERENCE + torch.tensor([0.03, -0.05, 0.04])):
+            chain = population(u)
+            log_p = chain.log_density(points.w)
+            z = float(points.log_z(log_p).exp())
+            groups = torch.stack(
+                [part.log_z(chain.log_density(part.w)).exp() for part in map(points.of_group, range(8))]
+            )
+            error = float(groups.std()) / 8**0.5
+            expected, other = truth(selection, u)
+            assert error < 0.01 * z
+            assert abs(z - expected) < 4 * (error + other), (z, error, expected, other)
+
+
+@pytest.mark.parametrize("name", ["shell", "distance", "magnitude"])
+def test_gradient_of_ln_z(name):
+    """d ln Z in potential and f(J) by fixed points, for hard edges too, against differences of the kept fraction of
+    2^17 stars with common random numbers (step 0.05), within 0.02; the smooth one also pathwise, the same and, being
+    a smooth function, against its own differences to 1e-6."""
+    selection = SELECTIONS[name]
+    points = FixedPoints.of(population(REFERENCE), selection, 2**15, 7, (0.01, 300.0))
+    u = REFERENCE.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(points.log_z(population(u).log_density(points.w)), u)
+    expected = []
+    with torch.no_grad():
+        for k in range(3):
+            step = torch.zeros(3, dtype=torch.float64)
+            step[k] = 0.05
+            ahead, behind = (truth(selection, REFERENCE + sign * step)[0] for sign in (1, -1))
+            expected.append(math.log(ahead / behind) / 0.1)
+    assert torch.allclose(slope, torch.tensor(expected, dtype=torch.float64), atol=0.02), (slope, expected)
+    if selection.smooth:
+
+        def log_z(at: torch.Tensor) -> torch.Tensor:
+            return pathwise_log_z(population(at), selection, 2**14, 5, n_rotations=8)
+
+        (path,) = torch.autograd.grad(log_z(u), u)
+        assert torch.allclose(path, torch.tensor(expected, dtype=torch.float64), atol=0.02), (path, expected)
+        for k in range(3):
+            step = torch.zeros(3, dtype=torch.float64)
+            step[k] = 1e-5
+            own = float((log_z(REFERENCE + step) - log_z(REFERENCE - step)).detach()) / 2e-5
+            assert abs(float(path[k]) - own) < 1e-6
+
+
+def test_rotating_population_is_turned_about_z_only():
+    """Z of a cone on the sky for a rotating f(J), whose density has no more than axial symmetry, within 4 errors."""
+    selection = Custom(_prograde, smooth=False)
+    with torch.no_grad():
+        chain = population(REFERENCE, rotation=True)
+        points = FixedPoints.of(chain, selection, 2**14, 7, (0.01, 300.0))
+        z = float(points.log_z(chain.log_density(points.w)).exp())
+        expected, error = truth(selection, REFERENCE, rotation=True)
+    assert abs(expected - 0.5) > 20 * error
+    assert abs(z - expected) < 0.01
+
+
+def _prograde(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return (x[..., 0] * v[..., 1] - x[..., 1] * v[..., 0] > 0).double()
+
+
+def test_pathwise_refuses_hard_edges():
+    """The path derivative through a hard edge would be zero: refused with the remedy."""
+    with pytest.raises(ValueError, match="hard edges"):
+        pathwise_log_z(population(REFERENCE), SELECTIONS["shell"], 100, 0)
+
+
+def test_ready_selections_on_known_stars():
+    """Distances, latitudes and directions of hand-placed stars; products multiply."""
+    w = torch.zeros(4, 6, dtype=torch.float64)
+    w[:, :3] = torch.tensor([[0, 0, 0.0], [8.0, 0, 0], [8.2, 0, 5.0], [0, 0, 9.0]])
+    assert HeliocentricDistance(5.1, observer=OBSERVER)(w).tolist() == [0, 1, 1, 0]
+    assert SphericalShell(1.0, 9.0)(w).tolist() == [0, 1, 0, 0]
+    assert GalacticLatitude(45.0, observer=(8.2, 0.0, 0.0))(w).tolist() == [0, 0, 1, 1]
+    assert SkyCone(180.0, 0.0, 10.0, observer=(8.2, 0.0, 0.0))(w).tolist() == [1, 1, 0, 0]
+    m = MagnitudeLimit(14.5, 0.0, 0.3, observer=(0.0, 0.0, 0.0))
+    assert abs(float(m(w[1:2])) - 1 / (1 + math.exp((5 * math.log10(800) - 14.5) / 0.3))) < 1e-12
+    product = SphericalShell(1.0, 9.0) * m
+    assert torch.allclose(product(w), SphericalShell(1.0, 9.0)(w) * m(w))
+    assert not product.smooth
+    assert m.smooth
+
+
+@pytest.mark.parametrize("value", [1.2, -0.1, math.nan])
+def test_a_probability_outside_its_range_is_refused(value):
+    """The message has the value, the place and the remedy."""
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        Custom(lambda x, v: torch.full(x.shape[:-1], value))(STARS)
+
+
+def test_wrong_shape_and_wrong_limits_are_refused():
+    """One number per star; limits in order; a positive width."""
+    with pytest.raises(ValueError, match="one number per star"):
+        Custom(lambda x, v: x)(STARS)
+    for build in (lambda: SphericalShell(3.0, 2.0), lambda: HeliocentricDistance(-1.0), lambda: SkyCone(0, 0, 0.0)):
+        with pytest.raises(ValueError, match=r"0 <=|between 0 and 180"):
+            build()
+    with pytest.raises(ValueError, match="width"):
+        MagnitudeLimit(15.0, 0.0, 0.0)
+
+
+def test_a_selection_that_rejects_stars_of_the_catalogue_is_refused():
+    """The message counts them and names the first row."""
+    with pytest.raises(ValueError, match=r"rejects \d+ of 2000 stars .* row \d+"):
+        require_selected(SphericalShell(0.0, 5.0), STARS)
+
+
+def test_a_selection_that_keeps_nothing_is_refused():
+    """No point is kept: the limits or the observer are wrong."""
+    with pytest.raises(ValueError, match="keeps 0 of"):
+        FixedPoints.of(population(REFERENCE), SphericalShell(5e5, 6e5), 2000, 1, (0.01, 300.0))
