@@ -16,7 +16,8 @@ from bayespot.potential.base import Potential, Symmetry
 class AugmentedStars(NamedTuple):
     """Stars of a phase-mixed population: ``w (n, 6)``, ``weight (n,)``, ``J (n, 3)`` and ``theta (n, 3)``.
 
-    Weights sum to one; all but theta are differentiable in the parameters of f(J), w also in the potential's.
+    Weights sum to one, less those of orbits that the map cannot reach (beyond 5e8 kpc). All but theta are
+    differentiable in the parameters of f(J), w also in the potential's.
     """
 
     w: Tensor
@@ -89,8 +90,9 @@ class Chain:
             Seed of the point set.
         """
         orbits = self.df.stratified(n, seed, n_spare=3)
-        theta = 2 * math.pi * orbits.spare
-        return AugmentedStars(self._map.phase_space(self.potential, orbits.J, theta), orbits.weight, orbits.J, theta)
+        kept = self._map.reaches(self.potential, orbits.J)
+        J, weight, theta = orbits.J[kept], orbits.weight[kept], 2 * math.pi * orbits.spare[kept]
+        return AugmentedStars(self._map.phase_space(self.potential, J, theta), weight, J, theta)
 
     def log_density(self, w: Tensor) -> Tensor:
         r"""Return the closed form that the augmented stars follow, :math:`\ln f(J(w)) - 3 \ln 2\pi`.

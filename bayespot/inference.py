@@ -89,8 +89,9 @@ class _Fit:
         self.data = model.prepare(catalog, config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.order = torch.randperm(len(self.w), generator=self.generator)
-        self.subset = self.w[self.order[: config.subset_size]]
-        self.few_rows = self._few(self.order)
+        sharp = self.order if model.errors is None else _sharp(catalog, self.order)
+        self.subset = self.w[sharp[: config.subset_size]]
+        self.few_rows = self._few(sharp)
         self.few = self.w[self.few_rows]
         model = copy.deepcopy(model)
         if isinstance(model.finder, SphericalActions) and model.finder.r_min is None:
@@ -115,10 +116,11 @@ class _Fit:
 
     def _few(self, order: Tensor) -> Tensor:
         """Rows of a small sample for the start, with the fastest stars of the whole catalogue among it."""
-        n = len(self.w)
+        n = len(order)
         chosen = order[: min(n, 5000)]
-        v2 = (self.w[:, 3:] ** 2).sum(-1) * radius(self.w[:, :3])
-        extreme = v2.topk(min(200, n)).indices
+        w = self.w[order]
+        v2 = (w[:, 3:] ** 2).sum(-1) * radius(w[:, :3])
+        extreme = order[v2.topk(min(200, n)).indices]
         return torch.cat([chosen, extreme]).unique()
 
     # -- checkpoints -------------------------------------------------------------------------------------
@@ -452,6 +454,23 @@ class _Fit:
             log_weights.append(space.log_posterior(u[i], self.data) - log_q[i])
             bar.step()
         return psis_k_hat(torch.stack(log_weights))
+
+
+def _sharp(catalog: Catalog, order: Tensor) -> Tensor:
+    """Rows of the stars whose coordinates are good enough to start from, in the same order.
+
+    Errors make fast stars of slow ones: a potential that binds all of them where they were observed may be far
+    too deep for the fit to come back from. Stars with velocity or position known to 20 % are taken, or
+    the better half if these are fewer.
+    """
+    if catalog.covariance is None:
+        return order
+    variance = catalog.covariance.diagonal(dim1=1, dim2=2)
+    ratio = torch.maximum(
+        variance[:, 3:].sum(-1) / (catalog.v**2).sum(-1), variance[:, :3].sum(-1) / (catalog.x**2).sum(-1)
+    )
+    limit = max(0.04, float(ratio.median()))
+    return order[ratio[order] <= limit]
 
 
 def _fingerprint(w: Tensor, config: FitConfig) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ def integrate(
     times: Tensor | tuple[float, int],
     method: Method = "leapfrog",
     n_substeps: int = 1,
+    adjoint: bool = True,
 ) -> Tensor:
     r"""Integrate :math:`\dot x = v,\ \dot v = -\nabla\Phi(x)` from ``w`` and return the orbit.
 
@@ -47,18 +48,22 @@ def integrate(
         ``"yoshida6"`` (order 6, seven).
     n_substeps
         Steps between two outputs.
+    adjoint
+        Differentiate by stepping back in time, with memory for the outputs only, whatever the number of steps;
+        derivatives are first order and not with respect to ``times``. False: plain automatic differentiation,
+        whose memory grows with every step.
 
     Returns
     -------
     Float[Tensor, "n_out *batch 6"]
-        The first entry is ``w`` itself. Differentiable in ``w``, ``times`` and the potential's parameters;
-        call it under ``torch.no_grad()`` when no derivative is wanted, since the graph grows with every step.
+        The first entry is ``w`` itself. Differentiable in ``w`` and the potential's parameters (and, without
+        the adjoint, in ``times``).
 
     Raises
     ------
     ValueError
         If the last axis of ``w`` is not 6, the method is unknown, ``times`` is empty or not one-dimensional,
-        or a number of steps is less than one.
+        a number of steps is less than one, or ``times`` needs a derivative that the adjoint does not give.
 
     Examples
     --------
@@ -74,15 +79,149 @@ def integrate(
         raise ValueError(f"n_substeps must be at least 1; got {n_substeps}")
     if w.shape[-1:] != (6,):
         raise ValueError(f"w must have last axis 6, (x, y, z, vx, vy, vz); got shape {tuple(w.shape)}")
+    weights, intervals = _weights(method), _output_times(times, w).diff()
+    if torch.is_grad_enabled() and adjoint:
+        if intervals.requires_grad:
+            raise ValueError("the adjoint has no derivative with respect to times: detach them or pass adjoint=False")
+        parameters = _differentiable(potential)
+        if w.requires_grad or parameters:
+            return _Adjoint.apply(potential, weights, n_substeps, intervals, w, *parameters)
+    return _forward(potential, weights, n_substeps, intervals, w)
+
+
+def dense(potential: Potential, times: Tensor, orbit: Tensor, at: Tensor) -> Tensor:
+    """Evaluate an orbit between its output times, by the quintic through x, v and acceleration at both ends.
+
+    The error is of order h^6 in x and h^5 in v for outputs h apart, on top of the integration's.
+
+    Parameters
+    ----------
+    potential : Potential
+        The one that the orbit was integrated in.
+    times : Float[Tensor, "n_out"]
+        Output times, increasing or decreasing.
+    orbit : Float[Tensor, "n_out *batch 6"]
+        What `integrate` returned.
+    at : Float[Tensor, "n"]
+        Times in kpc/(km/s).
+
+    Returns
+    -------
+    Float[Tensor, "n *batch 6"]
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit or a time is outside the range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from bayespot.potential.analytic import Isochrone
+    >>> w = torch.tensor([8.0, 0.0, 1.0, 20.0, 150.0, 30.0], dtype=torch.float64)
+    >>> potential, times = Isochrone(m_tot=1e11, r_s=3.0), torch.linspace(0, 1, 101).double()
+    >>> orbit = integrate(potential, w, times, method="yoshida6")
+    >>> dense(potential, times, orbit, torch.tensor([0.123])).shape
+    torch.Size([1, 6])
+    """
+    if times.shape != orbit.shape[:1] or len(times) < 2:
+        raise ValueError(f"times {tuple(times.shape)} must be those of the orbit {tuple(orbit.shape)}, at least two")
+    at = at.to(times)
+    low, high = float(times.min()), float(times.max())
+    outside = (at < low) | (at > high)
+    if bool(outside.any()):
+        raise ValueError(f"time {float(at[outside][0]):.6g} is outside the orbit's range, {low:.6g} to {high:.6g}")
+    if times[0] > times[-1]:
+        times, orbit = times.flip(0), orbit.flip(0)
+    i = (torch.searchsorted(times.contiguous(), at, right=True) - 1).clamp(0, len(times) - 2)
+    shape = (-1, *[1] * (orbit.dim() - 1))
+    h = (times[i + 1] - times[i]).reshape(shape)
+    u = ((at - times[i]) / (times[i + 1] - times[i])).reshape(shape)
+    used, place = torch.unique(torch.cat([i, i + 1]), return_inverse=True)
+    acceleration = potential.acceleration(orbit[used][..., :3])
+    (x0, v0), (x1, v1) = (orbit[k].split(3, -1) for k in (i, i + 1))
+    a0, a1 = acceleration[place[: len(i)]], acceleration[place[len(i) :]]
+    v0, v1, a0, a1 = h * v0, h * v1, h**2 * a0, h**2 * a1
+    # x0 + v0 u + a0 u^2 / 2 + c3 u^3 + c4 u^4 + c5 u^5
+    dx, dv, da = x1 - x0 - v0 - a0 / 2, v1 - v0 - a0, a1 - a0
+    c3, c4, c5 = 10 * dx - 4 * dv + da / 2, -15 * dx + 7 * dv - da, 6 * dx - 3 * dv + da / 2
+    x = x0 + u * (v0 + u * (a0 / 2 + u * (c3 + u * (c4 + u * c5))))
+    v = (v0 + u * (a0 + u * (3 * c3 + u * (4 * c4 + u * 5 * c5)))) / h
+    return torch.cat([x, v], -1)
+
+
+def _forward(potential: Potential, weights: tuple[float, ...], n_substeps: int, intervals: Tensor, w: Tensor) -> Tensor:
     x, v = w[..., :3], w[..., 3:]
-    weights = _weights(method)
     outputs = [w]
-    for interval in _output_times(times, w).diff():
+    for interval in intervals:
         step = interval / n_substeps
         for _ in range(n_substeps):
             x, v = _step(potential, x, v, step, weights)
         outputs.append(torch.cat([x, v], -1))
     return torch.stack(outputs)
+
+
+class _Adjoint(torch.autograd.Function):
+    """Reverse-mode derivative of an orbit from its outputs alone.
+
+    A symmetric symplectic step is undone by the same step with the sign of time reversed, so the states within
+    an output interval are found again on the way back, one vector-Jacobian product each; rounding does not
+    accumulate beyond an interval, since each starts from its stored output.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        potential: Potential,
+        weights: tuple[float, ...],
+        n_substeps: int,
+        intervals: Tensor,
+        w: Tensor,
+        *parameters: Tensor,
+    ) -> Tensor:
+        with torch.no_grad():
+            orbit = _forward(potential, weights, n_substeps, intervals, w)
+        ctx.potential, ctx.weights, ctx.n_substeps, ctx.parameters = potential, weights, n_substeps, parameters
+        ctx.save_for_backward(orbit, intervals)
+        return orbit
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        orbit, intervals = ctx.saved_tensors
+        parameters = ctx.parameters
+        slopes = [torch.zeros_like(p) for p in parameters]
+        adjoint = grad[-1]
+        for k in range(len(intervals) - 1, -1, -1):
+            step = intervals[k] / ctx.n_substeps
+            x, v = orbit[k + 1].split(3, -1)
+            for _ in range(ctx.n_substeps):
+                with torch.no_grad():
+                    x, v = _step(ctx.potential, x, v, -step, ctx.weights)
+                with torch.enable_grad():
+                    start = torch.cat([x, v], -1).requires_grad_()
+                    end = torch.cat(_step(ctx.potential, start[..., :3], start[..., 3:], step, ctx.weights), -1)
+                    # parameters may share a graph of their own (tables), which later steps need again
+                    found = torch.autograd.grad(
+                        end, [start, *parameters], adjoint, allow_unused=True, retain_graph=True
+                    )
+                adjoint = found[0]
+                for slope, part in zip(slopes, found[1:], strict=True):
+                    if part is not None:
+                        slope += part
+            adjoint = adjoint + grad[k]
+        return None, None, None, None, adjoint, *slopes
+
+
+def _differentiable(potential: Potential) -> list[Tensor]:
+    """Every tensor of the potential that needs a derivative: parameters, buffers and values of fixed sites."""
+    found: dict[int, Tensor] = {}
+    for module in potential.modules():
+        for store in (module.__dict__, module._parameters, module._buffers):
+            for value in store.values():
+                if isinstance(value, Tensor) and value.requires_grad:
+                    found[id(value)] = value
+    return list(found.values())
 
 
 def _weights(method: str) -> tuple[float, ...]:

@@ -113,7 +113,7 @@ def test_help_teaches():
     assert "bayespot fit spherical stars.ecsv -o run" in done.stdout
     for command in ("simulate", "fit", "predict", "report", "demo"):
         assert "Example:" in bayespot(command, "--help", cwd=".").stdout
-    assert set(_builtin_models()) == {"isochrone", "spherical", "milky_way_globular_clusters"}
+    assert set(_builtin_models()) == {"isochrone", "spherical", "milky_way_globular_clusters", "gaia_sphere"}
     assert all(_builtin_models().values())
 
 

@@ -70,6 +70,10 @@ class TorusMap(abc.ABC):
             If an action is impossible (J_r < 0 or J_z < 0) or no orbit of the potential has it.
         """
 
+    def reaches(self, potential: Potential, J: Tensor) -> Tensor:
+        """Return which actions ``(*batch, 3)`` the map can place: all that are possible, unless overridden."""
+        return (J[..., 0] >= 0) & (J[..., 2] >= 0)
+
 
 def cap_energy(energy: Tensor, phi: Tensor, escape: Tensor) -> tuple[Tensor, Tensor]:
     """Return (energy capped just below escape, excess); see `CappedActions`."""

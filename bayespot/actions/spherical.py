@@ -30,6 +30,8 @@ _LN2 = math.log(2)
 _DS_FAST, _DS_EXACT = 0.025, 0.01
 #: e-foldings of radius tabulated inside the least circular radius, for the pericentres of eccentric orbits.
 _INNER = 5.0
+#: L + _BEYOND J_r bounds the angular momentum of the circular orbit of the same energy.
+_BEYOND = 2.2
 
 
 class SphericalActions(ActionFinder, TorusMap):
@@ -108,6 +110,21 @@ class SphericalActions(ActionFinder, TorusMap):
         lag = outward * (azimuth - Omega_L * time)
         return first_order_only(to_phase_space(r, v_r, J_phi, J_z, angles.node, angles.theta_z + lag))
 
+    def reaches(self, potential: Potential, J: Tensor) -> Tensor:
+        _, ln_lc, reached = self._scan(potential)
+        J_r, J_phi, J_z = J.detach().unbind(-1)
+        L = J_z + J_phi.abs()
+        return (L + J_r > 0) & (L + _BEYOND * J_r < ln_lc[reached].max().exp())
+
+    @staticmethod
+    @torch.no_grad()
+    def _scan(potential: Potential) -> tuple[Tensor, Tensor, Tensor]:
+        """ln r from 1.5e-8 to 4.9e8 kpc, ln of the circular orbit's L there, and where it is finite."""
+        scan = RadialProfile.of(potential, -18.0, 20.0, 0.25)
+        ln_lc = scan.ln_lc_nodes
+        s = scan.s_first + scan.ds * torch.arange(len(ln_lc), dtype=ln_lc.dtype)
+        return s, ln_lc, torch.isfinite(ln_lc)
+
     def _profile(self, potential: Potential, s: Tensor, ds: float) -> tuple[RadialProfile, float, float]:
         """Tabulate the potential over every orbit that the stars can have; r_c >= r/2 on any orbit."""
         require_spherical(potential)
@@ -120,17 +137,13 @@ class SphericalActions(ActionFinder, TorusMap):
         return RadialProfile.of(potential, s_first - _INNER, s_last + _LN2, ds), s_first, s_last
 
     def _profile_for_actions(self, potential: Potential, J_r: Tensor, L: Tensor) -> RadialProfile:
-        with torch.no_grad():
-            scan = RadialProfile.of(potential, -18.0, 20.0, 0.25)
-        low, high = float((L + J_r).min()), float((L + 2.2 * J_r).max())
-        ln_lc = scan.ln_lc_nodes
-        reached = torch.isfinite(ln_lc)
+        s, ln_lc, reached = self._scan(potential)
+        low, high = float((L + J_r).min()), float((L + _BEYOND * J_r).max())
         if not (low > 0 and float(ln_lc[reached].max()) > math.log(high)):
             raise ValueError(
                 f"no orbit of this potential has actions from {low:.6g} to {high:.6g} kpc km/s between "
                 "1.5e-8 and 4.9e8 kpc; drop them (J = 0 is the star at rest in the centre)"
             )
-        s = scan.s_first + scan.ds * torch.arange(len(ln_lc), dtype=ln_lc.dtype)
         first = float(s[reached & (ln_lc <= math.log(low))].max()) if low > float(ln_lc[reached].min().exp()) else -18
         last = float(s[reached & (ln_lc >= math.log(high))].min())
         return RadialProfile.of(potential, first - _INNER, last + 1.0, _DS_EXACT)
@@ -147,7 +160,7 @@ class SphericalActions(ActionFinder, TorusMap):
                 g = table.g(s, (L / lc).clamp(0, 1).sqrt())
                 return (lc - L) * g - J_r, lc * g
 
-            s_high = profile.s_of_ln_lc((L + 2.2 * J_r).log())
+            s_high = profile.s_of_ln_lc((L + _BEYOND * J_r).log())
             # Newton on the exact quadrature follows, so the table need not be solved to rounding
             s_c = bracketed_newton(residual, s_low, s_high, tolerance=1e-9)
             energy = profile.phi(s_c) + profile.vc2_at(s_c) / 2
