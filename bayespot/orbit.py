@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -87,6 +87,87 @@ def integrate(
         if w.requires_grad or parameters:
             return _Adjoint.apply(potential, weights, n_substeps, intervals, w, *parameters)
     return _forward(potential, weights, n_substeps, intervals, w)
+
+
+class TransformedOrbit(NamedTuple):
+    """``times (n_out, *batch)`` in kpc/(km/s), ``w (n_out, *batch, 6)`` and ``rate (n_out, *batch)`` = dt/ds."""
+
+    times: Tensor
+    w: Tensor
+    rate: Tensor
+
+
+def integrate_transformed(
+    potential: Potential,
+    w: Tensor,
+    scale: Tensor,
+    softening: Tensor,
+    step: Tensor,
+    n_steps: int,
+    method: Method = "yoshida6",
+    n_substeps: int = 1,
+) -> TransformedOrbit:
+    r"""Integrate with steps proportional to the distance from the centre, for orbits of any eccentricity.
+
+    Equal steps in s, with :math:`dt/ds = (r^2 + \epsilon^2)^{1/2} / r_0`, by compositions of the
+    time-transformed leapfrog: reversible, and without drift of the energy. Each star has its own clock. Without
+    derivatives; `integrate` has them.
+
+    Parameters
+    ----------
+    potential : Potential
+    w : Float[Tensor, "*batch 6"]
+        Position (kpc) and velocity (km/s) at time zero.
+    scale, softening : Float[Tensor, "*batch"]
+        Radius r_0 at which dt = ds, and epsilon, in kpc; the latter at most the pericentre to resolve.
+    step : Float[Tensor, "*batch"]
+        Difference of s between outputs, in kpc/(km/s); negative ones go back in time.
+    n_steps
+        Outputs after the first, ``step`` apart.
+    method, n_substeps
+        As in `integrate`.
+
+    References
+    ----------
+    Mikkola & Aarseth (2002), Celest. Mech. Dyn. Astron. 84, 343: equations 12 to 18.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from bayespot.potential.analytic import NFW
+    >>> w = torch.tensor([8.0, 0.0, 1.0, 20.0, 0.5, 0.3], dtype=torch.float64)
+    >>> one = torch.ones((), dtype=torch.float64)
+    >>> integrate_transformed(NFW(m_s=8e11, r_s=20.0), w, 8 * one, 0.01 * one, 0.01 * one, 100).times.shape
+    torch.Size([101])
+    """
+    weights = _weights(method)
+    with torch.no_grad():
+        x, v = w[..., :3], w[..., 3:]
+        t = torch.zeros_like(scale)
+        softening = softening**2
+
+        def speed_up(x: Tensor) -> tuple[Tensor, Tensor]:
+            r2 = (x**2).sum(-1) + softening
+            return scale / r2.sqrt(), r2
+
+        clock = speed_up(x)[0]
+        times, orbit, rate = [t], [w], [1 / clock]
+        for _ in range(n_steps):
+            for weight in weights * n_substeps:
+                h = weight * step / n_substeps
+                half = h / 2 / clock
+                t, x = t + half, x + half[..., None] * v
+                omega, r2 = speed_up(x)
+                kick = h / omega
+                after = v + kick[..., None] * potential.acceleration(x)
+                clock = clock - h * ((v + after) / 2 * x).sum(-1) / r2
+                v = after
+                half = h / 2 / clock
+                t, x = t + half, x + half[..., None] * v
+            times.append(t)
+            orbit.append(torch.cat([x, v], -1))
+            rate.append(1 / speed_up(x)[0])
+    return TransformedOrbit(torch.stack(times), torch.stack(orbit), torch.stack(rate))
 
 
 def dense(potential: Potential, times: Tensor, orbit: Tensor, at: Tensor) -> Tensor:
