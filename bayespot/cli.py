@@ -45,11 +45,23 @@ def simulate(
     n_stars: Annotated[int, typer.Option(min=1, help="Number of stars.")] = 5000,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     anisotropy_radius: Annotated[float | None, typer.Option(help="Osipkov-Merritt radius in kpc.")] = None,
+    observed: Annotated[
+        bool, typer.Option("--observed", help="Heliocentric columns with errors instead of exact positions.")
+    ] = False,
+    distance_error: Annotated[float, typer.Option(min=0, help="Relative error of distances (with --observed).")] = 0.1,
+    pm_error: Annotated[float, typer.Option(min=0, help="Error of proper motions, mas/yr.")] = 0.05,
+    v_error: Annotated[float, typer.Option(min=0, help="Error of radial velocities, km/s.")] = 2.0,
+    max_distance: Annotated[float | None, typer.Option(help="Keep observed distances up to this, kpc.")] = None,
+    min_latitude: Annotated[float | None, typer.Option(help="Keep Galactic latitudes beyond this, deg.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
 ) -> None:
     """Write an exact equilibrium snapshot with known truth.
 
+    With --observed it is what a survey from the Sun would list; n-stars counts the stars before cuts.
+
     Example: `bayespot simulate hernquist-in-nfw --n-stars 10000 --seed 3 -o stars.fits`
+
+    Example: `bayespot simulate isochrone --n-stars 20000 --observed --max-distance 10 --min-latitude 15 -o gaia.fits`
     """
     from bayespot.mock import MOCKS, mock
 
@@ -58,7 +70,17 @@ def simulate(
         return
     if output is None:
         raise ValueError("give the file to write with -o, for instance -o stars.ecsv")
+    if not observed and (max_distance is not None or min_latitude is not None):
+        raise ValueError("--max-distance and --min-latitude are cuts on what is observed: add --observed")
     catalog = mock(name, n_stars=n_stars, seed=seed, anisotropy_radius=anisotropy_radius)
+    if observed:
+        from bayespot.observe import observe
+        from bayespot.selection import GalacticLatitude, HeliocentricDistance
+
+        far = None if max_distance is None else HeliocentricDistance(max_distance)
+        low = None if min_latitude is None else GalacticLatitude(min_latitude)
+        cut = far * low if far and low else far or low
+        catalog = observe(catalog, seed + 1, distance_error, pm_error, v_error, cut)
     catalog.write(output, overwrite=overwrite)
     typer.echo(f"{output}: {catalog.summary()}")
 
@@ -90,6 +112,10 @@ def fit(
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
     drop_invalid: Annotated[bool, typer.Option("--drop-invalid", help="Drop rows with NaN or bad parallaxes.")] = False,
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Keep stars without radial velocity or distance, for models with errors."),
+    ] = False,
 ) -> None:
     """Fit a model to a catalogue; the run is a folder.
 
@@ -109,7 +135,7 @@ def fit(
         df_guide=df_guide,
         svi_steps=svi_steps,
     )
-    stars = Catalog.read(catalog, drop_invalid=drop_invalid)
+    stars = Catalog.read(catalog, drop_invalid=drop_invalid, allow_missing=allow_missing)
     _fit_to_folder(model, stars, config, output, resume=resume, overwrite=overwrite)
     typer.echo(f"{output}: done; next: bayespot report {output}")
 
@@ -151,6 +177,39 @@ def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     _print_report(posterior, config, diagnosis)
     for path in draw_figures(run / "figures", posterior, diagnosis["elbo"]):
         typer.echo(f"wrote {path}")
+
+
+@app.command()
+def check(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    catalog: Annotated[Path, typer.Argument(help="The catalogue that was fitted.")],
+    n_draws: Annotated[int, typer.Option(min=20, help="Posterior draws, each with a replicated catalogue.")] = 100,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    drop_invalid: Annotated[bool, typer.Option("--drop-invalid", help="As in the fit.")] = False,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="As in the fit.")] = False,
+) -> None:
+    """Compare the catalogue with catalogues replicated from the posterior (posterior predictive checks).
+
+    Radial profile, velocity dispersions, anisotropy and the uniformity of the angles, the mark of a phase-mixed
+    system; replicas pass through the model's errors and selection.
+
+    Example: `bayespot check run stars.ecsv`
+    """
+    from bayespot.catalog import Catalog
+    from bayespot.predictive import posterior_predictive
+    from bayespot.progress import Progress
+    from bayespot.runs import RunError, load_run, save_predictive
+
+    posterior, config, _ = load_run(run)
+    stars = Catalog.read(catalog, drop_invalid=drop_invalid, allow_missing=allow_missing)
+    if len(stars) != config["catalog"]["n_stars"]:
+        raise RunError(f"{catalog} has {len(stars)} stars, {run} was fitted to {config['catalog']['n_stars']}")
+    with Progress(None) as bar:
+        bar.stage("replicating the catalogue", n_draws)
+        found = posterior_predictive(posterior, stars, n_draws, seed, tick=bar.step)
+    path = save_predictive(run, found)
+    _print_checks(found.p_values, found.warnings)
+    typer.echo(f"wrote {path} and the groups posterior_predictive and observed_data of {run / 'posterior.nc'}")
 
 
 @app.command()
@@ -301,6 +360,21 @@ def _print_report(posterior: Posterior, config: dict[str, Any], diagnosis: dict[
         f"PSIS k-hat {diagnosis['k_hat']:.2f}; {sum(diagnosis['seconds'].values()):.0f} s"
     )
     typer.echo("\n".join(diagnosis["warnings"]) or "no warnings: nothing in the diagnostics speaks against the result")
+    if diagnosis.get("error_samples"):
+        least, low, median = diagnosis["error_samples"]
+        typer.echo(
+            f"measurement errors: effective samples per star {least:.1f} at least, {low:.1f} for 95 %, {median:.1f} in "
+            "the median"
+        )
+    if diagnosis.get("selected_fraction"):
+        typer.echo(
+            f"selection: {100 * diagnosis['selected_fraction']:.1f} % of the population is in the catalogue; Monte-"
+            f"Carlo error {diagnosis['selection_error']:.2f} posterior sd with {diagnosis['selection_points']} points"
+        )
+    if diagnosis.get("angle_p_value") is not None:
+        typer.echo(f"phase mixing: uniformity of the angles p = {diagnosis['angle_p_value']:.2g}")
+    if "predictive" in diagnosis:
+        _print_checks(diagnosis["predictive"]["p_values"], diagnosis["predictive"]["warnings"])
     r = np.geomspace(catalog["r_q"][2], catalog["r_q"][6], 6)
     few = posterior.thinned(300)
     fields = {
@@ -312,6 +386,11 @@ def _print_report(posterior: Posterior, config: dict[str, Any], diagnosis: dict[
         ["r [kpc]", "v_c [km/s]", "M(<r) [Msun]", "rho [Msun/kpc3]"],
         rows,
     )
+
+
+def _print_checks(p_values: dict[str, float], warnings: list[str]) -> None:
+    typer.echo("posterior predictive p-values: " + ", ".join(f"{name} {p:.2g}" for name, p in p_values.items()))
+    typer.echo("\n".join(warnings) or "the replicas look like the catalogue")
 
 
 def _print_truth(posterior: Posterior) -> None:

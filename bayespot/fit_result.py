@@ -95,6 +95,8 @@ class Diagnostics:
     ``error_samples`` is the effective number of samples per star (least, 5 % quantile, median); with a selection
     ``selected_fraction`` is the fraction of the population it keeps, normalised with ``selection_points`` stars
     whose Monte-Carlo error moves the result by ``selection_error`` posterior standard deviations.
+    ``angle_p_value`` is that of the phase-mixing test in the posterior mean potential (`angle_statistic`), for
+    catalogues without errors or selection.
     """
 
     elbo: list[float]
@@ -110,6 +112,7 @@ class Diagnostics:
     selected_fraction: float | None = None
     selection_points: int = 0
     selection_error: float = 0.0
+    angle_p_value: float | None = None
 
 
 @dataclass(frozen=True)

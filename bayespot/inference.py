@@ -25,6 +25,7 @@ from bayespot.likelihood import effective_samples
 from bayespot.model import SnapshotModel
 from bayespot.normalisation import N_GROUPS
 from bayespot.optimise import adam_until_bound, count_unbound, lbfgs
+from bayespot.phase_mixing import angle_statistic, phase_mixing_warning
 from bayespot.potential.base import radius
 from bayespot.progress import Progress
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from bayespot.catalog import Catalog
 
 _CHECKPOINT_SECONDS = 20.0
+#: Most stars of the phase-mixing test.
+_ANGLE_STARS = 20_000
 
 
 def fit(
@@ -95,12 +98,12 @@ class _Fit:
         self.few = self.w[self.few_rows]
         model = copy.deepcopy(model)
         if isinstance(model.finder, SphericalActions) and model.finder.r_min is None:
-            r = radius(self.w[:, :3])
+            r = radius(torch.cat([self.w, *(stream.w for stream in model.streams)])[:, :3])
             if float(r.min()) <= 0:
                 raise ValueError(f"star {int(r.argmin())} is exactly at the centre; drop it (it has no angles)")
             model.finder = SphericalActions(float(r.min()), float(r.max()), model.finder.margin)
         self.state: dict[str, Any] = {
-            "fingerprint": _fingerprint(self.w, config),
+            "fingerprint": _fingerprint(torch.cat([self.w, *(stream.w for stream in model.streams)]), config),
             "model": model,
             "stage": "start",
             "seconds": {},
@@ -191,9 +194,7 @@ class _Fit:
         if n_components is None:
             bar.stage("start: choosing the number of components of f(J)", len(CANDIDATES))
             n_components = self._choose(values, bar.step)
-        values = self._with_df(
-            {k: v for k, v in values.items() if k.startswith("potential.")}, n_components, self.subset
-        )
+        values = self._with_df({k: v for k, v in values.items() if not k.startswith("df.")}, n_components, self.subset)
         space = LatentSpace(self.model)
         self.catalog.require(space.size)
         self.state["u"] = space.vector(values)
@@ -431,9 +432,15 @@ class _Fit:
 
     @torch.no_grad()
     def _observation(self, space: LatentSpace, u: Tensor, warnings: list[str]) -> dict[str, Any]:
-        """What errors and selection did, for the diagnostics."""
+        """What errors, selection and phase mixing did, for the diagnostics."""
         found: dict[str, Any] = {}
-        density = self.model.at(space.values(u)).true_density()
+        fixed = self.model.at(space.values(u))
+        density = fixed.true_density()
+        if self.model.errors is None and self.model.selection is None and self.model.df.proper:
+            test = angle_statistic(fixed, self.w[self.order[:_ANGLE_STARS]])
+            found["angle_p_value"] = test.p_value
+            if warning := phase_mixing_warning(test):
+                warnings.append(warning)
         if self.data.dim() == 3:
             n_eff = torch.cat([effective_samples(density, block) for block in blocks(self.data)])
             found["error_samples"] = [float(x) for x in n_eff.quantile(torch.tensor([0.0, 0.05, 0.5]).double())]

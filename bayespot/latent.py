@@ -16,7 +16,9 @@ BLOCK = 100_000
 
 
 class LatentSpace:
-    """Maps a real vector to the sites of a model and back; the potential's sites come first.
+    """Maps a real vector to the sites of a model and back; the potential's sites come first, then those of streams.
+
+    ``n_potential`` counts both.
 
     Parameters
     ----------
@@ -27,7 +29,7 @@ class LatentSpace:
     def __init__(self, model: SnapshotModel) -> None:
         self.model = model
         sites = model.sites()
-        order = [n for n in sites if n.startswith("potential.")] + [n for n in sites if n.startswith("df.")]
+        order = [n for part in ("potential.", "streams.", "df.") for n in sites if n.startswith(part)]
         self.priors = {name: sites[name] for name in order}
         self.shapes, self.transforms, self.slices = {}, {}, {}
         start = 0
@@ -36,7 +38,7 @@ class LatentSpace:
             shape = transform.inverse_shape(prior.batch_shape + prior.event_shape)
             stop = start + shape.numel()
             self.shapes[name], self.transforms[name], self.slices[name] = shape, transform, slice(start, stop)
-            if name.startswith("potential."):
+            if not name.startswith("df."):
                 self.n_potential = stop
             start = stop
         self.size = start
@@ -116,7 +118,8 @@ class LatentSpace:
         """Return the outer-product Fisher information of the data plus the prior's curvature, in u.
 
         More than ``max_stars`` stars are represented by a random subset, scaled up. The curvature of the
-        prior is that of its log-density (central differences of the gradient), made non-negative.
+        prior and of the streams is that of their log-density (central differences of the gradient), with the
+        absolute values of its eigenvalues, which are positive at a maximum.
         """
         n = len(w)
         if n > max_stars:
@@ -142,7 +145,7 @@ class LatentSpace:
             rows.append((slope(u - shift) - slope(u + shift)) / (2 * step))
         curvature = torch.stack(rows)
         values, vectors = torch.linalg.eigh((curvature + curvature.T) / 2)
-        return (vectors * values.clamp(min=0)) @ vectors.T
+        return (vectors * values.abs()) @ vectors.T
 
 
 def whitening(information: Tensor) -> Tensor:

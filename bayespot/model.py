@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import pyro
@@ -26,6 +26,7 @@ from bayespot.normalisation import FixedPoints
 from bayespot.potential.base import Potential
 from bayespot.pyro_modules import freeze
 from bayespot.selection import SelectionFunction, require_selected
+from bayespot.streams import Stream, Streams
 
 
 class SnapshotModel(PyroModule):
@@ -50,6 +51,9 @@ class SnapshotModel(PyroModule):
     selection_sees
         Whether S applies to the ``"observed"`` coordinates, scattered by errors, or to the ``"true"`` ones;
         the same without errors.
+    streams
+        Stellar streams whose stars add to the likelihood, see `bayespot.streams`. They are not among the
+        catalogue's stars.
 
     Raises
     ------
@@ -66,6 +70,7 @@ class SnapshotModel(PyroModule):
         selection: SelectionFunction | None = None,
         errors: MeasurementErrors | None = None,
         selection_sees: Literal["observed", "true"] = "observed",
+        streams: Sequence[Stream] = (),
     ) -> None:
         super().__init__()
         if likelihood not in ("jeans", "augmented") and not isinstance(likelihood, Smoothing):
@@ -79,6 +84,7 @@ class SnapshotModel(PyroModule):
         if isinstance(likelihood, Smoothing):
             self.smoothing = likelihood
         self.selection, self.errors, self.selection_sees = selection, errors, selection_sees
+        self.streams = Streams(streams)
         #: Points that normalise the selection, see `select_at`.
         self.points: FixedPoints | None = None
 
@@ -97,8 +103,13 @@ class SnapshotModel(PyroModule):
         """
         root: Any = self
         fixed = self.at({name: functools.reduce(getattr, name.split("."), root) for name in self.sites()})
-        fixed.potential.register_factors()
+        fixed.register_factors()
         return fixed
+
+    def register_factors(self) -> None:
+        """Add the potential's named factors and the streams' likelihoods; fix the sites with `at` first."""
+        self.potential.register_factors()
+        self.streams.register_factors(self.potential, self.finder)
 
     def prepare(self, catalog: Catalog, seed: int = 0) -> Tensor:
         """Return what the likelihood conditions on, stars along the first axis.
@@ -220,26 +231,29 @@ class SnapshotModel(PyroModule):
         """Return a copy whose sites are fixed at ``values`` (full names), differentiable in them."""
         fixed = copy.copy(self)
         fixed._modules = dict(self._modules)
-        for part in ("potential", "df"):
+        for part in ("potential", "streams", "df"):
             own = {k.removeprefix(part + "."): v for k, v in values.items() if k.startswith(part + ".")}
             fixed._modules[part] = freeze(getattr(self, part), own)
         return fixed
 
     def initial_values(self) -> dict[str, Tensor]:
-        """Return a starting value of every site of the potential: the prior's centre or the module's own."""
+        """Return a starting value of every site but those of f(J): the prior's centre or the module's own."""
         own = {f"potential.{k}": v for k, v in self.potential.initial_values().items()}
         start = {}
         for name, prior in self.sites().items():
             if name.startswith("potential."):
                 start[name] = own[name] if name in own else _centre(name, prior)
-        return start
+        orbits = self.streams.start(self.at(start).potential, self.finder)
+        return start | {f"streams.{name}": value for name, value in orbits.items()}
 
     def log_prior(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Return the log prior density of ``values``, named factors included."""
+        """Return the log prior density of ``values``, with named factors and streams."""
         total = torch.zeros((), dtype=torch.float64)
         for name, prior in self.sites().items():
             total = total + prior.log_prob(values[name]).sum()
-        factors = poutine.trace(self.at(values).potential.register_factors).get_trace()
+        # an optimiser's trial step may overflow a factor: it must see the NaN and turn back
+        with pyro.validation_enabled(False):
+            factors = poutine.trace(self.at(values).register_factors).get_trace()
         return total + factors.log_prob_sum() if len(factors) > 2 else total
 
     def sample_prior(self, n: int, seed: int = 0) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayespot.posterior import Field
+from bayespot.predictive import Predictive
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,6 +142,62 @@ def elbo_trace(ax: Axes, elbo: Sequence[float]) -> Axes:
     ax.set_xlabel("SVI step")
     ax.set_ylabel("ELBO $-$ final mean [nat]")
     return ax
+
+
+_CHECKS = {
+    "counts": "stars per bin",
+    "sigma_r": r"$\sigma_r$ [km s$^{-1}$]",
+    "sigma_t": r"$\sigma_t$ [km s$^{-1}$]",
+    "beta": r"$\beta$",
+}
+
+
+def predictive_check(ax: Axes, check: Predictive, name: str) -> Axes:
+    """Draw a radial statistic of the catalogue over the bands of its replicas.
+
+    Parameters
+    ----------
+    ax
+        Axes.
+    check
+        What `posterior_predictive` returned.
+    name
+        ``"counts"``, ``"sigma_r"``, ``"sigma_t"``, ``"beta"``, or ``"angles"``: chi-square of the observed angles
+        against that of the replicated ones, draw by draw.
+    """
+    if name == "angles":
+        seen, drawn = check.observed[name], check.replicated[name]
+        ax.scatter(drawn, seen, s=8, color=BLUE, lw=0)
+        ends = [float(min(seen.min(), drawn.min())), float(max(seen.max(), drawn.max()))]
+        ax.plot(ends, ends, color="black", ls="--", lw=0.8)
+        ax.set_xlabel(r"angle $\chi^2$, replicas")
+        ax.set_ylabel(r"angle $\chi^2$, catalogue")
+        return ax
+    r = check.r
+    low95, low68, median, high68, high95 = np.nanquantile(check.replicated[name], [0.025, 0.16, 0.5, 0.84, 0.975], 0)
+    ax.fill_between(r, low95, high95, color=BLUE, alpha=0.2, lw=0, label="replicas, 95 %")
+    ax.fill_between(r, low68, high68, color=BLUE, alpha=0.4, lw=0, label="replicas, 68 %")
+    ax.plot(r, median, color=BLUE, lw=1)
+    ax.plot(r, check.observed[name][0], "o", ms=4, color="black", label="catalogue")
+    ax.set_xscale("log")
+    ax.set_xlabel(r"$r$ [kpc]")
+    ax.set_ylabel(_CHECKS[name])
+    return ax
+
+
+def predictive_figure(check: Predictive) -> Figure:
+    """Return a figure with every statistic of a posterior predictive check and its p-value."""
+    from matplotlib.figure import Figure
+
+    names = [*_CHECKS, "angles"]
+    figure = Figure(figsize=(9.2, 5.4), layout="constrained")
+    panels = figure.subplots(2, 3)
+    for ax, name in zip(panels.flat, names, strict=False):
+        predictive_check(ax, check, name)
+        ax.set_title(f"p = {check.p_values[name]:.2g}", fontsize=10)
+    panels.flat[-1].axis("off")
+    panels.flat[-1].legend(*panels.flat[0].get_legend_handles_labels(), loc="center left")
+    return figure
 
 
 def draws(ax: Axes, field: Field, n: int = 30, color: str = GREEN) -> Axes:

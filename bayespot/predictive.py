@@ -1,9 +1,9 @@
-"""Posterior predictive checks: replicated catalogues, discrepancy statistics, and the phase-mixing test."""
+"""Posterior predictive checks: replicated catalogues and discrepancy statistics."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +13,13 @@ from torch import Tensor
 
 from bayespot.errors import ErrorScatter
 from bayespot.model import SnapshotModel
+from bayespot.phase_mixing import angle_statistic
 from bayespot.posterior import Posterior
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bayespot.catalog import Catalog
-
-#: Fourier modes of the angles, (k_r, k_phi, k_z), whose mean vanishes in a phase-mixed population.
-MODES = ((1, 0, 0), (2, 0, 0), (3, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 2))
-#: Below this p-value a system is called not phase-mixed.
-ALARM = 0.001
 
 
 @dataclass(frozen=True)
@@ -34,6 +30,8 @@ class Predictive:
     ----------
     r_edges : (n_bins + 1,)
         Edges of the radial bins in kpc: quantiles of the observed stars.
+    r : (n_bins,)
+        Median radius of the observed stars in each, in kpc.
     observed, replicated
         By statistic: the observed value per posterior draw and the replicated one, each ``(n_draws, *shape)``.
         Statistics of the catalogue alone are the same for every draw.
@@ -44,6 +42,7 @@ class Predictive:
     """
 
     r_edges: NDArray[Any]
+    r: NDArray[Any]
     observed: dict[str, NDArray[Any]]
     replicated: dict[str, NDArray[Any]]
     p_values: dict[str, float]
@@ -51,7 +50,13 @@ class Predictive:
 
 
 def posterior_predictive(
-    posterior: Posterior, catalog: Catalog, n_draws: int = 100, seed: int = 0, n_bins: int = 8, max_stars: int = 5000
+    posterior: Posterior,
+    catalog: Catalog,
+    n_draws: int = 100,
+    seed: int = 0,
+    n_bins: int = 8,
+    max_stars: int = 5000,
+    tick: Callable[[], None] | None = None,
 ) -> Predictive:
     """Compare the catalogue with catalogues replicated from posterior draws.
 
@@ -73,6 +78,8 @@ def posterior_predictive(
         Radial bins, of equal numbers of observed stars.
     max_stars
         Larger catalogues are represented by a random subset of this size.
+    tick
+        Called after each draw.
 
     Returns
     -------
@@ -86,6 +93,7 @@ def posterior_predictive(
         catalog = catalog.subsample(max_stars, seed)
     r = torch.linalg.vector_norm(catalog.x, dim=-1).numpy()
     edges = np.quantile(r, np.linspace(0, 1, n_bins + 1))
+    middle = np.quantile(r, (np.arange(n_bins) + 0.5) / n_bins)
     edges[0], edges[-1] = 0.0, np.inf
     few = posterior.thinned(n_draws)
     replicas = Replicator(few.model, catalog)
@@ -102,9 +110,11 @@ def posterior_predictive(
             for name, value in profiles(w.numpy(), edges).items():
                 replicated[name].append(value)
                 observed[name].append(observed_profile[name])
+            if tick:
+                tick()
     seen, drawn = ({k: np.asarray(v) for k, v in store.items()} for store in (observed, replicated))
     p_values = {name: _p_value(seen[name], drawn[name]) for name in seen}
-    return Predictive(edges, seen, drawn, p_values, _verdict(p_values, few.n_draws))
+    return Predictive(edges, middle, seen, drawn, p_values, _verdict(p_values, few.n_draws))
 
 
 class Replicator:
@@ -166,56 +176,6 @@ def profiles(w: NDArray[Any], edges: NDArray[Any]) -> dict[str, NDArray[Any]]:
     sigma_r = np.sqrt(np.bincount(index, v_r**2, len(counts)) / n)
     sigma_t = np.sqrt(np.bincount(index, v_t2, len(counts)) / (2 * n))
     return {"counts": counts, "sigma_r": sigma_r, "sigma_t": sigma_t, "beta": 1 - (sigma_t / sigma_r) ** 2}
-
-
-@dataclass(frozen=True)
-class AngleTest:
-    """``statistic`` is chi-square distributed with ``dof`` degrees for uniform angles; ``p_value`` accordingly."""
-
-    statistic: float
-    dof: int
-    p_value: float
-
-
-def angle_statistic(fixed: SnapshotModel, w: Tensor, n_bins: int = 6) -> AngleTest:
-    r"""Test whether angles are uniform given the actions, the mark of a phase-mixed system.
-
-    In bins of equal numbers of stars along :math:`J_r + L` the mean of :math:`e^{i k \cdot \theta}` is taken for
-    the `MODES`; :math:`T = \sum_{bins} \sum_k 2 n\, |\overline{e^{i k \theta}}|^2` is chi-square distributed with two
-    degrees per bin and mode (Rayleigh's test; Mardia & Jupp 2000, section 6.3). Bins keep a phase spiral, whose
-    angle winds with the actions, from averaging out.
-
-    Parameters
-    ----------
-    fixed
-        A model with its sites fixed.
-    w : Float[Tensor, "n 6"]
-        Stars without selection and with small errors; otherwise compare with replicas.
-    """
-    from scipy.stats import chi2
-
-    J, theta, _ = fixed.finder.actions_angles(fixed.potential, w)
-    good = torch.isfinite(theta).all(-1)
-    J, theta = J[good], theta[good]
-    size = J[:, 0] + J[:, 2] + J[:, 1].abs()
-    n_bins = max(1, min(n_bins, len(J) // 20))
-    total = 0.0
-    for part in size.argsort().tensor_split(n_bins):
-        phase = theta[part] @ torch.tensor(MODES, dtype=torch.float64).T
-        total += 2 * len(part) * float((phase.cos().mean(0) ** 2 + phase.sin().mean(0) ** 2).sum())
-    dof = 2 * n_bins * len(MODES)
-    return AngleTest(total, dof, float(chi2.sf(total, dof)))
-
-
-def phase_mixing_warning(test: AngleTest) -> str | None:
-    """Return a warning in words if angles are not uniform at the level `ALARM`."""
-    if test.p_value >= ALARM:
-        return None
-    return (
-        f"angles are not uniform (chi-square {test.statistic:.0f} for {test.dof} degrees, p = {test.p_value:.1g}): the "
-        "stars are not phase-mixed in any potential the model can have, or the model's symmetry is wrong; the error "
-        "bars do not cover that"
-    )
 
 
 def _p_value(observed: NDArray[Any], replicated: NDArray[Any]) -> float:

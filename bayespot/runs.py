@@ -20,6 +20,7 @@ from bayespot.fit_result import FitResult
 from bayespot.mock import truth_potential
 from bayespot.model import SnapshotModel
 from bayespot.posterior import Posterior, truth_field
+from bayespot.predictive import Predictive
 
 if TYPE_CHECKING:
     from bayespot.catalog import Catalog
@@ -157,6 +158,33 @@ def draw_figures(folder: Path, posterior: Posterior, elbo: list[float]) -> list[
             written.append(folder / "elbo.png")
             plots.save(figure, written[-1])
     return written
+
+
+def save_predictive(folder: Path, check: Predictive) -> Path:
+    """Add a posterior predictive check to a run: groups of ``posterior.nc``, p-values and a figure; return its path.
+
+    A check made earlier is replaced.
+    """
+    path = folder / "posterior.nc"
+    diagnosis = _read_json(folder / "diagnostics.json")
+    summary = {"p_values": check.p_values, "warnings": check.warnings, "n_draws": len(check.observed["counts"])}
+    observed = {name: value if name == "angles" else value[0] for name, value in check.observed.items()}
+    data = diagnostics.with_predictive(
+        diagnostics.load_netcdf(path),
+        {**observed, "r_edges": check.r_edges},
+        check.replicated,
+        {f"p_value_{name}": p for name, p in check.p_values.items()},
+    )
+    temporary = path.with_suffix(".tmp")
+    diagnostics.save_netcdf(data, temporary)
+    os.replace(temporary, path)
+    temporary = folder / ".diagnostics.tmp"
+    temporary.write_text(json.dumps({**diagnosis, "predictive": summary}, indent=1))
+    os.replace(temporary, folder / "diagnostics.json")
+    with plots.style():
+        figure = plots.predictive_figure(check)
+        plots.save(figure, folder / "figures" / "predictive.png")
+    return folder / "figures" / "predictive.png"
 
 
 def versions() -> dict[str, str]:
