@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from bayespot.actions.base import ESCAPE_MARGIN
 from bayespot.chain import Chain
-from bayespot.likelihood import StarDensity
+from bayespot.likelihood import UNBOUND_STEEPNESS, StarDensity
 from bayespot.potential.base import Potential, Symmetry
 
 #: Pairs of star and augmented star evaluated at once; bounds memory.
@@ -27,14 +28,15 @@ class Smoothing:
     Parameters
     ----------
     kind
-        ``"kernel"``, a kernel density, or ``"mixture"``, a Gaussian mixture fitted by unrolled EM.
+        ``"mixture"``, a Gaussian mixture fitted by unrolled EM, or ``"kernel"``, a kernel density corrected for its
+        own smoothing with that mixture; the latter costs a hundred times more and gains little.
     n_augmented, seed
         Number of augmented stars and seed of their random numbers, which are the same at all parameters.
-    bandwidth
-        Kernel: standard deviation of the kernel over that of the stars, per coordinate. None: n^(-1/(d+4)) / 2 in d
-        coordinates.
     n_components, n_steps
-        Mixture: components and EM steps.
+        Mixture: components and EM steps. A kernel density with ``n_components=0`` is not corrected.
+    bandwidth
+        Kernel: standard deviation of the kernel over that of the stars, per coordinate. None: 1.5 n^(-1/(d+4)) in
+        d coordinates, a third of that without correction.
 
     Raises
     ------
@@ -42,12 +44,12 @@ class Smoothing:
         If a setting is unknown or out of range.
     """
 
-    kind: Literal["kernel", "mixture"] = "kernel"
-    n_augmented: int = 8192
+    kind: Literal["kernel", "mixture"] = "mixture"
+    n_augmented: int = 16_384
     seed: int = 0
-    bandwidth: float | None = None
-    n_components: int = 24
+    n_components: int = 16
     n_steps: int = 30
+    bandwidth: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("kernel", "mixture"):
@@ -56,8 +58,12 @@ class Smoothing:
             raise ValueError(f"n_augmented must be at least 64, got {self.n_augmented}")
         if self.bandwidth is not None and not self.bandwidth > 0:
             raise ValueError(f"bandwidth must be positive, got {self.bandwidth}")
-        if self.n_components < 1 or self.n_steps < 1:
-            raise ValueError(f"n_components={self.n_components} and n_steps={self.n_steps} must be at least 1")
+        least = 1 if self.kind == "mixture" else 0
+        if self.n_components < least or self.n_steps < 1:
+            raise ValueError(
+                f"a {self.kind} needs n_components of at least {least} and n_steps of at least 1, got "
+                f"{self.n_components} and {self.n_steps}"
+            )
 
     def density(self, chain: Chain) -> AugmentedDensity:
         """Return the density fitted to augmented stars of ``chain``."""
@@ -65,24 +71,33 @@ class Smoothing:
 
 
 class ReducedCoordinates(NamedTuple):
-    """Coordinates that the symmetry leaves: ``y (n, d)``, ``u_t (n,)`` or None, ``log_volume (n,)``.
+    """Coordinates that the symmetry leaves: ``y (n, d)``, ``u_t (n,)`` or None, ``log_volume (n,)``, ``excess (n,)``.
 
     ``u_t`` is the length of a two-dimensional vector of random direction; exp(log_volume) is the volume of
-    phase space per unit of (y, vector).
+    phase space per unit of (y, vector); ``excess`` is that of an unbound star's energy as in `CappedActions`.
     """
 
     y: Tensor
     u_t: Tensor | None
     log_volume: Tensor
+    excess: Tensor
 
 
 class AugmentedDensity(StarDensity):
     r"""Smooth density of augmented stars in the coordinates that the population's symmetry leaves.
 
-    With velocities u in units of the escape speed (to 10^9 median radii) a spherical population is
-    smoothed in (ln r, u_r, u_t), where u_t is a vector in two dimensions of random direction and u_r has random
+    Velocities are taken in units of the escape speed (to 10^9 median radii) and stretched,
+
+    .. math:: u = \frac{\hat v}{|\hat v|} \sqrt{-\ln(1 - \hat v^2)}, \qquad \hat v = v / v_{esc}(r),
+
+    so that a density that falls with a power of the energy below escape becomes a Gaussian. A spherical population
+    is smoothed in (ln r, u_r, u_t), where u_t is a vector in two dimensions of random direction and u_r has random
     sign; an axisymmetric one in (ln r, sin b, u_R, u_phi, u_z). The kernel's or the components' images under
     these symmetries are summed in closed form, so there is no edge at u_t = 0.
+
+    A kernel K smooths the augmented density p to p * K. With the mixture m as a start the estimate is
+    :math:`m\,(p * K) / (m * K)`, where smoothing acts on what m misses alone (in the spirit of Hjort & Glad 1995,
+    Ann. Statist. 23, 882).
 
     Everything is differentiable in the parameters of the potential and of f(J), first order.
 
@@ -111,29 +126,36 @@ class AugmentedDensity(StarDensity):
         self._edge = _FAR * float(torch.linalg.vector_norm(stars.w[:, :3].detach(), dim=-1).median())
         self._stars = reduced(stars.w, self.potential, self.symmetry, self._edge)
         self._log_weight = stars.weight.log()
+        k = smoothing.n_components if self.symmetry == "spherical" else 0
+        self._mixture = _fit_mixture(self._stars, stars.weight, k, smoothing.n_steps) if k else None
         if smoothing.kind == "kernel":
             self._sd = self._bandwidths()
-        else:
-            self._mixture = _fit_mixture(self._stars, stars.weight, smoothing.n_components, smoothing.n_steps)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return ln p(w) in (kpc km/s)^-3 for ``value (*batch, 6)``."""
         shape = value.shape[:-1]
         w = value.reshape(-1, 6)
         at = reduced(w, self.potential, self.symmetry, self._edge)
-        if self.smoothing.kind == "mixture":
-            log_p = torch.logsumexp(_mixture_terms(at, self._mixture), -1)
-        else:
-            step = max(1, _PAIRS // len(self._log_weight))
-            columns = [at.y] if at.u_t is None else [at.y, at.u_t[:, None]]
-            parts = torch.cat(columns, -1).split(step)
-            # the pairs are computed again in the backward pass rather than kept
-            log_p = torch.cat([checkpoint(self._kernel, part, use_reentrant=False) for part in parts])
-        return (log_p - at.log_volume).reshape(shape)
+        m = self._mixture
+        log_p = -at.log_volume - UNBOUND_STEEPNESS * at.excess
+        if m is not None:
+            log_p = log_p + torch.logsumexp(_mixture_terms(at, m), -1)
+        if self.smoothing.kind == "kernel":
+            log_p = log_p + self._log_kernel(at)
+            if m is not None:
+                log_p = log_p - torch.logsumexp(_mixture_terms(at, m.smoothed(self._sd)), -1)
+        return log_p.reshape(shape)
+
+    def _log_kernel(self, at: ReducedCoordinates) -> Tensor:
+        step = max(1, _PAIRS // len(self._log_weight))
+        columns = [at.y] if at.u_t is None else [at.y, at.u_t[:, None]]
+        parts = torch.cat(columns, -1).split(step)
+        # the pairs are computed again in the backward pass rather than kept
+        return torch.cat([checkpoint(self._kernel, part, use_reentrant=False) for part in parts])
 
     def _bandwidths(self) -> Tensor:
         """Kernel widths of (y, u_t)."""
-        y, u_t, _ = self._stars
+        y, u_t, *_ = self._stars
         weight = self._log_weight.exp()
         columns = [y[:, i] for i in range(y.shape[1])]
         if self.symmetry == "spherical":
@@ -146,11 +168,13 @@ class AugmentedDensity(StarDensity):
             sd.append(_quantile(u_t, weight, 0.393))
         n, d = len(y), y.shape[1] + (0 if u_t is None else 2)
         factor = self.smoothing.bandwidth
-        return torch.stack(sd) * (0.5 * n ** (-1 / (d + 4)) if factor is None else factor)
+        if factor is None:
+            factor = (0.5 if self._mixture is None else 1.5) * n ** (-1 / (d + 4))
+        return torch.stack(sd) * factor
 
     def _kernel(self, at: Tensor) -> Tensor:
         """Log kernel density at reduced coordinates ``(m, d)``."""
-        y, u_t, _ = self._stars
+        y, u_t, *_ = self._stars
         sd = self._sd
         d = y.shape[1]
         a, b = at[:, :d] / sd[:d], y / sd[:d]
@@ -171,20 +195,30 @@ def reduced(w: Tensor, potential: Potential, symmetry: Symmetry, edge: float) ->
     """Return the coordinates that ``symmetry`` leaves of ``w (n, 6)``; ``edge`` (kpc) is where speeds vanish."""
     x, v = w[:, :3], w[:, 3:]
     r = torch.linalg.vector_norm(x, dim=-1)
-    far = potential.phi(x.new_tensor([edge, 0.0, 0.0]))
-    u = v / (2 * (far - potential.phi(x)).clamp(min=1e-300)).sqrt()[:, None]
-    speed = 0.5 * (2 * (far - potential.phi(x))).clamp(min=1e-300).log()
+    escape2 = 2 * (potential.phi(x.new_tensor([edge, 0.0, 0.0])) - potential.phi(x)).clamp(min=1e-300)
+    u2 = (v**2).sum(-1) / escape2
+    # 1 - u^2 is the energy's distance from escape; beyond it a star has the coordinates of one just inside
+    short = 1 - u2
+    excess = torch.where(short < ESCAPE_MARGIN, ESCAPE_MARGIN - short, 0.0)
+    u2 = u2.clamp(max=1 - ESCAPE_MARGIN)
+    small = u2 < 1e-8
+    safe = torch.where(small, 0.5, u2)
+    stretch = torch.where(small, 1 + u2 / 4, (-torch.log1p(-safe) / safe).sqrt())
+    # d^3 u / d^3 y, both of the same direction
+    log_volume = 3 * r.log() + 1.5 * escape2.log() + torch.log1p(-u2) - stretch.log()
+    u = v / escape2.sqrt()[:, None] * stretch[:, None]
     if symmetry == "spherical":
         unit = x / r[:, None]
         u_r = (u * unit).sum(-1)
         across = (u - u_r[:, None] * unit).pow(2).sum(-1)
         u_t = torch.where(across > 0, across.clamp(min=1e-300).sqrt(), 0.0)
-        return ReducedCoordinates(torch.stack([r.log(), u_r], -1), u_t, math.log(4 * math.pi) + 3 * r.log() + 3 * speed)
+        y = torch.stack([r.log(), u_r], -1)
+        return ReducedCoordinates(y, u_t, math.log(4 * math.pi) + log_volume, excess)
     R = torch.linalg.vector_norm(x[:, :2], dim=-1)
     u_R = (u[:, 0] * x[:, 0] + u[:, 1] * x[:, 1]) / R
     u_phi = (u[:, 1] * x[:, 0] - u[:, 0] * x[:, 1]) / R
     y = torch.stack([r.log(), x[:, 2] / r, u_R, u_phi, u[:, 2]], -1)
-    return ReducedCoordinates(y, None, math.log(2 * math.pi) + 3 * r.log() + 3 * speed)
+    return ReducedCoordinates(y, None, math.log(2 * math.pi) + log_volume, excess)
 
 
 def _quantile(value: Tensor, weight: Tensor, level: float) -> Tensor:
@@ -207,6 +241,11 @@ class _Mixture(NamedTuple):
     sd: Tensor
     sd_r: Tensor
     sd_t: Tensor
+
+    def smoothed(self, sd: Tensor) -> _Mixture:
+        """Return the mixture convolved with a Gaussian of widths ``sd`` in (ln r, u_r, u_t)."""
+        widths = [(own**2 + more**2).sqrt() for own, more in zip(self[2:], sd, strict=True)]
+        return _Mixture(self.log_weight, self.mean, *widths)
 
 
 def _mixture_terms(at: ReducedCoordinates, m: _Mixture) -> Tensor:

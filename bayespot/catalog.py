@@ -246,8 +246,8 @@ class Catalog:
             raise CatalogError(
                 f"columns x, y, z: the median position of {n} stars, ({', '.join(f'{c:.3g}' for c in centre)}) kpc, is "
                 f"{distance_off:.3g} kpc from the origin, with a spread of {size_all:.3g} kpc: the coordinates do not "
-                "look Galactocentric (or centred on the system). Subtract the centre, or pass check_offset=False if "
-                "the stars are one side of the system on purpose"
+                "look Galactocentric (or centred on the system). Subtract the centre, or if the stars are one side of "
+                "the system on purpose declare the model's selection, and read with check_offset=False in Python"
             )
 
     def require(self, n_parameters: int) -> None:

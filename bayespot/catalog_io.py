@@ -429,7 +429,11 @@ def _valid_rows(values: dict[str, Array], drop_invalid: bool) -> tuple[Array, li
     n = len(next(iter(values.values())))
     good = np.ones(n, dtype=bool)
     for name, value in values.items():
-        checks = [(~np.isfinite(value), "NaN, infinite or masked", "drop those rows (drop_invalid=True) or fill them")]
+        drop = "drop those rows (drop_invalid=True)"
+        # `bayespot fit` has --drop-invalid and --allow-missing
+        keep = ", fill them, or keep them for a model with errors (allow_missing=True)"
+        remedy = drop + (keep if name in MAY_BE_MISSING else " or fill them")
+        checks = [(~np.isfinite(value), "NaN, infinite or masked", remedy)]
         if name == "parallax":
             remedy = "they give no distance: add a distance column or drop those rows (drop_invalid=True)"
             checks.append((value <= 0, "not positive", remedy))

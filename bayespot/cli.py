@@ -106,8 +106,13 @@ def fit(
         Any, typer.Option(help="full_rank, mean_field or laplace.", parser=str, metavar="TEXT")
     ] = "full_rank",
     df_guide: Annotated[
-        Any, typer.Option(help="Guide over f(J): point, mean_field or full_rank.", parser=str)
-    ] = "point",
+        Any,
+        typer.Option(
+            help="Guide over f(J): point, mean_field, full_rank or joint; default: joint with errors or a selection, "
+            "else point.",
+            parser=str,
+        ),
+    ] = None,
     svi_steps: Annotated[int, typer.Option(min=0, help="Steps of variational inference.")] = 300,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
@@ -135,7 +140,8 @@ def fit(
         df_guide=df_guide,
         svi_steps=svi_steps,
     )
-    stars = Catalog.read(catalog, drop_invalid=drop_invalid, allow_missing=allow_missing)
+    # whether the stars may be one side of the system depends on the model's selection
+    stars = Catalog.read(catalog, drop_invalid=drop_invalid, allow_missing=allow_missing, check_offset=False)
     _fit_to_folder(model, stars, config, output, resume=resume, overwrite=overwrite)
     typer.echo(f"{output}: done; next: bayespot report {output}")
 
@@ -183,7 +189,7 @@ def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
 def check(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     catalog: Annotated[Path, typer.Argument(help="The catalogue that was fitted.")],
-    n_draws: Annotated[int, typer.Option(min=20, help="Posterior draws, each with a replicated catalogue.")] = 100,
+    n_draws: Annotated[int, typer.Option(min=50, help="Posterior draws, each with a replicated catalogue.")] = 100,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     drop_invalid: Annotated[bool, typer.Option("--drop-invalid", help="As in the fit.")] = False,
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="As in the fit.")] = False,
@@ -201,9 +207,12 @@ def check(
     from bayespot.runs import RunError, load_run, save_predictive
 
     posterior, config, _ = load_run(run)
-    stars = Catalog.read(catalog, drop_invalid=drop_invalid, allow_missing=allow_missing)
+    stars = Catalog.read(catalog, drop_invalid=drop_invalid, allow_missing=allow_missing, check_offset=False)
     if len(stars) != config["catalog"]["n_stars"]:
         raise RunError(f"{catalog} has {len(stars)} stars, {run} was fitted to {config['catalog']['n_stars']}")
+    reach, fitted = float((stars.x**2).sum(-1).max() ** 0.5), config["catalog"]["r_q"][-1]
+    if abs(reach / fitted - 1) > 1e-6:
+        raise RunError(f"{catalog} reaches {reach:.6g} kpc, the stars that {run} was fitted to {fitted:.6g} kpc")
     with Progress(None) as bar:
         bar.stage("replicating the catalogue", n_draws)
         found = posterior_predictive(posterior, stars, n_draws, seed, tick=bar.step)
@@ -313,8 +322,11 @@ def _fit_to_folder(
     check_free(folder, overwrite, resume)
     module, path = _load_model(model)
     checkpoint = partial_folder(folder) / "checkpoint.pt"
+    built = module.build(catalog)
+    if built.selection is None:
+        catalog.check_geometry()
     try:
-        result = run_fit(module.build(catalog), catalog, config, checkpoint=checkpoint, resume=resume)
+        result = run_fit(built, catalog, config, checkpoint=checkpoint, resume=resume)
     except KeyboardInterrupt:
         typer.echo(f"interrupted; {checkpoint.parent} keeps what was reached: repeat with --resume", err=True)
         raise typer.Exit(130) from None

@@ -3,6 +3,7 @@ r"""Measurement errors: the likelihood of a star is its density averaged over wh
 With observables o (what the errors are Gaussian in), :math:`p(o_i) = \int N(o_i | o, C_i)\, f(w(o))\,
 |\partial w/\partial o|\, do`, estimated with samples o_is drawn once from N(o_i, C_i):
 :math:`\ln p(o_i) = \ln \mathrm{mean}_s\, f(w(o_{is}))\, |\partial w / \partial o|_{is}`.
+Half-known velocities are drawn where stars may be bound, with importance weights, see `_Proposal`.
 
 Errors of distances are Gaussian in ln d, with the relative error for standard deviation, as those of photometric
 distances are; errors of parallaxes, proper motions and velocities are Gaussian in these. An error must not depend on
@@ -65,7 +66,7 @@ class MeasurementErrors:
         """Return where each star may truly be: ``(n, n_samples, 7)``, w and the logarithm of its weight.
 
         The average over samples of weight times density is the star's likelihood, up to a factor that depends
-        on no parameter. Drawn with scrambled Sobol points, shifted at random from star to star.
+        on no parameter. Drawn with scrambled Sobol points, shifted at random from star to star, from `_Proposal`.
 
         Raises
         ------
@@ -76,7 +77,11 @@ class MeasurementErrors:
         generator = torch.Generator().manual_seed(seed)
         shift = torch.rand(len(catalog), 1, 6, generator=generator, dtype=torch.float64)
         u = torch.remainder(u + shift, 1).clamp(1e-12, 1 - 1e-12)
-        return self.place(catalog, math.sqrt(2) * torch.erfinv(2 * u - 1))
+        z = math.sqrt(2) * torch.erfinv(2 * u - 1)
+        proposal = _Proposal(self, _typical_speed(catalog))
+        # blocks bound the memory of the Jacobians
+        rows = torch.arange(len(catalog)).split(max(1, 500_000 // self.n_samples))
+        return torch.cat([proposal(catalog[part], z[part]) for part in rows])
 
     def place(self, catalog: Catalog, z: Tensor) -> Tensor:
         """Return w and log-weight ``(n, S, 7)`` at standardised errors ``z (n, S, 6)`` of each star; differentiable.
@@ -116,6 +121,82 @@ class MeasurementErrors:
             columns[2] = columns[2].exp()
         w = galactocentric_w(dict(zip(observed.names, columns, strict=True)))
         return torch.cat([w, log_weight[..., None]], -1)
+
+
+class _Proposal:
+    r"""Draws velocities from the errors, and from the errors times Gaussian populations of smaller and smaller spread.
+
+    Where errors are wider than the population (a proper motion at 100 kpc), hardly a sample of theirs is bound. Given
+    the position, v = v_0 + B z with z the standardised errors of the velocity observables; with a population
+    N(0, sigma^2) of v, z is Gaussian of precision :math:`M = 1 + B^T B/\sigma^2` and mean
+    :math:`-M^{-1} B^T v_0/\sigma^2`. Weights are those of the mixture over sigma (balance heuristic; Veach & Guibas
+    1995), at most its number of members, and one for small errors.
+
+    Parameters
+    ----------
+    errors
+        Places stars.
+    speed
+        The population's typical velocity per axis (km/s).
+    """
+
+    #: Members of the mixture, in units of 1 / speed: 0 are the errors themselves.
+    _INVERSE_SPREADS = (0.0, 1.0, 2.5, 6.0)
+
+    def __init__(self, errors: MeasurementErrors, speed: float) -> None:
+        self._errors, self._speed = errors, speed
+
+    def __call__(self, catalog: Catalog, z: Tensor) -> Tensor:
+        """Return w and log-weight ``(n, S, 7)`` for standard normal ``z (n, S, 6)``."""
+        place = self._errors.place
+        lost = torch.zeros(len(catalog), dtype=torch.bool)
+        if catalog.observed is not None:
+            lost = torch.isnan(catalog.observed.values[:, 5])
+        # a radial velocity that is missing is uniform in its range: it stays as drawn
+        still = z * z.new_tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+        still[lost, :, 5] = z[lost, :, 5]
+        v_0 = place(catalog, still)[..., 3:6]
+        unit = torch.eye(6, dtype=torch.float64)
+        B = torch.stack([place(catalog, still + unit[j])[..., 3:6] - v_0 for j in (3, 4, 5)], -1)
+        B[lost, :, :, 2] = 0.0
+        # runs of consecutive Sobol points: those are spread evenly, every fourth point is not
+        member = torch.arange(z.shape[1]) * len(self._INVERSE_SPREADS) // z.shape[1]
+        inverse = z.new_tensor(self._INVERSE_SPREADS) / self._speed
+        mean, root, _ = self._posterior(v_0, B, inverse[member])
+        moved = still.clone()
+        moved[..., 3:] = mean + torch.linalg.solve_triangular(root.mT, z[..., 3:, None], upper=True)[..., 0]
+        placed = place(catalog, moved)
+        ratios = []
+        for k, t in enumerate(inverse):
+            share = float((member == k).sum()) / len(member)
+            _, _, log_evidence = self._posterior(v_0, B, t.expand(len(member)))
+            ratio = -0.5 * t**2 * (placed[..., 3:6] ** 2).sum(-1) - log_evidence
+            ratios.append(ratio + (math.log(share) if share else -math.inf))
+        placed[..., 6] -= torch.logsumexp(torch.stack(ratios), 0)
+        return placed
+
+    @staticmethod
+    def _posterior(v_0: Tensor, B: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean of z, the Cholesky factor of its precision, and the log-evidence, for 1/sigma ``(S,)``.
+
+        The evidence is without the factor of sigma that the population's density has, too.
+        """
+        t2 = inverse[:, None] ** 2
+        root = torch.linalg.cholesky(torch.eye(3, dtype=torch.float64) + t2[..., None] * (B.mT @ B))
+        slope = t2 * torch.einsum("...ij,...i->...j", B, v_0)
+        mean = -torch.cholesky_solve(slope[..., None], root)[..., 0]
+        chi2 = t2[:, 0] * (v_0**2).sum(-1) + (slope * mean).sum(-1)
+        return mean, root, -0.5 * chi2 - root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def _typical_speed(catalog: Catalog) -> float:
+    """Return the spread of the velocity per axis (km/s), from the half of the stars whose velocities are best known."""
+    speed2 = (catalog.v**2).sum(-1)
+    if catalog.covariance is not None:
+        variance = catalog.covariance.diagonal(dim1=1, dim2=2)[:, 3:].sum(-1)
+        speed2 = speed2[variance <= variance.median()]
+    # the median of chi-square with three degrees of freedom is 2.37
+    return max(float(speed2.median() / 2.37) ** 0.5, 1e-6)
 
 
 class ErrorScatter:
@@ -172,22 +253,26 @@ class ErrorScatter:
 
 def _gaussian(observed: Observed) -> tuple[Tensor, Tensor]:
     """Return the observables that errors are Gaussian in ``(n, 6)``, ln d for d, and roots of their covariance."""
-    if "parallax" in observed.names:
-        return observed.values, roots(observed.covariance)
-    d = observed.values[:, 2]
-    scale = torch.ones_like(observed.values)
-    scale[:, 2] = 1 / d.nan_to_num(1.0)
     values = observed.values.clone()
-    values[:, 2] = d.log()
+    # nothing is known of what is missing, and what is known does not depend on it
+    scale = torch.isfinite(values).double()
+    if "distance" in observed.names:
+        scale[:, 2] /= values[:, 2].nan_to_num(1.0)
+        values[:, 2] = values[:, 2].log()
     return values, roots(observed.covariance * scale[:, :, None] * scale[:, None, :])
 
 
 def roots(covariance: Tensor) -> Tensor:
-    """Return R with R R^T the covariance ``(n, 6, 6)``, also where variances vanish."""
+    """Return lower-triangular R with R R^T the covariance ``(n, 6, 6)``, also where variances vanish.
+
+    The velocity's errors move no position, and what has no variance moves nothing.
+    """
     scale = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     safe = torch.where(scale > 0, scale, 1.0)
     values, vectors = torch.linalg.eigh(covariance / (safe[:, :, None] * safe[:, None, :]))
-    return scale[:, :, None] * vectors * values.clamp(min=0).sqrt()[:, None, :]
+    symmetric = (vectors * values.clamp(min=0).sqrt()[:, None, :]) @ vectors.mT
+    triangular = torch.linalg.qr((scale[:, :, None] * symmetric).mT).R.mT
+    return torch.where(triangular.diagonal(dim1=1, dim2=2)[:, None, :] < 0, -triangular, triangular)
 
 
 def _from_arc(noise: Tensor, values: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from bayespot.guides import Family
+from bayespot.guides import OrbitsFamily
 from bayespot.model import SnapshotModel
 
 
@@ -29,8 +29,9 @@ class FitConfig:
     guide
         Guide over the potential: ``"full_rank"``, ``"mean_field"`` or ``"laplace"`` (no SVI).
     df_guide
-        Guide over f(J): ``"point"`` (by the score identity it costs no width to first order),
-        ``"mean_field"`` or ``"full_rank"``.
+        Guide over f(J): ``"point"`` (by the score identity it costs no width to first order), ``"mean_field"``,
+        ``"full_rank"``, or ``"joint"``: one guide over the potential and f(J) together. None: ``"joint"`` with a
+        selection or measurement errors, for which that identity does not hold, else ``"point"``.
     n_draws
         Posterior draws kept.
     adam_steps, adam_learning_rate
@@ -47,15 +48,17 @@ class FitConfig:
         Larger catalogues are scored in random minibatches of this size in SVI.
     k_hat_draws
         Draws used for the PSIS diagnostic.
-    selection_points, selection_max_points, selection_tolerance
-        Augmented stars that normalise a selection: doubled, up to the maximum, until their Monte-Carlo error moves
-        no parameter of the potential by more than the tolerance, in posterior standard deviations.
+    selection_points
+        Augmented stars that normalise a selection in every step.
+    selection_max_points, selection_tolerance
+        The normalisation's gradient at the maximum is that of more stars: so many that their Monte-Carlo error moves
+        no parameter of the potential by more than the tolerance, in posterior standard deviations, or the maximum.
     """
 
     seed: int = 0
     n_components: int | None = None
     guide: Literal["full_rank", "mean_field", "laplace"] = "full_rank"
-    df_guide: Family = "point"
+    df_guide: OrbitsFamily | None = None
     n_draws: int = 1000
     adam_steps: int = 30
     adam_learning_rate: float = 0.05
@@ -69,16 +72,16 @@ class FitConfig:
     batch_size: int = 100_000
     k_hat_draws: int = 100
     selection_points: int = 32_768
-    selection_max_points: int = 524_288
-    selection_tolerance: float = 0.07
+    selection_max_points: int = 4_194_304
+    selection_tolerance: float = 0.05
 
     def __post_init__(self) -> None:
         for name, choices in (
             ("guide", ("full_rank", "mean_field", "laplace")),
-            ("df_guide", ("point", "mean_field", "full_rank")),
+            ("df_guide", (None, "point", "mean_field", "full_rank", "joint")),
         ):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}; got {getattr(self, name)!r}")
         for name in ("n_draws", "adam_steps", "map_iterations", "subset_size", "fisher_stars", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")

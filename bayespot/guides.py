@@ -13,6 +13,8 @@ from torch import Tensor
 from bayespot.latent import LatentSpace, whitening
 
 Family = Literal["full_rank", "mean_field", "point"]
+#: How f(J) is guided: by a block of its own, or jointly with the potential in one Gaussian.
+OrbitsFamily = Literal["full_rank", "mean_field", "point", "joint"]
 
 
 class WhitenedGuide(PyroModule):
@@ -22,15 +24,23 @@ class WhitenedGuide(PyroModule):
     the score identity makes exact to first order), so the Laplace approximation is m = 0, A = 1, and one
     learning rate suits every direction. Each of the two blocks has its own family: ``full_rank`` (A lower
     triangular), ``mean_field`` (A diagonal: independent in u, not in the whitened coordinates) or
-    ``point`` (a point mass).
+    ``point`` (a point mass). With ``df="joint"`` both are one block of the potential's family: with a selection or
+    measurement errors the identity does not hold, and what f(J) leaves open widens the potential's posterior.
     """
 
-    def __init__(self, space: LatentSpace, u_0: Tensor, information: Tensor, potential: Family, df: Family) -> None:
+    def __init__(
+        self, space: LatentSpace, u_0: Tensor, information: Tensor, potential: Family, df: OrbitsFamily
+    ) -> None:
         super().__init__()
         self.space = space
         self.blocks: dict[str, tuple[slice, Family]] = {}
         n = space.n_potential
-        for name, part, family in (("potential", slice(0, n), potential), ("df", slice(n, space.size), df)):
+        parts: list[tuple[str, slice, Family]]
+        if df == "joint":
+            parts = [("all", slice(0, space.size), potential)]
+        else:
+            parts = [("potential", slice(0, n), potential), ("df", slice(n, space.size), df)]
+        for name, part, family in parts:
             if part.start == part.stop:
                 continue
             block = information[part, part]

@@ -16,6 +16,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from bayespot.actions.spherical import SphericalActions
+from bayespot.df.base import LogFraction
 from bayespot.df.components import CANDIDATES, choose_n_components
 from bayespot.diagnostics import psis_k_hat
 from bayespot.fit_result import Diagnostics, FitConfig, FitError, FitResult
@@ -23,11 +24,11 @@ from bayespot.guides import Family, WhitenedGuide
 from bayespot.latent import LatentSpace, blocks, stars_in
 from bayespot.likelihood import effective_samples
 from bayespot.model import SnapshotModel
-from bayespot.normalisation import N_GROUPS
 from bayespot.optimise import adam_until_bound, count_unbound, lbfgs
 from bayespot.phase_mixing import angle_statistic, phase_mixing_warning
 from bayespot.potential.base import radius
 from bayespot.progress import Progress
+from bayespot.tilting import tilt_at
 
 if TYPE_CHECKING:
     from bayespot.catalog import Catalog
@@ -112,7 +113,7 @@ class _Fit:
             "map_iterations": 0,
             "elbo": [],
             "svi_step": 0,
-            "selection_points": config.selection_points,
+            "selection_points": 0,
             "selection_error": 0.0,
         }
         self._saved = time.monotonic()
@@ -189,7 +190,10 @@ class _Fit:
             bar.step(note)
 
         u = self._rough(values, report)
-        values = LatentSpace(self.model).values(u)
+        values = values | LatentSpace(self.model.plain()).values(u)
+        if self.model.selection is not None:
+            bar.stage("start: allowing for the selection")
+            values = self._selected(values, report)
         n_components = wanted
         if n_components is None:
             bar.stage("start: choosing the number of components of f(J)", len(CANDIDATES))
@@ -218,9 +222,31 @@ class _Fit:
     def _with_df(self, values: Mapping[str, Tensor], n_components: int, w: Tensor) -> dict[str, Tensor]:
         """Resolve f(J) to ``n_components`` and start it at its best fit in the given potential."""
         J = self._actions(values, w)
+        log_z = self._log_fraction(values)
         self.model.df = self.model.df.resolved(n_components, J)
-        start = self.model.df.fit_actions(J[:20_000], self.config.seed)
+        start = self.model.df.fit_actions(J[:20_000], self.config.seed, log_z=log_z)
         return dict(values) | {f"df.{name}": value for name, value in start.items()}
+
+    def _selected(self, values: dict[str, Tensor], report: Callable[[Tensor, str], None]) -> dict[str, Tensor]:
+        """Move to where the selection is allowed for, a few stars and components at a time."""
+        few = self.data[self.few_rows[: stars_in(self.data, 5000)]]
+        for _ in range(4):
+            u = LatentSpace(self.model).vector(values)
+            space = self._normalised(u)
+            information = self._fisher(space, u, few, 3000)
+            u, norm, _ = lbfgs(space, u, few, information, 0.5, 16, report)
+            values = space.values(u)
+            if norm < 0.5 and not self._stale(space, u):
+                break
+        return values
+
+    @torch.no_grad()
+    def _log_fraction(self, values: Mapping[str, Tensor]) -> LogFraction | None:
+        """ln Z as a function of f(J) alone, in the given potential; None before a selection's points are drawn."""
+        if self.model.points is None:
+            return None
+        fixed = self.model.at({name: value for name, value in values.items() if not name.startswith("df.")})
+        return self.model.points.in_actions(fixed.potential, fixed.finder)
 
     @torch.no_grad()
     def _actions(self, values: Mapping[str, Tensor], w: Tensor) -> Tensor:
@@ -229,7 +255,7 @@ class _Fit:
 
     def _choose(self, values: Mapping[str, Tensor], tick: Callable[[str], None]) -> int:
         J = self._actions(values, self.subset)
-        choice = choose_n_components(self.model.df, J, self.config.seed, tick=tick)
+        choice = choose_n_components(self.model.df, J, self.config.seed, tick=tick, log_z=self._log_fraction(values))
         self.state["component_table"] = [dict(row) for row in choice.table]
         return choice.n_components
 
@@ -249,7 +275,7 @@ class _Fit:
         u = self.state["u"]
         space = self._normalised(u)
         few = self.data[self.few_rows[: stars_in(self.data, 5000)]]
-        information = space.fisher(u, few, 5000, config.seed)
+        information = self._fisher(space, u, few, 5000)
         for data in sets:
             left = config.map_iterations
             while left > 0:
@@ -271,19 +297,9 @@ class _Fit:
             self.state["map_iterations"] += iterations
         bar.stage("Fisher information")
         information = self._fisher(space, u, self.data, config.fisher_stars, bar.step)
-        while (error := self._selection_error(space, u, information)) > config.selection_tolerance:
-            if 2 * self.state["selection_points"] > config.selection_max_points:
-                self.state["warnings"].append(
-                    f"the selection's normalisation moves the result by {error:.2f} posterior sd (Monte-Carlo error "
-                    f"with {self.state['selection_points']} points); raise selection_max_points"
-                )
-                break
-            self.state["selection_points"] *= 2
-            space = self._normalised(u)
-            u, norm, iterations = lbfgs(
-                space, u, self.data, information, config.map_tolerance, config.map_iterations, report
-            )
-        self.state["selection_error"] = error
+        if self.model.selection is not None:
+            u, information = self._tilted(space, u, information, bar, report)
+            space = LatentSpace(self.model)
         _, slope = space.gradient(u, self.data)
         norm = float(slope @ torch.linalg.lstsq(information, slope[:, None]).solution[:, 0]) ** 0.5
         if not torch.isfinite(information).all() or not norm == norm:
@@ -293,7 +309,9 @@ class _Fit:
     def _fisher(
         self, space: LatentSpace, u: Tensor, data: Tensor, n_rows: int, tick: Callable[[], None] | None = None
     ) -> Tensor:
-        return space.fisher(u, data, max(stars_in(data, n_rows), min(len(data), 4000)), self.config.seed, tick)
+        # the information of the literal likelihood is that of its limit, which costs a hundred times less
+        closed = LatentSpace(space.model.closed_form())
+        return closed.fisher(u, data, max(stars_in(data, n_rows), min(len(data), 4000)), self.config.seed, tick)
 
     # -- selection ---------------------------------------------------------------------------------------
 
@@ -302,7 +320,7 @@ class _Fit:
         values = LatentSpace(self.model).values(u)
         with torch.no_grad():
             self.state["model"] = self.model.select_at(
-                values, self.catalog, self.state["selection_points"], self.config.seed
+                values, self.catalog, self.config.selection_points, self.config.seed
             )
         return LatentSpace(self.model)
 
@@ -313,29 +331,56 @@ class _Fit:
         density = self.model.at(space.values(u)).true_density()
         return self.model.points.effective_fraction(density.log_prob(self.model.points.w)) < 0.5
 
-    def _selection_error(self, space: LatentSpace, u: Tensor, information: Tensor) -> float:
-        """Largest shift of a site of the potential by the Monte-Carlo error of ln Z, in posterior sd."""
-        points = self.model.points
-        if points is None:
-            return 0.0
-        slopes = []
-        for g in range(N_GROUPS):
-            at = u.detach().requires_grad_()
-            with torch.enable_grad():
-                density = self.model.at(space.values(at)).true_density()
-                part = points.of_group(g)
-                slopes.append(torch.autograd.grad(len(self.w) * part.log_z(density.log_prob(part.w)), at)[0])
-        covariance = torch.linalg.inv(information)
-        shifts = torch.stack(slopes) @ covariance / covariance.diagonal().sqrt()
-        return float((shifts.std(0) / N_GROUPS**0.5)[: space.n_potential].max())
+    def _tilted(
+        self, space: LatentSpace, u: Tensor, information: Tensor, bar: Progress, report: Callable[[Tensor, str], None]
+    ) -> tuple[Tensor, Tensor]:
+        """Correct the normalisation's gradient with many points at the maximum, and climb to where that moves it."""
+        config = self.config
+        for _ in range(3):
+            bar.stage("normalising the selection")
+            space = self._normalised(u)
+            covariance = torch.linalg.inv(information)
+            found = tilt_at(
+                space,
+                u,
+                self.catalog,
+                covariance,
+                config.selection_tolerance,
+                config.selection_max_points,
+                config.seed,
+                bar.step,
+            )
+            self.state.update(selection_points=found.n_points, selection_error=found.error)
+            self.model.tilt = found.tilt
+            before, space = u, LatentSpace(self.model)
+            u, _, iterations = lbfgs(
+                space, u, self.data, information, config.map_tolerance, config.map_iterations, report
+            )
+            self.state["map_iterations"] += iterations
+            information = self._fisher(space, u, self.data, config.fisher_stars, bar.step)
+            if float((u - before) @ information @ (u - before)) < len(u):
+                break
+        if found.error > config.selection_tolerance:
+            self.state["warnings"].append(
+                f"the selection's normalisation moves the result by {found.error:.2f} posterior sd (Monte-Carlo error "
+                f"with {found.n_points} points); raise selection_max_points"
+            )
+        return u, information
+
+    def _guide(self, space: LatentSpace) -> WhitenedGuide:
+        """The guide before training: the Laplace approximation, up to its families."""
+        config, model = self.config, self.model
+        family = cast("Family", "full_rank" if config.guide == "laplace" else config.guide)
+        # f(J) and the potential are independent to first order only where the likelihood is f(J) at known places
+        df = config.df_guide or ("point" if model.selection is None and model.errors is None else "joint")
+        return WhitenedGuide(space, self.state["u"], self.state["information"], family, df)
 
     def _svi(self, bar: Progress) -> None:
         """Maximise the ELBO with Adam; the second half of the iterates is averaged."""
         config, space = self.config, LatentSpace(self.model)
         laplace = config.guide == "laplace"
-        family = cast("Family", "full_rank" if laplace else config.guide)
         pyro.clear_param_store()
-        guide = WhitenedGuide(space, self.state["u"], self.state["information"], family, config.df_guide)
+        guide = self._guide(space)
         self.state["guide"] = self.state.get("guide") or guide.state_dict()
         if laplace or config.svi_steps == 0:
             return
@@ -384,8 +429,7 @@ class _Fit:
         config, space, state = self.config, LatentSpace(self.model), self.state
         begun = time.perf_counter()
         bar.stage("posterior draws and diagnostics")
-        family = cast("Family", "full_rank" if config.guide == "laplace" else config.guide)
-        guide = WhitenedGuide(space, state["u"], state["information"], family, config.df_guide)
+        guide = self._guide(space)
         guide.load_state_dict(state["guide"])
         u, log_q = guide.draw(config.n_draws, config.seed)
         k_hat = self._k_hat(space, u, log_q, bar)
@@ -449,6 +493,15 @@ class _Fit:
                     f"{few} of {len(n_eff)} stars have fewer than 4 effective samples of {self.data.shape[1]} within "
                     "their errors: raise n_samples of the model's errors"
                 )
+        for stream in fixed.streams:
+            if stream.data.dim() == 3:
+                n_eff = stream.effective_samples(fixed.potential, fixed.finder)
+                if (few := int((n_eff < 4).sum())) > 0.05 * len(n_eff):
+                    warnings.append(
+                        f"{few} of {len(n_eff)} stars of stream {stream.stream_name} have fewer than 4 effective "
+                        f"samples of {stream.data.shape[1]} within their errors, which biases the result: raise "
+                        "n_samples of its errors, or drop stars with large errors"
+                    )
         if self.model.points is not None:
             found["selected_fraction"] = float(self.model.points.log_z(density.log_prob(self.model.points.w)).exp())
             found["selection_points"] = self.state["selection_points"]

@@ -22,7 +22,7 @@ from bayespot.chain import Chain
 from bayespot.df.base import DistributionFunction
 from bayespot.errors import ErrorScatter, MeasurementErrors
 from bayespot.likelihood import ObservedStars, PhaseMixed, StarDensity
-from bayespot.normalisation import FixedPoints
+from bayespot.normalisation import N_GROUPS, FixedPoints, Tilt
 from bayespot.potential.base import Potential
 from bayespot.pyro_modules import freeze
 from bayespot.selection import SelectionFunction, require_selected
@@ -87,6 +87,9 @@ class SnapshotModel(PyroModule):
         self.streams = Streams(streams)
         #: Points that normalise the selection, see `select_at`.
         self.points: FixedPoints | None = None
+        #: What more points than these say of the normalisation's gradient, see `bayespot.tilting`.
+        self.tilt: Tilt | None = None
+        self._log_z_shift: Tensor | None = None
 
     def forward(self, w: Tensor, subsample: Tensor | None = None) -> None:
         """Score the stars ``w``, as `prepare` returns them; with ``subsample`` (indices) a minibatch, scaled to all."""
@@ -119,12 +122,19 @@ class SnapshotModel(PyroModule):
         Raises
         ------
         ValueError
-            If the selection rejects stars of the catalogue, or errors are asked for and it has none.
+            If the selection rejects stars of the catalogue, errors are asked for and it has none, or a model without
+            errors meets stars that lack a distance or a radial velocity.
         """
         seen = self.selection is not None and (self.errors is None or self.selection_sees == "observed")
         if self.selection is not None and seen:
             require_selected(self.selection, catalog.w)
         if self.errors is None:
+            n_lost = 0 if catalog.observed is None else int(torch.isnan(catalog.observed.values).any(-1).sum())
+            if n_lost:
+                raise ValueError(
+                    f"{n_lost} of {len(catalog)} stars have no distance or no radial velocity, and the model has no "
+                    "errors to marginalise over them with: give it errors=MeasurementErrors(), or drop those stars"
+                )
             return catalog.w
         if self.errors.method == "latent":
             raise ValueError(
@@ -142,7 +152,9 @@ class SnapshotModel(PyroModule):
                 )
         return samples
 
-    def select_at(self, values: Mapping[str, Tensor], catalog: Catalog, n: int, seed: int) -> SnapshotModel:
+    def select_at(
+        self, values: Mapping[str, Tensor], catalog: Catalog, n: int, seed: int, n_groups: int = N_GROUPS
+    ) -> SnapshotModel:
         """Return a copy whose selection is normalised with about n stars of the population at ``values``.
 
         Without a selection the model itself.
@@ -154,7 +166,10 @@ class SnapshotModel(PyroModule):
         scatter = ErrorScatter(catalog) if blurred else None
         r = torch.linalg.vector_norm(catalog.x, dim=-1)
         r_range = (float(r.min()) / 2, float(r.max()) * 1.5)
-        model.points = FixedPoints.of(self.chain(values), self.selection, n, seed, r_range, scatter=scatter)
+        model.points = FixedPoints.of(
+            self.chain(values), self.selection, n, seed, r_range, scatter=scatter, n_groups=n_groups
+        )
+        model.tilt = None
         return model
 
     def chain(self, values: Mapping[str, Tensor]) -> Chain:
@@ -178,7 +193,9 @@ class SnapshotModel(PyroModule):
             raise ValueError("build the model with errors=MeasurementErrors(method='latent')")
 
         def model() -> None:
-            fixed = self._drawn()
+            # as in a call of the module: outside of its context sites are drawn without a sample statement
+            with self._pyro_context:
+                fixed = self._drawn()
             with pyro.plate("stars.plate", len(catalog)):
                 zero = torch.zeros(6, dtype=torch.float64)
                 z = pyro.sample("stars.truth", dist.Normal(zero, 1.0).to_event(1))
@@ -194,17 +211,24 @@ class SnapshotModel(PyroModule):
         """Whether the likelihood is f(J) alone: the closed form, without errors or selection."""
         return self.smoothing is None and self.selection is None and self.errors is None
 
-    def plain(self) -> SnapshotModel:
-        """Return a copy with the closed form, without errors or selection: what a fit starts with."""
+    def closed_form(self) -> SnapshotModel:
+        """Return a copy with the ``jeans`` likelihood: what an augmented one tends to with more stars."""
         model = copy.copy(self)
-        model.smoothing = model.selection = model.errors = model.points = None
+        model.smoothing = None
+        return model
+
+    def plain(self) -> SnapshotModel:
+        """Return a copy with the closed form, no errors, selection or slopes of streams: what a fit starts with."""
+        model = self.closed_form()
+        model.selection = model.errors = model.points = model.tilt = None
+        model._modules = dict(self._modules) | {"streams": self.streams.without_slopes()}
         return model
 
     def density(self) -> ObservedStars:
         """Return the density of the stars as observed; fix the sites with `at` first."""
         if self.selection is not None and self.points is None:
             raise ValueError("a selection needs its normalisation: call select_at(values, catalog, n, seed) first")
-        return ObservedStars(self.true_density(), self.points)
+        return ObservedStars(self.true_density(), self.points, self._log_z_shift)
 
     def true_density(self) -> StarDensity:
         """Return the density of the true coordinates, without errors or selection."""
@@ -234,6 +258,8 @@ class SnapshotModel(PyroModule):
         for part in ("potential", "streams", "df"):
             own = {k.removeprefix(part + "."): v for k, v in values.items() if k.startswith(part + ".")}
             fixed._modules[part] = freeze(getattr(self, part), own)
+        if self.tilt is not None and values.keys() >= self.tilt.slope.keys():
+            fixed._log_z_shift = self.tilt(values)
         return fixed
 
     def initial_values(self) -> dict[str, Tensor]:
@@ -254,7 +280,7 @@ class SnapshotModel(PyroModule):
         # an optimiser's trial step may overflow a factor: it must see the NaN and turn back
         with pyro.validation_enabled(False):
             factors = poutine.trace(self.at(values).register_factors).get_trace()
-        return total + factors.log_prob_sum() if len(factors) > 2 else total
+            return total + factors.log_prob_sum() if len(factors) > 2 else total
 
     def sample_prior(self, n: int, seed: int = 0) -> dict[str, Tensor]:
         """Return n prior draws of every site, stacked on a leading axis."""

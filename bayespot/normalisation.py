@@ -9,13 +9,15 @@ hard edges are as good as smooth ones, and a step of the fit costs no inverse ma
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from bayespot.actions.base import ActionFinder
 from bayespot.chain import Chain, rotate
+from bayespot.df.base import LogFraction
 from bayespot.df.distributions import uniform_points
 from bayespot.potential.base import Potential
 from bayespot.selection import SelectionFunction
@@ -63,6 +65,19 @@ def pathwise_log_z(chain: Chain, selection: SelectionFunction, n: int, seed: int
 
 
 @dataclass(frozen=True, eq=False)
+class Tilt:
+    """A correction of ln Z, linear in the values of a model's sites about ``centre``; see `bayespot.tilting`."""
+
+    centre: dict[str, Tensor]
+    slope: dict[str, Tensor]
+
+    def __call__(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Return the correction at ``values`` of all sites."""
+        parts = [(slope * (values[name] - self.centre[name])).sum() for name, slope in self.slope.items()]
+        return torch.stack(parts).sum()
+
+
+@dataclass(frozen=True, eq=False)
 class FixedPoints:
     r"""Stars of a reference population and the probability that each is selected.
 
@@ -82,7 +97,7 @@ class FixedPoints:
     accepted : Float[Tensor, "n"]
         S, averaged over rotations that leave the population unchanged and over measurement errors.
     group : Int[Tensor, "n"]
-        Which of `N_GROUPS` independent point sets a star belongs to.
+        Which of the independent point sets a star belongs to.
     """
 
     w: Tensor
@@ -100,8 +115,9 @@ class FixedPoints:
         n: int,
         seed: int,
         r_range: tuple[float, float],
-        n_rotations: int = 32,
+        n_rotations: int = 16,
         scatter: Scatter | None = None,
+        n_groups: int = N_GROUPS,
     ) -> FixedPoints:
         """Draw about n points, most from the population ``chain`` and a fifth from all bound orbits.
 
@@ -121,11 +137,13 @@ class FixedPoints:
             Rotations per star over which S is averaged.
         scatter
             Maps (true w, seed) to observed w, when S applies to what was observed.
+        n_groups
+            Independent point sets that the points are divided into.
         """
         parts: list[list[Tensor]] = []
-        for g in range(N_GROUPS):
+        for g in range(n_groups):
             group_seed = seed * 7919 + g
-            m = max(n // N_GROUPS, 64)
+            m = max(n // n_groups, 64)
             k = max(int(_COVER * m), 16)
             stars = chain.augment(m - k, group_seed)
             w = torch.cat([stars.w, _all_orbits(chain.potential, k, group_seed, r_range)])
@@ -140,10 +158,10 @@ class FixedPoints:
             for i, one in enumerate(rotate(w, chain.symmetry, n_rotations, group_seed)):
                 s += selection(one if scatter is None else scatter(one, group_seed * 997 + i)) / n_rotations
             good = torch.isfinite(log_g) & (s > 0)
-            log_weight = log_weight - math.log(N_GROUPS)
+            log_weight = log_weight - math.log(n_groups)
             parts.append([x[good] for x in (w, log_weight, log_density, s, torch.full((len(s),), g))])
         points = cls(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-        if len(points.group.unique()) < N_GROUPS:
+        if len(points.group.unique()) < n_groups:
             raise ValueError(
                 f"{selection} keeps {len(points.w)} of {n} stars of the population: check its limits and observer"
             )
@@ -153,11 +171,19 @@ class FixedPoints:
         """Return the points of one group, an independent estimate."""
         chosen = self.group == g
         parts = [getattr(self, f.name)[chosen] for f in fields(self)]
-        return FixedPoints(parts[0], parts[1] + math.log(N_GROUPS), *parts[2:])
+        return FixedPoints(parts[0], parts[1] + math.log(len(self.group.unique())), *parts[2:])
 
     def log_z(self, log_prob: Tensor) -> Tensor:
         """Return ln Z from ln p of the points ``(n,)``."""
         return torch.logsumexp(self.log_weight + log_prob + self.accepted.log(), 0)
+
+    def in_actions(self, potential: Potential, finder: ActionFinder) -> LogFraction:
+        """Return ln Z as a function of f(J) alone: the points' actions in a fixed potential are computed once."""
+        with torch.no_grad():
+            J, excess = finder.capped_actions(potential, self.w)
+            bound = excess == 0
+            J, log_weight = J[bound], (self.log_weight + self.accepted.log())[bound] - 3 * math.log(2 * math.pi)
+        return lambda df: torch.logsumexp(log_weight + df.log_prob(J), 0)
 
     @torch.no_grad()
     def effective_fraction(self, log_prob: Tensor) -> float:

@@ -51,7 +51,7 @@ def observe(
     errors = np.stack(
         [zero, zero, distance_error * values["distance"], zero + pm_error, zero + pm_error, zero + v_error], -1
     )
-    covariance = errors[:, :, None] * np.eye(6)
+    covariance = errors[:, :, None] ** 2 * np.eye(6)
     w, jacobian = galactocentric(values)
     propagated = jacobian @ covariance @ jacobian.transpose(0, 2, 1)
     seen = Observed(

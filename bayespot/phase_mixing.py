@@ -17,13 +17,17 @@ ALARM = 0.001
 
 @dataclass(frozen=True)
 class AngleTest:
-    """``statistic`` is chi-square distributed with ``dof`` degrees for uniform angles; ``p_value`` accordingly."""
+    """``statistic`` is chi-square distributed with ``dof`` degrees for uniform angles; ``p_value`` accordingly.
+
+    Both are NaN where no star is bound.
+    """
 
     statistic: float
     dof: int
     p_value: float
 
 
+@torch.no_grad()
 def angle_statistic(fixed: SnapshotModel, w: Tensor, n_bins: int = 6) -> AngleTest:
     r"""Test whether angles are uniform given the actions, the mark of a phase-mixed system.
 
@@ -56,7 +60,7 @@ def angle_statistic(fixed: SnapshotModel, w: Tensor, n_bins: int = 6) -> AngleTe
 
 def phase_mixing_warning(test: AngleTest) -> str | None:
     """Return a warning in words if angles are not uniform at the level `ALARM`."""
-    if test.p_value >= ALARM:
+    if not test.p_value < ALARM:
         return None
     return (
         f"angles are not uniform (chi-square {test.statistic:.0f} for {test.dof} degrees, p = {test.p_value:.1g}): the "

@@ -150,6 +150,13 @@ _CHECKS = {
     "sigma_t": r"$\sigma_t$ [km s$^{-1}$]",
     "beta": r"$\beta$",
 }
+_TITLES = {
+    "counts": "radial profile",
+    "sigma_r": "radial dispersion",
+    "sigma_t": "tangential dispersion",
+    "beta": "anisotropy",
+    "angles": "phase mixing",
+}
 
 
 def predictive_check(ax: Axes, check: Predictive, name: str) -> Axes:
@@ -169,7 +176,7 @@ def predictive_check(ax: Axes, check: Predictive, name: str) -> Axes:
         seen, drawn = check.observed[name], check.replicated[name]
         ax.scatter(drawn, seen, s=8, color=BLUE, lw=0)
         ends = [float(min(seen.min(), drawn.min())), float(max(seen.max(), drawn.max()))]
-        ax.plot(ends, ends, color="black", ls="--", lw=0.8)
+        ax.plot(ends, ends, color="black", ls="--", lw=0.8, label="equal")
         ax.set_xlabel(r"angle $\chi^2$, replicas")
         ax.set_ylabel(r"angle $\chi^2$, catalogue")
         return ax
@@ -194,9 +201,10 @@ def predictive_figure(check: Predictive) -> Figure:
     panels = figure.subplots(2, 3)
     for ax, name in zip(panels.flat, names, strict=False):
         predictive_check(ax, check, name)
-        ax.set_title(f"p = {check.p_values[name]:.2g}", fontsize=10)
+        ax.set_title(f"{_TITLES[name]}: p = {check.p_values[name]:.2g}", fontsize=10)
     panels.flat[-1].axis("off")
-    panels.flat[-1].legend(*panels.flat[0].get_legend_handles_labels(), loc="center left")
+    entries = [panels.flat[i].get_legend_handles_labels() for i in (0, -2)]
+    panels.flat[-1].legend(*(a + b for a, b in zip(*entries, strict=True)), loc="center left")
     return figure
 
 

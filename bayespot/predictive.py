@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bayespot.actions.base import TorusMap
+from bayespot.chain import Chain
 from bayespot.errors import ErrorScatter
 from bayespot.model import SnapshotModel
 from bayespot.phase_mixing import angle_statistic
@@ -20,6 +22,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bayespot.catalog import Catalog
+
+#: Below this posterior predictive p-value a statistic is called not reproduced.
+SURPRISING = 0.01
+#: With fewer draws no p-value can be that small.
+MIN_DRAWS = 50
+#: Most stars of the population drawn at once.
+_BATCH = 50_000
 
 
 @dataclass(frozen=True)
@@ -63,8 +72,12 @@ def posterior_predictive(
     Every draw gives a population; stars are sampled from it by the chain, scattered by errors like the
     catalogue's and passed through the selection until there are as many as observed. Compared are the radial
     profile (``counts``), the dispersion profiles ``sigma_r`` and ``sigma_t``, the anisotropy ``beta``, and
-    ``angles``, the uniformity of the angles given the actions (`angle_statistic`), computed in each draw's
-    potential for both.
+    ``angles``, the uniformity of the angles given the actions (`angle_statistic`). The last is a realised
+    discrepancy: it is computed in each draw's potential, for the catalogue and for the draw's replica, and its
+    p-value is the fraction of draws in which the replica's is larger.
+
+    The stars are used twice, for the fit and for the check, so that a true model's p-values crowd about 1/2
+    instead of being uniform: small ones are rarer than their value says, and a value near 1/2 proves little.
 
     Parameters
     ----------
@@ -73,9 +86,9 @@ def posterior_predictive(
     catalog
         The stars it was fitted to.
     n_draws, seed
-        Posterior draws used, and seed.
+        Posterior draws used, at least `MIN_DRAWS`, and seed.
     n_bins
-        Radial bins, of equal numbers of observed stars.
+        Radial bins, of equal numbers of observed stars, at least five.
     max_stars
         Larger catalogues are represented by a random subset of this size.
     tick
@@ -85,17 +98,30 @@ def posterior_predictive(
     -------
     Predictive
 
+    Raises
+    ------
+    ValueError
+        If there are too few draws for a small p-value, the selection keeps nearly nothing, or the model's finder
+        has no inverse.
+
     References
     ----------
-    Gelman, Meng & Stern (1996), Statistica Sinica 6, 733, equation 7: realised discrepancies.
+    Gelman, Meng & Stern (1996), Statistica Sinica 6, 733, equation 7: realised discrepancies. Meng (1994), Annals of
+    Statistics 22, 1142: p-values of a true model are less spread than uniform ones.
     """
+    few = posterior.thinned(n_draws)
+    if few.n_draws < MIN_DRAWS:
+        raise ValueError(
+            f"{few.n_draws} draws cannot give a p-value below {SURPRISING}: ask for at least {MIN_DRAWS}, of a "
+            "posterior that has them"
+        )
     if len(catalog) > max_stars:
         catalog = catalog.subsample(max_stars, seed)
+    n_bins = max(1, min(n_bins, len(catalog) // 5))
     r = torch.linalg.vector_norm(catalog.x, dim=-1).numpy()
     edges = np.quantile(r, np.linspace(0, 1, n_bins + 1))
     middle = np.quantile(r, (np.arange(n_bins) + 0.5) / n_bins)
     edges[0], edges[-1] = 0.0, np.inf
-    few = posterior.thinned(n_draws)
     replicas = Replicator(few.model, catalog)
     observed_profile = profiles(catalog.w.numpy(), edges)
     observed: dict[str, list[Any]] = {name: [] for name in (*observed_profile, "angles")}
@@ -103,7 +129,7 @@ def posterior_predictive(
     with torch.no_grad():
         for i in range(few.n_draws):
             values = {k: v[i] for k, v in few.draws.items()}
-            w = replicas.draw(values, seed * 100_003 + i)
+            w = replicas.draw(values, seed * 1_000_003 + i)
             fixed = few.model.at(values)
             for store, stars in ((observed, catalog.w), (replicated, w)):
                 store["angles"].append(angle_statistic(fixed, stars).statistic)
@@ -147,18 +173,26 @@ class Replicator:
         while (found := sum(map(len, kept))) < self.n:
             if tried > 1e4 * (found + 1):
                 raise ValueError(f"{selection} keeps {found} of {tried} stars of the population: nothing to replicate")
-            ask = int(1.2 * (self.n - found) / max(fraction, 1e-3)) + 50
-            J = chain.df.sample(ask, seed + tried)
-            theta = 2 * math.pi * torch.rand(ask, 3, generator=generator, dtype=torch.float64)
-            true = chain.finder.phase_space(chain.potential, J, theta)  # type: ignore[attr-defined]
-            w = true if self.scatter is None else self.scatter(true, seed + tried)
+            ask = min(int(1.2 * (self.n - found) / fraction) + 50, _BATCH)
+            true, w = self._observed(chain, ask, generator)
             if selection is not None:
                 s = selection(true if self.model.selection_sees == "true" else w)
-                w = w[torch.rand(ask, generator=generator, dtype=torch.float64) < s]
+                w = w[torch.rand(s.shape, generator=generator, dtype=torch.float64) < s]
             kept.append(w)
             tried += ask
             fraction = max(sum(map(len, kept)), 1) / tried
         return torch.cat(kept)[: self.n]
+
+    def _observed(self, chain: Chain, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return true and observed w of about n stars, without selection."""
+        # seeds of their own: equal ones would tie actions, angles and errors together
+        first, second = torch.randint(2**31, (2,), generator=generator).tolist()
+        torus_map = cast("TorusMap", chain.finder)
+        J = chain.df.sample(n, first)
+        J = J[torus_map.reaches(chain.potential, J)]
+        theta = 2 * math.pi * torch.rand(J.shape, generator=generator, dtype=torch.float64)
+        true = torus_map.phase_space(chain.potential, J, theta)
+        return true, true if self.scatter is None else self.scatter(true, second)
 
 
 def profiles(w: NDArray[Any], edges: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -200,5 +234,5 @@ def _verdict(p_values: Mapping[str, float], n: int) -> list[str]:
     return [
         f"{words[name]} is not reproduced (posterior predictive p = {p:.2g} from {n} replicas)"
         for name, p in p_values.items()
-        if p < 0.01
+        if p < SURPRISING
     ]

@@ -163,28 +163,34 @@ def draw_figures(folder: Path, posterior: Posterior, elbo: list[float]) -> list[
 def save_predictive(folder: Path, check: Predictive) -> Path:
     """Add a posterior predictive check to a run: groups of ``posterior.nc``, p-values and a figure; return its path.
 
-    A check made earlier is replaced.
+    A check made earlier is replaced. Everything is written beside the old files first, so a failure leaves the run
+    as it was.
     """
-    path = folder / "posterior.nc"
     diagnosis = _read_json(folder / "diagnostics.json")
     summary = {"p_values": check.p_values, "warnings": check.warnings, "n_draws": len(check.observed["counts"])}
     observed = {name: value if name == "angles" else value[0] for name, value in check.observed.items()}
     data = diagnostics.with_predictive(
-        diagnostics.load_netcdf(path),
+        diagnostics.load_netcdf(folder / "posterior.nc"),
         {**observed, "r_edges": check.r_edges},
         check.replicated,
         {f"p_value_{name}": p for name, p in check.p_values.items()},
     )
-    temporary = path.with_suffix(".tmp")
-    diagnostics.save_netcdf(data, temporary)
-    os.replace(temporary, path)
-    temporary = folder / ".diagnostics.tmp"
-    temporary.write_text(json.dumps({**diagnosis, "predictive": summary}, indent=1))
-    os.replace(temporary, folder / "diagnostics.json")
-    with plots.style():
-        figure = plots.predictive_figure(check)
-        plots.save(figure, folder / "figures" / "predictive.png")
-    return folder / "figures" / "predictive.png"
+    figure_path = folder / "figures" / "predictive.png"
+    figure_path.parent.mkdir(exist_ok=True)
+    temporary = folder / f".predictive.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        diagnostics.save_netcdf(data, temporary / "posterior.nc")
+        (temporary / "diagnostics.json").write_text(json.dumps({**diagnosis, "predictive": summary}, indent=1))
+        with plots.style():
+            plots.save(plots.predictive_figure(check), temporary / figure_path.name)
+        os.replace(temporary / "posterior.nc", folder / "posterior.nc")
+        os.replace(temporary / "diagnostics.json", folder / "diagnostics.json")
+        os.replace(temporary / figure_path.name, figure_path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return figure_path
 
 
 def versions() -> dict[str, str]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
-from astropy.table import QTable
+from astropy.table import QTable, Table
 
 from bayespot.cli import _builtin_models, parse_radii
 
 FAST = ["--svi-steps", "10", "--n-draws", "60", "--n-components", "1"]
+GAIA_MODEL = str(Path(__file__).parents[1] / "models" / "gaia_sphere.py")
+OBSERVED = ["ra", "dec", "distance", "pmra", "pmdec", "radial_velocity"]
 
 
 def bayespot(*arguments: str, cwd) -> subprocess.CompletedProcess[str]:
@@ -155,3 +159,101 @@ def test_interrupted_fit_goes_on(session, monkeypatch, capsys):
     posterior = _fit_to_folder("isochrone", stars, config, folder, resume=True)
     assert posterior.n_draws == 50
     assert not (session / "stopped.partial").exists()
+
+
+@pytest.fixture(scope="module")
+def gaia(tmp_path_factory):
+    """A folder with a mock of the whole sky and one with the cuts of models/gaia_sphere.py."""
+    folder = tmp_path_factory.mktemp("gaia")
+    cuts = ("--max-distance", "10", "--min-latitude", "15")
+    for name, n, options in (("whole.fits", "100", ()), ("mock_gaia.fits", "800", cuts)):
+        arguments = ("simulate", "isochrone", "--n-stars", n, "--seed", "4", "--observed", *options, "-o", name)
+        done = bayespot(*arguments, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def heliocentric_columns(path: Path) -> Table:
+    """The observed columns and their errors, as a survey's table has them."""
+    table = Table.read(path)
+    return table[[c for c in table.colnames if c.removesuffix("_error") in OBSERVED]]
+
+
+def test_simulated_survey(gaia):
+    """The cuts hold in the file's own columns: all observed distances below 10 kpc, some beyond 9, no star within 14.8
+    deg of the Galactic plane (the model's plane is tilted against it by 0.15 deg); errors are those asked for."""
+    from astropy import units as u
+    from astropy.coordinates import SkyCoord
+
+    table = QTable.read(gaia / "mock_gaia.fits")
+    assert 50 < len(table) < 300
+    assert table["distance"].max() < 10 * u.kpc
+    assert table["distance"].max() > 9 * u.kpc
+    b = SkyCoord(table["ra"], table["dec"]).galactic.b
+    assert abs(b).min() > 14.8 * u.deg
+    assert np.allclose(table["distance_error"] / table["distance"], 0.1)
+    assert np.allclose(table["pmra_error"].to_value("mas/yr"), 0.05)
+    assert np.allclose(table["radial_velocity_error"].to_value("km/s"), 2.0)
+    assert QTable.read(gaia / "whole.fits")["distance"].max() > 10 * u.kpc
+
+
+def test_gaia_like_fit(gaia):
+    """From heliocentric columns alone, some stars without radial velocity: refused with the remedy, fitted with
+    --allow-missing; the report says how many error samples count and what fraction the selection keeps."""
+    table = heliocentric_columns(gaia / "mock_gaia.fits")
+    table["radial_velocity"][:5] = np.nan
+    table.write(gaia / "columns.fits")
+    done = bayespot("fit", GAIA_MODEL, "columns.fits", "-o", "run", *FAST, cwd=gaia)
+    assert done.returncode == 2
+    for words in ("column radial_velocity: 5 of", "row 0", "allow_missing"):
+        assert words in done.stderr
+    assert not (gaia / "run").exists()
+    done = bayespot("fit", GAIA_MODEL, "columns.fits", "-o", "run", "--allow-missing", *FAST, cwd=gaia)
+    assert done.returncode == 0, done.stderr
+    done = bayespot("report", "run", cwd=gaia)
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.split()
+    assert "effective samples per star" in done.stdout
+    assert "of the population is in the catalogue" in done.stdout
+    fraction = float(words[words.index("selection:") + 1])
+    # 17 % of the mock's stars pass the cuts; the fit knows only those that did
+    assert 5 < fraction < 40
+
+
+def test_gaia_like_errors(gaia):
+    """Stars that the model's selection rejects, a covariance that is not positive definite, S = 1.5, missing radial
+    velocities in a model without errors, stars on one side in a model without selection: status 2, one message with
+    the culprit and the remedy, no run."""
+    broken = Table.read(gaia / "mock_gaia.fits")
+    broken["cov_x_y"][3] = 10 * broken["cov_x_x"][3]
+    broken.write(gaia / "broken.fits")
+    lost = heliocentric_columns(gaia / "whole.fits")
+    lost["radial_velocity"][7] = np.nan
+    lost.write(gaia / "lost.fits")
+    far = Table.read(gaia / "whole.fits")[["x", "y", "z", "vx", "vy", "vz"]]
+    far["x"] += 40.0
+    far.write(gaia / "far.fits")
+    (gaia / "wrong.py").write_text(
+        "from bayespot import *\n"
+        "from bayespot.selection import Custom\n"
+        "def s(x, v):\n"
+        "    return 1.5 + 0 * x[..., 0]\n"
+        "def build(catalog):\n"
+        "    return SnapshotModel(MassSlopeNetwork.for_stars(catalog.w), SphericalMixture(), selection=Custom(s))\n"
+    )
+    for model, catalog, options, words in (
+        (GAIA_MODEL, "whole.fits", (), ("rejects", "in row", "correct the selection or drop those stars")),
+        (GAIA_MODEL, "broken.fits", (), ("broken.fits", "not positive definite", "in row 3", "or drop the star")),
+        ("wrong.py", "mock_gaia.fits", (), ("S = 1.5", "between 0 and 1", "normalise or clamp it")),
+        ("isochrone", "lost.fits", ("--allow-missing",), ("1 of 100 stars have no", "MeasurementErrors")),
+        ("isochrone", "far.fits", (), ("do not look Galactocentric", "declare the model's selection")),
+    ):
+        done = bayespot("fit", model, catalog, "-o", "bad", *FAST, *options, cwd=gaia)
+        assert done.returncode == 2, (catalog, done.stderr)
+        for text in words:
+            assert text in done.stderr, (text, done.stderr)
+        assert "Traceback" not in done.stderr
+        assert not (gaia / "bad").exists()
+    done = bayespot("simulate", "isochrone", "--max-distance", "10", "-o", "new.fits", cwd=gaia)
+    assert done.returncode == 2
+    assert "add --observed" in done.stderr

@@ -29,7 +29,7 @@ ORDER = [
     ("augmented", "streams"),
     ("model",),
     ("latent", "phase_mixing"),
-    ("guides", "optimise", "diagnostics"),
+    ("guides", "optimise", "diagnostics", "tilting"),
     ("fit_result",),
     ("inference",),
     ("posterior",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -39,9 +40,18 @@ class DistributionFunction(AbstractPyroModule, abc.ABC):
         """Return the density with ``n_components`` components and priors scaled to the actions ``J``."""
 
     @abc.abstractmethod
-    def fit_actions(self, J: Tensor, seed: int, max_iterations: int = 100) -> dict[str, Tensor]:
-        """Return the sites' values of highest posterior for fixed actions ``J (n, 3)``."""
+    def fit_actions(
+        self, J: Tensor, seed: int, max_iterations: int = 100, log_z: LogFraction | None = None
+    ) -> dict[str, Tensor]:
+        """Return the sites' values of highest posterior for fixed actions ``J (n, 3)``.
+
+        ``log_z`` is ln of the fraction of the population that was selected, as a function of f(J).
+        """
 
     def forward(self, J: Tensor) -> Tensor:
         """Evaluate `log_prob`; called as ``df(J)`` every sample site is drawn once."""
         return self.log_prob(J)
+
+
+#: ln of the fraction of a population that a selection keeps, as a function of f(J) in a fixed potential.
+LogFraction = Callable[[DistributionFunction], Tensor]

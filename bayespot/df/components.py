@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayespot.df.base import DistributionFunction
+from bayespot.df.base import DistributionFunction, LogFraction
 from bayespot.pyro_modules import freeze
 
 CANDIDATES = (1, 2, 3, 4, 6, 8, 12)
@@ -34,12 +34,14 @@ def choose_n_components(
     n_folds: int = 4,
     max_stars: int = 20_000,
     tick: Callable[[str], None] | None = None,
+    log_z: LogFraction | None = None,
 ) -> ComponentChoice:
     """Choose the number of components by cross-validation at fixed actions.
 
     Every star's ln f is predicted by a fit to the other folds. The rule: the smallest number whose mean
     held-out log-likelihood is within one standard error, of the paired difference, of the best candidate's.
-    Candidates are tried in increasing order until two in a row fail to improve on the best.
+    Candidates are tried in increasing order until two in a row fail to improve on the best. With a selection
+    the best itself is taken: a misfit of f(J) no longer averages out over the angles, so it would move the potential.
 
     Parameters
     ----------
@@ -51,6 +53,8 @@ def choose_n_components(
         Seed of the folds and of the fits' starts.
     tick
         Called with a note after every candidate.
+    log_z
+        ln of the fraction of the population that was selected, as a function of f(J).
     """
     generator = torch.Generator().manual_seed(seed)
     J = J[torch.randperm(len(J), generator=generator)[:max_stars]]
@@ -60,7 +64,7 @@ def choose_n_components(
     for k in sorted(candidates):
         if 7 * k * n_folds > len(J):
             break  # fewer stars in a fold than parameters: no fit to speak of
-        scores[k] = _held_out(df, J, folds, n_folds, k, seed)
+        scores[k] = _held_out(df, J, folds, n_folds, k, seed, log_z)
         best = max(scores, key=lambda n: float(scores[n].mean()))
         worse = 0 if best == k else worse + 1
         if tick:
@@ -81,17 +85,24 @@ def choose_n_components(
                 "standard_error": error,
             }
         )
+    if log_z is not None:
+        return ComponentChoice(best, table)
     chosen = next(int(row["n_components"]) for row in table if row["below_best"] <= row["standard_error"])
     return ComponentChoice(chosen, table)
 
 
-def _held_out(df: DistributionFunction, J: Tensor, folds: Tensor, n_folds: int, k: int, seed: int) -> Tensor:
+def _held_out(
+    df: DistributionFunction, J: Tensor, folds: Tensor, n_folds: int, k: int, seed: int, log_z: LogFraction | None
+) -> Tensor:
     score = torch.empty(len(J), dtype=torch.float64)
     for fold in range(n_folds):
         held = folds == fold
         module = df.resolved(k, J[~held])
-        values = module.fit_actions(J[~held], seed, max_iterations=60)
+        values = module.fit_actions(J[~held], seed, max_iterations=60, log_z=log_z)
         with torch.no_grad():
-            log_f = freeze(module, values).log_prob(J[held])
+            fixed = freeze(module, values)
+            log_f = fixed.log_prob(J[held])
+            if log_z is not None:
+                log_f = log_f - log_z(fixed)
             score[held] = torch.where(torch.isfinite(log_f), log_f, -torch.inf)
     return score

@@ -10,7 +10,7 @@ import torch
 from pyro.nn import PyroSample
 from torch import Tensor
 
-from bayespot.df.base import DistributionFunction
+from bayespot.df.base import DistributionFunction, LogFraction
 from bayespot.df.distributions import ActionDistribution, OrbitSample, SphericalActionDistribution
 
 
@@ -85,7 +85,9 @@ class ActionMixtureModule(DistributionFunction, abc.ABC):
         values = {n: torch.full((self.n_components,), self._priors[n].mean, dtype=torch.float64) for n in names}
         return values | self._start(J, self.n_components)
 
-    def fit_actions(self, J: Tensor, seed: int, max_iterations: int = 100) -> dict[str, Tensor]:
+    def fit_actions(
+        self, J: Tensor, seed: int, max_iterations: int = 100, log_z: LogFraction | None = None
+    ) -> dict[str, Tensor]:
         """Maximise the posterior of the sites at fixed actions by full-batch L-BFGS.
 
         ``seed`` breaks the symmetry between components.
@@ -108,8 +110,10 @@ class ActionMixtureModule(DistributionFunction, abc.ABC):
 
         def closure() -> Tensor:
             optimiser.zero_grad()
-            log_f = freeze(self, values(mean + sd * z)).log_prob(J)
-            loss = (0.5 * (z**2).sum() - log_f.sum()) / len(J)
+            fixed = freeze(self, values(mean + sd * z))
+            loss = 0.5 * (z**2).sum() / len(J) - fixed.log_prob(J).mean()
+            if log_z is not None:
+                loss = loss + log_z(fixed)
             loss.backward()
             if z.grad is not None and not (torch.isfinite(loss) and torch.isfinite(z.grad).all()):
                 # a trial step so long that an exponential overflowed: the line search shortens it

@@ -63,7 +63,9 @@ def selection(n: int, seed: int) -> dict[str, Any]:
     config = FitConfig(seed=seed)
     corrected, posterior = measured(SnapshotModel(potential, SphericalMixture(), selection=cut), catalog, config)
     without, _ = measured(SnapshotModel(potential, SphericalMixture()), catalog, config)
-    twice = FitConfig(seed=seed, selection_points=2 * corrected["selection_points"], selection_tolerance=np.inf)
+    used = corrected["selection_points"]
+    points = 2 * config.selection_points
+    twice = FitConfig(seed=seed, selection_points=points, selection_tolerance=0.0, selection_max_points=2 * used)
     doubled, again = measured(SnapshotModel(potential, SphericalMixture(), selection=cut), catalog, twice)
     for name in FIELDS:
         one, two = posterior.field(name, RADII), again.field(name, RADII)
