@@ -47,8 +47,8 @@ class Smoothing:
     kind: Literal["kernel", "mixture"] = "mixture"
     n_augmented: int = 16_384
     seed: int = 0
-    n_components: int = 16
-    n_steps: int = 30
+    n_components: int = 12
+    n_steps: int = 80
     bandwidth: float | None = None
 
     def __post_init__(self) -> None:
@@ -270,11 +270,18 @@ def _fit_mixture(stars: ReducedCoordinates, weight: Tensor, k: int, n_steps: int
     spread = (weight * (ln_r - (weight * ln_r).sum()) ** 2).sum().sqrt() * 2 / k
     m = _Mixture(torch.full_like(mean, -math.log(k)), mean, spread.expand(k), rms_r * tilt, rms_t * tilt_t)
     for _ in range(n_steps):
-        part = torch.softmax(_mixture_terms(stars, m), -1) * weight[:, None]
-        mass = part.sum(0) + 1e-12
-        mean = (part * ln_r[:, None]).sum(0) / mass
-        sd = ((part * (ln_r[:, None] - mean) ** 2).sum(0) / mass + 1e-6).sqrt()
-        sd_r = ((part * u_r[:, None] ** 2).sum(0) / mass + 1e-8).sqrt()
-        sd_t = ((part * u_t[:, None] ** 2).sum(0) / (2 * mass) + 1e-8).sqrt()
-        m = _Mixture((mass / mass.sum()).log(), mean, sd, sd_r, sd_t)
+        # responsibilities are computed again in the backward pass: memory does not grow with the steps
+        m = _Mixture(*checkpoint(_em_step, stars, weight, *m, use_reentrant=False))
     return m
+
+
+def _em_step(stars: ReducedCoordinates, weight: Tensor, *parameters: Tensor) -> _Mixture:
+    assert stars.u_t is not None
+    ln_r, u_r, u_t = stars.y[:, 0], stars.y[:, 1], stars.u_t
+    part = torch.softmax(_mixture_terms(stars, _Mixture(*parameters)), -1) * weight[:, None]
+    mass = part.sum(0) + 1e-12
+    mean = (part * ln_r[:, None]).sum(0) / mass
+    sd = ((part * (ln_r[:, None] - mean) ** 2).sum(0) / mass + 1e-6).sqrt()
+    sd_r = ((part * u_r[:, None] ** 2).sum(0) / mass + 1e-8).sqrt()
+    sd_t = ((part * u_t[:, None] ** 2).sum(0) / (2 * mass) + 1e-8).sqrt()
+    return _Mixture((mass / mass.sum()).log(), mean, sd, sd_r, sd_t)

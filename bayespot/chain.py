@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bayespot.actions.base import ActionFinder, TorusMap
 from bayespot.df.base import DistributionFunction
+from bayespot.df.distributions import uniform_points
 from bayespot.potential.base import Potential, Symmetry
 
 
@@ -117,7 +118,7 @@ def rotate(w: Tensor, symmetry: Symmetry, m: int, seed: int) -> Tensor:
     All of SO(3) for a spherical population, rotations about z for an axisymmetric one; a triaxial one has
     the reflections in its three principal planes (x and v together), of which m are drawn at random.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + 1_000_003)
     n = len(w)
     if symmetry == "triaxial":
         matrices = torch.diag_embed(torch.randint(2, (m, n, 3), generator=generator).double() * 2 - 1)
@@ -129,10 +130,17 @@ def rotate(w: Tensor, symmetry: Symmetry, m: int, seed: int) -> Tensor:
         matrices[..., 0, 1] = -angle.sin()
         matrices[..., 2, 2] = 1
     else:
-        q = torch.randn(m, n, 4, generator=generator, dtype=torch.float64)
-        matrices = _rotation(q / torch.linalg.vector_norm(q, dim=-1, keepdim=True))
+        # every star has an evenly spread set of rotations, shifted at random from star to star
+        u = uniform_points(m, 3, seed)[:, None] + torch.rand(n, 3, generator=generator, dtype=torch.float64)
+        matrices = _rotation(_quaternions(torch.remainder(u, 1)))
     parts = w.reshape(n, 2, 3)
     return torch.einsum("mnij,nkj->mnki", matrices, parts).reshape(m, n, 6)
+
+
+def _quaternions(u: Tensor) -> Tensor:
+    """Return uniform unit quaternions (*batch, 4) from uniforms (*batch, 3) (Shoemake 1992, Graphics Gems III, 124)."""
+    a, b, c = u[..., 0], 2 * math.pi * u[..., 1], 2 * math.pi * u[..., 2]
+    return torch.stack([(1 - a).sqrt() * b.sin(), (1 - a).sqrt() * b.cos(), a.sqrt() * c.sin(), a.sqrt() * c.cos()], -1)
 
 
 def _rotation(q: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class FitConfig:
     k_hat_draws
         Draws used for the PSIS diagnostic.
     selection_points
-        Augmented stars that normalise a selection in every step.
+        Augmented stars that normalise a selection in every step near the maximum.
     selection_max_points, selection_tolerance
         The normalisation's gradient at the maximum is that of more stars: so many that their Monte-Carlo error moves
         no parameter of the potential by more than the tolerance, in posterior standard deviations, or the maximum.
@@ -71,8 +71,8 @@ class FitConfig:
     svi_particles: int = 1
     batch_size: int = 100_000
     k_hat_draws: int = 100
-    selection_points: int = 32_768
-    selection_max_points: int = 4_194_304
+    selection_points: int = 131_072
+    selection_max_points: int = 1_048_576
     selection_tolerance: float = 0.05
 
     def __post_init__(self) -> None:

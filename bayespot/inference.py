@@ -28,7 +28,7 @@ from bayespot.optimise import adam_until_bound, count_unbound, lbfgs
 from bayespot.phase_mixing import angle_statistic, phase_mixing_warning
 from bayespot.potential.base import radius
 from bayespot.progress import Progress
-from bayespot.tilting import tilt_at
+from bayespot.tilting import BATCH, LEAST, tilt_at
 
 if TYPE_CHECKING:
     from bayespot.catalog import Catalog
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 _CHECKPOINT_SECONDS = 20.0
 #: Most stars of the phase-mixing test.
 _ANGLE_STARS = 20_000
+#: Points that normalise a selection on the way to the maximum.
+_FEW_POINTS = 32_768
+#: Numbers of components to choose from where the guide is joint: of more, f(J) has directions far from Gaussian.
+_JOINT_CANDIDATES = (1, 2, 3, 4)
 
 
 def fit(
@@ -178,6 +182,11 @@ class _Fit:
     def model(self) -> SnapshotModel:
         return self.state["model"]
 
+    @property
+    def _separable(self) -> bool:
+        """Whether f(J) and the potential are independent to first order: the likelihood is f(J) at known places."""
+        return self.model.selection is None and self.model.errors is None
+
     def _start(self, bar: Progress) -> None:
         """Initial f(J) in the initial potential, Adam, and the number of components."""
         values = self.model.initial_values()
@@ -255,7 +264,15 @@ class _Fit:
 
     def _choose(self, values: Mapping[str, Tensor], tick: Callable[[str], None]) -> int:
         J = self._actions(values, self.subset)
-        choice = choose_n_components(self.model.df, J, self.config.seed, tick=tick, log_z=self._log_fraction(values))
+        choice = choose_n_components(
+            self.model.df,
+            J,
+            self.config.seed,
+            CANDIDATES if self._separable else _JOINT_CANDIDATES,
+            tick=tick,
+            log_z=self._log_fraction(values),
+            take_best=not self._separable,
+        )
         self.state["component_table"] = [dict(row) for row in choice.table]
         return choice.n_components
 
@@ -315,13 +332,11 @@ class _Fit:
 
     # -- selection ---------------------------------------------------------------------------------------
 
-    def _normalised(self, u: Tensor) -> LatentSpace:
-        """Draw the points that normalise the selection at u; the model itself without a selection."""
+    def _normalised(self, u: Tensor, n: int = _FEW_POINTS) -> LatentSpace:
+        """Draw n points that normalise the selection at u; the model itself without a selection."""
         values = LatentSpace(self.model).values(u)
         with torch.no_grad():
-            self.state["model"] = self.model.select_at(
-                values, self.catalog, self.config.selection_points, self.config.seed
-            )
+            self.state["model"] = self.model.select_at(values, self.catalog, n, self.config.seed)
         return LatentSpace(self.model)
 
     @torch.no_grad()
@@ -336,30 +351,22 @@ class _Fit:
     ) -> tuple[Tensor, Tensor]:
         """Correct the normalisation's gradient with many points at the maximum, and climb to where that moves it."""
         config = self.config
-        for _ in range(3):
-            bar.stage("normalising the selection")
-            space = self._normalised(u)
+        # first roughly, to get near the maximum, then with as many points as it takes
+        for max_points in (LEAST * BATCH, config.selection_max_points):
+            bar.stage("normalising the selection", max_points // BATCH)
+            space = self._normalised(u, config.selection_points)
             covariance = torch.linalg.inv(information)
             found = tilt_at(
-                space,
-                u,
-                self.catalog,
-                covariance,
-                config.selection_tolerance,
-                config.selection_max_points,
-                config.seed,
-                bar.step,
+                space, u, self.catalog, covariance, config.selection_tolerance, max_points, config.seed, bar.step
             )
             self.state.update(selection_points=found.n_points, selection_error=found.error)
             self.model.tilt = found.tilt
-            before, space = u, LatentSpace(self.model)
+            space = LatentSpace(self.model)
             u, _, iterations = lbfgs(
                 space, u, self.data, information, config.map_tolerance, config.map_iterations, report
             )
             self.state["map_iterations"] += iterations
-            information = self._fisher(space, u, self.data, config.fisher_stars, bar.step)
-            if float((u - before) @ information @ (u - before)) < len(u):
-                break
+            information = self._fisher(space, u, self.data, config.fisher_stars)
         if found.error > config.selection_tolerance:
             self.state["warnings"].append(
                 f"the selection's normalisation moves the result by {found.error:.2f} posterior sd (Monte-Carlo error "
@@ -369,10 +376,9 @@ class _Fit:
 
     def _guide(self, space: LatentSpace) -> WhitenedGuide:
         """The guide before training: the Laplace approximation, up to its families."""
-        config, model = self.config, self.model
+        config = self.config
         family = cast("Family", "full_rank" if config.guide == "laplace" else config.guide)
-        # f(J) and the potential are independent to first order only where the likelihood is f(J) at known places
-        df = config.df_guide or ("point" if model.selection is None and model.errors is None else "joint")
+        df = config.df_guide or ("point" if self._separable else "joint")
         return WhitenedGuide(space, self.state["u"], self.state["information"], family, df)
 
     def _svi(self, bar: Progress) -> None:

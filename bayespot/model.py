@@ -22,7 +22,7 @@ from bayespot.chain import Chain
 from bayespot.df.base import DistributionFunction
 from bayespot.errors import ErrorScatter, MeasurementErrors
 from bayespot.likelihood import ObservedStars, PhaseMixed, StarDensity
-from bayespot.normalisation import N_GROUPS, FixedPoints, Tilt
+from bayespot.normalisation import FixedPoints, Tilt
 from bayespot.potential.base import Potential
 from bayespot.pyro_modules import freeze
 from bayespot.selection import SelectionFunction, require_selected
@@ -152,9 +152,7 @@ class SnapshotModel(PyroModule):
                 )
         return samples
 
-    def select_at(
-        self, values: Mapping[str, Tensor], catalog: Catalog, n: int, seed: int, n_groups: int = N_GROUPS
-    ) -> SnapshotModel:
+    def select_at(self, values: Mapping[str, Tensor], catalog: Catalog, n: int, seed: int) -> SnapshotModel:
         """Return a copy whose selection is normalised with about n stars of the population at ``values``.
 
         Without a selection the model itself.
@@ -166,9 +164,7 @@ class SnapshotModel(PyroModule):
         scatter = ErrorScatter(catalog) if blurred else None
         r = torch.linalg.vector_norm(catalog.x, dim=-1)
         r_range = (float(r.min()) / 2, float(r.max()) * 1.5)
-        model.points = FixedPoints.of(
-            self.chain(values), self.selection, n, seed, r_range, scatter=scatter, n_groups=n_groups
-        )
+        model.points = FixedPoints.of(self.chain(values), self.selection, n, seed, r_range, scatter=scatter)
         model.tilt = None
         return model
 

@@ -20,7 +20,9 @@ from bayespot.model import SnapshotModel
 from bayespot.normalisation import Tilt
 
 #: Points per batch, and the least number of batches whose scatter is trusted.
-_BATCH, _LEAST = 65_536, 4
+BATCH, LEAST = 65_536, 4
+#: The most that a tilt can change the log-likelihood of all stars; within the posterior it is a few.
+_BOUND = 20.0
 
 
 class TiltEstimate(NamedTuple):
@@ -63,18 +65,18 @@ def tilt_at(
     values = {name: value.detach() for name, value in space.values(u).items()}
     slopes: list[dict[str, Tensor]] = []
     error = float("inf")
-    while len(slopes) < _LEAST or (error > tolerance and (len(slopes) + 1) * _BATCH <= max_points):
-        batch = space.model.select_at(values, catalog, _BATCH, seed + 7_001 * (len(slopes) + 1), n_groups=1)
+    while len(slopes) < LEAST or (error > tolerance and (len(slopes) + 1) * BATCH <= max_points):
+        batch = space.model.select_at(values, catalog, BATCH, seed + 7_001 * (len(slopes) + 1))
         slopes.append(_slope(batch, values))
-        if len(slopes) >= _LEAST:
+        if len(slopes) >= LEAST:
             moved = len(catalog) * torch.stack([_in_u(space, u, slope) for slope in slopes]) @ covariance
             spread = moved.std(0) / covariance.diagonal().sqrt() / len(slopes) ** 0.5
             error = float(spread[: space.n_potential].max())
         if tick:
-            tick(f"{len(slopes) * _BATCH} points, {error:.2g} posterior sd")
+            tick(f"{len(slopes) * BATCH} points, {error:.2g} posterior sd")
     own = _slope(space.model, values)
     mean = {name: torch.stack([slope[name] for slope in slopes]).mean(0) - own[name] for name in values}
-    return TiltEstimate(Tilt(values, mean), len(slopes) * _BATCH, error)
+    return TiltEstimate(Tilt(values, mean, _BOUND / len(catalog)), len(slopes) * BATCH, error)
 
 
 def _slope(model: SnapshotModel, values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -35,13 +35,13 @@ def choose_n_components(
     max_stars: int = 20_000,
     tick: Callable[[str], None] | None = None,
     log_z: LogFraction | None = None,
+    take_best: bool = False,
 ) -> ComponentChoice:
     """Choose the number of components by cross-validation at fixed actions.
 
     Every star's ln f is predicted by a fit to the other folds. The rule: the smallest number whose mean
     held-out log-likelihood is within one standard error, of the paired difference, of the best candidate's.
-    Candidates are tried in increasing order until two in a row fail to improve on the best. With a selection
-    the best itself is taken: a misfit of f(J) no longer averages out over the angles, so it would move the potential.
+    Candidates are tried in increasing order until two in a row fail to improve on the best.
 
     Parameters
     ----------
@@ -55,6 +55,9 @@ def choose_n_components(
         Called with a note after every candidate.
     log_z
         ln of the fraction of the population that was selected, as a function of f(J).
+    take_best
+        Choose the best candidate itself. For likelihoods with a selection or measurement errors, where a misfit of
+        f(J) does not average out over the angles but moves the potential.
     """
     generator = torch.Generator().manual_seed(seed)
     J = J[torch.randperm(len(J), generator=generator)[:max_stars]]
@@ -85,7 +88,7 @@ def choose_n_components(
                 "standard_error": error,
             }
         )
-    if log_z is not None:
+    if take_best:
         return ComponentChoice(best, table)
     chosen = next(int(row["n_components"]) for row in table if row["below_best"] <= row["standard_error"])
     return ComponentChoice(chosen, table)
