@@ -132,9 +132,11 @@ class LatentSpace:
             information += scores.T @ scores
             if tick:
                 tick()
-        return information * (n / len(w)) + self._prior_curvature(u)
+        return information * (n / len(w)) + self.prior_curvature(u)
 
-    def _prior_curvature(self, u: Tensor, step: float = 1e-4) -> Tensor:
+    def prior_curvature(self, u: Tensor, step: float = 1e-4) -> Tensor:
+        """Return the curvature of minus the log prior in u, eigenvalues replaced by their absolute values."""
+
         def slope(v: Tensor) -> Tensor:
             v = v.detach().requires_grad_()
             with torch.enable_grad():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bayespot.forecast import FORECAST_FIELDS, Forecast
 from bayespot.posterior import Field
 from bayespot.predictive import Predictive
 
@@ -25,6 +26,14 @@ _LABELS = {
     "density": r"$\rho$ [M$_\odot$ kpc$^{-3}$]",
     "enclosed_mass": r"$M(<r)$ [M$_\odot$]",
     "circular_speed": r"$v_c$ [km s$^{-1}$]",
+}
+_SYMBOLS = {
+    "potential": r"$\Phi$",
+    "acceleration": r"$|a|$",
+    "radial_acceleration": r"$a_r$",
+    "density": r"$\rho$",
+    "enclosed_mass": r"$M(<r)$",
+    "circular_speed": r"$v_c$",
 }
 _LOGARITHMIC = ("density", "enclosed_mass")
 
@@ -128,6 +137,48 @@ def two_panel(field: Field, truth: ArrayLike | None = None, stars_r: ArrayLike |
     lower.set_ylim(-limit, limit)
     lower.set_ylabel("error [%]" if truth is not None else "band [%]")
     lower.set_xlabel(r"$r$ [kpc]")
+    return figure
+
+
+def relative_sd(
+    ax: Axes, r: ArrayLike, sd: ArrayLike, color: str = BLUE, label: str | None = None, ls: str = "-"
+) -> Axes:
+    """Draw a relative standard deviation (a fraction) against radius, in per cent on logarithmic axes."""
+    ax.plot(r, 100 * np.asarray(sd), color=color, label=label, ls=ls, lw=1.3)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlim(np.min(r), np.max(r))
+    ax.set_xlabel(r"$r$ [kpc]")
+    return ax
+
+
+def forecast_figure(found: Forecast, radii: ArrayLike, n_stars: int, factor: float = 10) -> Figure:
+    """Return a figure of forecast relative sd against radius, a panel per field.
+
+    For ``n_stars``, a ``factor`` fewer and a ``factor`` more: solid with the model's prior, dashed the Cramer-Rao
+    bound; the stars' radii are shaded.
+    """
+    from matplotlib.figure import Figure
+
+    r = np.asarray(radii)
+    figure = Figure(figsize=(10.2, 3.7), layout="constrained")
+    panels = figure.subplots(1, len(FORECAST_FIELDS))
+    for ax, name in zip(panels, FORECAST_FIELDS, strict=True):
+        shown = []
+        for n, color in ((n_stars / factor, ORANGE), (n_stars, BLUE), (n_stars * factor, GREEN)):
+            n = max(1, round(n))
+            with_prior = found.relative_sd(name, r, n, True)
+            shown.append(with_prior)
+            relative_sd(ax, r, with_prior, color, f"N = {n:,}".replace(",", " "))
+            relative_sd(ax, r, found.relative_sd(name, r, n), color, ls="--")
+        # where the stars leave a free form open its bound may be enormous; the panel shows what the prior allows
+        ax.set_ylim(40 * np.min(shown), 300 * np.max(shown))
+        stars(ax, found.stars_r)
+        ax.set_title(_SYMBOLS[name])
+    panels[0].set_ylabel("relative sd [%]")
+    panels[0].plot([], [], color=GREY, label="with the prior")
+    panels[0].plot([], [], color=GREY, ls="--", label="bound")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
 
 
