@@ -19,7 +19,7 @@ from bayespot.equilibrium import Equilibrium
 from bayespot.latent import LatentSpace
 from bayespot.mock import equilibrium, truth_potential
 from bayespot.model import SnapshotModel
-from bayespot.posterior import truth_field
+from bayespot.posterior import Posterior, truth_field
 from bayespot.potential.base import Potential, radius
 from bayespot.potential.profile import RadialProfile, require_spherical
 from bayespot.units import unit
@@ -36,6 +36,8 @@ FORECAST_FIELDS = ("potential", "enclosed_mass", "circular_speed")
 #: beside a million stars. It settles what the stars' radii do not.
 _RIDGE = 1e-3
 _STEP = 1e-4
+#: Rounding error of central differences of that step, with a margin.
+_NOISE = 20 * 2.2e-16 / _STEP
 _N_GROUPS = 16
 _BLOCK = 5_000
 #: Eigenvalues of the information (in units of its diagonal) below this are rounding errors.
@@ -155,6 +157,19 @@ class Forecast:
             low, high = (middle, high) if sd(math.exp(middle)) > accuracy else (low, middle)
         return math.ceil(math.exp(high))
 
+    def posterior(self, n_stars: float, n_draws: int, seed: int) -> Posterior:
+        """Return draws such as a fit of ``n_stars`` stars would give, about the truth, with the prior.
+
+        Their fields have the bands that the latents' Gaussian has, also where a field is not linear in them: the outer
+        potential of a free form with few stars is wider than `relative_sd` says.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        scatter = torch.linalg.cholesky(self.covariance(n_stars, prior=True))
+        draws = self.u + torch.randn(n_draws, len(self.u), dtype=torch.float64, generator=generator) @ scatter.T
+        r_q = np.quantile(self.stars_r, [0, 0.01, 0.05, 0.16, 0.5, 0.84, 0.95, 0.99, 1]).tolist()
+        meta = {"n_stars": n_stars, "r_q": r_q, "radii": self.stars_r.tolist()}
+        return Posterior(self.space.model, self.space.values(draws), meta)
+
     def table(self, radii: ArrayLike, n_stars: float) -> QTable:
         """Return a table of `FORECAST_FIELDS` with units: value, ``_bound`` and ``_with_prior`` (both relative sd)."""
         from astropy.table import QTable
@@ -187,7 +202,9 @@ class Forecast:
     def _covariance_times(self, g: Tensor, n_stars: float, prior: bool, information: Tensor) -> tuple[Tensor, Tensor]:
         """Return the variances of the rows of ``g`` ``(n, K)`` and the matrix g C g^T."""
         total = n_stars * information + (self.prior if prior else 0.0)
-        scale = total.diagonal().clamp(min=1e-300).rsqrt()
+        # a latent of which the stars know nothing counts in units of its prior
+        known = torch.where(total.diagonal() > 0, total.diagonal(), self.prior.diagonal())
+        scale = torch.where(known > 0, known, 1.0).rsqrt()
         values, vectors = torch.linalg.eigh(scale[:, None] * total * scale)
         part = (g * scale) @ vectors
         # a direction that nothing constrains has infinite variance, unless the field does not move along it
@@ -325,6 +342,9 @@ def _information(known: Equilibrium, space: LatentSpace, u: Tensor, w: Tensor) -
         index = position.long()
         change = torch.lerp(slopes[index], slopes[index + 1], (position - index)[..., None])
         change = change - (weight[..., None] * change).sum(1, keepdim=True)
+        depth = profile.phi_nodes[index].abs().amax(1)[:, None, None]
+        # rounding of the differences must not count as information
+        change = torch.where(change.abs() > _NOISE * depth, change, 0.0)
         score = (weight.sqrt() * known.energy_slope(stars)[:, None])[..., None] * change
         total += torch.einsum("nqk,nql->kl", score, score)
     return total / len(w)

@@ -140,7 +140,9 @@ class LatentSpace:
         def slope(v: Tensor) -> Tensor:
             v = v.detach().requires_grad_()
             with torch.enable_grad():
-                return torch.autograd.grad(self.log_prior(v), v)[0]
+                value = self.log_prior(v)
+                # flat priors everywhere leave nothing that depends on v
+                return torch.autograd.grad(value, v)[0] if value.requires_grad else torch.zeros_like(v)
 
         rows = []
         for k in range(self.size):
