@@ -269,7 +269,7 @@ def uncertainty_maps(
     n = len(fields) + (positions is not None)
     rz = fields[0].plane == "Rz"
     columns = n if rz else -(-n // 2)
-    figure = Figure(figsize=(2.35 * n, 4.7) if rz else (3.7 * columns, 4.1 * -(-n // columns)), layout="constrained")
+    figure = Figure(figsize=(2.4 * n, 5.2) if rz else (3.7 * columns, 4.1 * -(-n // columns)), layout="constrained")
     panels = figure.subplots(-(-n // columns), columns, squeeze=False)
     for ax in panels.flat[n:]:
         ax.axis("off")
