@@ -237,14 +237,34 @@ class Equilibrium:
             Position in kpc and velocity in km/s.
         """
         with torch.no_grad():
-            x, v = w[..., :3], w[..., 3:]
-            L2 = (torch.linalg.cross(x, v) ** 2).sum(-1)
-            q = self.potential.phi(x) + (v**2).sum(-1) / 2 + L2 / (2 * self.anisotropy_radius**2)
+            q, L2 = self._q(w)
             ln_f = torch.as_tensor(self.log_f_of_q(q.numpy()))
             return ln_f - self.beta * L2.log() if self.beta else ln_f
 
+    def energy_slope(self, w: Tensor) -> Tensor:
+        r"""Return :math:`(\partial \ln f/\partial E)_L` of stars ``(*batch, 6)`` in (km/s)^-2; zero where unbound.
+
+        Times the radial frequency it is the slope of ln f in J_r at fixed L.
+        """
+        with torch.no_grad():
+            q, _ = self._q(w)
+            s, escaped = self._ln_radius_of_q(q.numpy())
+            inside = np.clip(s, self._s[0], self._s[len(self._f) - 1])
+            return torch.as_tensor(np.where(escaped, 0.0, self._ln_f(inside, 1) / self._vc2(inside)))
+
     def log_f_of_q(self, q: Array) -> Array:
         """Return ln f_Q; ``q`` is Phi + v^2/2 + L^2 / (2 r_a^2) in (km/s)^2, in the potential's gauge."""
+        s, escaped = self._ln_radius_of_q(q)
+        return np.where(escaped, -np.inf, self._ln_f(np.clip(s, self._s[0], self._s[len(self._f) - 1])))
+
+    def _q(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Return Q = Phi + v^2/2 + L^2 / (2 r_a^2) and L^2."""
+        x, v = w[..., :3], w[..., 3:]
+        L2 = (torch.linalg.cross(x, v) ** 2).sum(-1)
+        return self.potential.phi(x) + (v**2).sum(-1) / 2 + L2 / (2 * self.anisotropy_radius**2), L2
+
+    def _ln_radius_of_q(self, q: Array) -> tuple[Array, Array]:
+        """Return ln of the radius where Phi = q, and where q lies above the potential at the last node."""
         n = len(self._f)
         s = self._s[:n]
         with torch.no_grad():
@@ -258,7 +278,7 @@ class Equilibrium:
                 at = np.clip(at, low, high)
                 here = self.potential.phi_r(torch.as_tensor(np.exp(at))).numpy()
                 at = at - (here - q) / self._vc2(at)
-        return np.where(q > phi[-1], -np.inf, self._ln_f(np.clip(at, s[0], s[-1])))
+        return at, q > phi[-1]
 
     def sample(self, n: int, seed: int) -> Tensor:
         """Return ``w (n, 6)`` in kpc and km/s, independent draws of the exact distribution function."""

@@ -132,13 +132,17 @@ class LatentSpace:
             information += scores.T @ scores
             if tick:
                 tick()
-        return information * (n / len(w)) + self._prior_curvature(u)
+        return information * (n / len(w)) + self.prior_curvature(u)
 
-    def _prior_curvature(self, u: Tensor, step: float = 1e-4) -> Tensor:
+    def prior_curvature(self, u: Tensor, step: float = 1e-4) -> Tensor:
+        """Return the curvature of minus the log prior in u, eigenvalues replaced by their absolute values."""
+
         def slope(v: Tensor) -> Tensor:
             v = v.detach().requires_grad_()
             with torch.enable_grad():
-                return torch.autograd.grad(self.log_prior(v), v)[0]
+                value = self.log_prior(v)
+                # flat priors everywhere leave nothing that depends on v
+                return torch.autograd.grad(value, v)[0] if value.requires_grad else torch.zeros_like(v)
 
         rows = []
         for k in range(self.size):

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bayespot.posterior import Field
+from bayespot.forecast import FORECAST_FIELDS, Forecast
+from bayespot.posterior import Field, PlaneField
 from bayespot.predictive import Predictive
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
 #: Okabe and Ito's colours, distinguishable with every kind of colour vision.
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#555555"
@@ -25,6 +26,19 @@ _LABELS = {
     "density": r"$\rho$ [M$_\odot$ kpc$^{-3}$]",
     "enclosed_mass": r"$M(<r)$ [M$_\odot$]",
     "circular_speed": r"$v_c$ [km s$^{-1}$]",
+}
+_UNITS = {
+    "potential": r"km$^2$ s$^{-2}$",
+    "acceleration": r"km$^2$ s$^{-2}$ kpc$^{-1}$",
+    "density": r"M$_\odot$ kpc$^{-3}$",
+}
+_SYMBOLS = {
+    "potential": r"$\Phi$",
+    "acceleration": r"$|a|$",
+    "radial_acceleration": r"$a_r$",
+    "density": r"$\rho$",
+    "enclosed_mass": r"$M(<r)$",
+    "circular_speed": r"$v_c$",
 }
 _LOGARITHMIC = ("density", "enclosed_mass")
 
@@ -129,6 +143,192 @@ def two_panel(field: Field, truth: ArrayLike | None = None, stars_r: ArrayLike |
     lower.set_ylabel("error [%]" if truth is not None else "band [%]")
     lower.set_xlabel(r"$r$ [kpc]")
     return figure
+
+
+def relative_sd(
+    ax: Axes, r: ArrayLike, sd: ArrayLike, color: str = BLUE, label: str | None = None, ls: str = "-"
+) -> Axes:
+    """Draw a relative standard deviation (a fraction) against radius, in per cent on logarithmic axes."""
+    ax.plot(r, 100 * np.asarray(sd), color=color, label=label, ls=ls, lw=1.3)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlim(np.min(r), np.max(r))
+    ax.set_xlabel(r"$r$ [kpc]")
+    return ax
+
+
+def forecast_figure(found: Forecast, radii: ArrayLike, n_stars: int, factor: float = 10) -> Figure:
+    """Return a figure of forecast relative sd against radius, a panel per field.
+
+    For ``n_stars``, a ``factor`` fewer and a ``factor`` more: solid with the model's prior, dashed the Cramer-Rao
+    bound; the stars' radii are shaded.
+    """
+    from matplotlib.figure import Figure
+
+    r = np.asarray(radii)
+    figure = Figure(figsize=(10.2, 3.7), layout="constrained")
+    panels = figure.subplots(1, len(FORECAST_FIELDS))
+    for ax, name in zip(panels, FORECAST_FIELDS, strict=True):
+        shown = []
+        for n, color in ((n_stars / factor, ORANGE), (n_stars, BLUE), (n_stars * factor, GREEN)):
+            n = max(1, round(n))
+            with_prior = found.relative_sd(name, r, n, True)
+            shown.append(with_prior)
+            relative_sd(ax, r, with_prior, color, f"N = {n:,}".replace(",", " "))
+            relative_sd(ax, r, found.relative_sd(name, r, n), color, ls="--")
+        ax.yaxis.set_major_formatter("{x:g}")
+        # where the stars leave a free form open its bound may be enormous; the panel shows what the prior allows
+        ax.set_ylim(40 * np.min(shown), 300 * np.max(shown))
+        stars(ax, found.stars_r)
+        ax.set_title(_SYMBOLS[name])
+    panels[0].set_ylabel("relative sd [%]")
+    panels[0].plot([], [], color=GREY, label="with the prior")
+    panels[0].plot([], [], color=GREY, ls="--", label="bound")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return figure
+
+
+def sd_profiles(fields: Sequence[Field], stars_r: ArrayLike | None = None) -> Figure:
+    """Return a figure of the relative sd of fields of radius, with the stars' radii shaded along the bottom."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6, 3.6), layout="constrained")
+    ax = figure.subplots()
+    for field, color in zip(fields, (BLUE, VERMILION, GREEN, ORANGE, GREY), strict=False):
+        relative_sd(ax, field.points, field.sd / np.abs(field.mean), color, _SYMBOLS.get(field.name, field.name))
+    ax.yaxis.set_major_formatter("{x:g}")
+    low, high = ax.get_ylim()
+    # room for the stars below the lowest curve
+    ax.set_ylim(low * (low / high) ** 0.25, high)
+    if stars_r is not None:
+        stars(ax, stars_r)
+    ax.set_ylabel("relative sd [%]")
+    ax.legend(ncols=len(fields))
+    return figure
+
+
+def uncertainty_map(ax: Axes, field: PlaneField, relative: bool = True, n_contours: int = 6) -> Axes:
+    """Draw the posterior sd over a plane with a colour bar, and contours of the posterior mean.
+
+    Parameters
+    ----------
+    ax
+        Axes of a figure.
+    field
+        What `Posterior.plane` returned.
+    relative
+        Per cent of the mean, otherwise in the field's unit.
+    n_contours
+        About as many contours at round values, evenly spaced (the density's and the acceleration's in the logarithm).
+    """
+    symbol = _SYMBOLS.get(field.name, field.name)
+    values = 100 * field.relative_sd if relative else field.sd
+    label = f"relative sd of {symbol} [%]" if relative else f"sd of {symbol} [{_UNITS.get(field.name, field.unit)}]"
+    _mesh(ax, field, field.edges, values, label, "viridis")
+    shown = field.mean if field.name == "potential" else np.abs(field.mean)
+    levels = _round_levels(float(shown.min()), float(shown.max()), n_contours, field.name != "potential")
+    lines = ax.contour(field.first, field.second, shown, levels=levels, colors="white", linewidths=0.7)
+    lines.set_linestyle("solid")
+    ax.clabel(lines, fmt=_power_of_ten, fontsize=7)
+    return ax
+
+
+def star_map(ax: Axes, field: PlaneField, positions: ArrayLike, n_stars: float | None = None) -> Axes:
+    """Draw the number density of stars in a field's plane, averaged over azimuth (Rz) or projected along z (xy).
+
+    Parameters
+    ----------
+    ax
+        Axes of a figure.
+    field
+        A field of the plane and extent.
+    positions : (n, 3)
+        In kpc; a sample of the stars.
+    n_stars
+        Number of stars that it stands for; None: n.
+    """
+    x = np.asarray(positions, dtype=float)
+    first, second = (axis[::2] for axis in field.edges)
+    rz = field.plane == "Rz"
+    columns = (np.hypot(x[:, 0], x[:, 1]), x[:, 2]) if rz else (x[:, 0], x[:, 1])
+    counts, _, _ = np.histogram2d(columns[0], columns[1], bins=(first, second))
+    area = np.diff(second)[0] * np.diff(np.pi * first**2 if rz else first)
+    scale = 1.0 if n_stars is None else n_stars / len(x)
+    density = np.where(counts > 0, scale * counts / area[:, None], np.nan).T
+    label = r"stars [kpc$^{-3}$]" if rz else r"stars, projected [kpc$^{-2}$]"
+    _mesh(ax, field, (first, second), density, label, "cividis")
+    return ax
+
+
+def uncertainty_maps(
+    fields: Sequence[PlaneField], positions: ArrayLike | None = None, n_stars: float | None = None
+) -> Figure:
+    """Return a figure with a map per field of one plane, the potential's in its unit, and one of the stars."""
+    from matplotlib.figure import Figure
+
+    n = len(fields) + (positions is not None)
+    rz = fields[0].plane == "Rz"
+    columns = n if rz else -(-n // 2)
+    figure = Figure(figsize=(2.4 * n, 5.2) if rz else (3.7 * columns, 4.1 * -(-n // columns)), layout="constrained")
+    panels = figure.subplots(-(-n // columns), columns, squeeze=False)
+    for ax in panels.flat[n:]:
+        ax.axis("off")
+    for ax, field in zip(panels.flat, fields, strict=False):
+        uncertainty_map(ax, field, relative=field.name != "potential")
+    if positions is not None:
+        star_map(panels.flat[n - 1], fields[0], positions, n_stars)
+    for ax in panels[:, 1:].flat:
+        ax.set_ylabel("")
+    units = ", ".join(f"{_SYMBOLS[field.name]} [{_UNITS[field.name]}]" for field in fields)
+    figure.supxlabel(f"contours: posterior mean of {units}", fontsize=8)
+    return figure
+
+
+def _mesh(ax: Axes, field: PlaneField, edges: tuple[Any, Any], values: NDArray[Any], label: str, cmap: str) -> None:
+    """Colour the cells, logarithmically where values span more than a factor 4, with a colour bar on top."""
+    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    norm = LogNorm(low, high) if low > 0 and high > 4 * low else Normalize(low, high)
+    mesh = ax.pcolormesh(*edges, values, cmap=cmap, norm=norm, rasterized=True)
+    # an inset keeps the width of the map, whatever its aspect
+    bar = ax.figure.colorbar(
+        mesh, cax=ax.inset_axes((0, 1.03, 1, 0.035)), orientation="horizontal", ticklocation="top", label=label
+    )
+    decades = np.log10(high / low) if isinstance(norm, LogNorm) else 0.0
+    digits = (1, 2, 5) if decades <= 1 else (1, 3) if decades < 2.2 else (1,)
+    bar.locator = LogLocator(subs=digits, numticks=9) if decades else MaxNLocator(4)
+    bar.formatter = StrMethodFormatter("{x:.4g}")
+    bar.minorlocator = NullLocator()
+    bar.update_ticks()
+    ax.set_aspect("equal")
+    names = (r"$R$ [kpc]", r"$z$ [kpc]") if field.plane == "Rz" else (r"$x$ [kpc]", r"$y$ [kpc]")
+    ax.set_xlabel(names[0])
+    ax.set_ylabel(names[1])
+
+
+def _round_levels(low: float, high: float, n: int, logarithmic: bool) -> NDArray[Any]:
+    """Return about n round numbers between two values."""
+    from matplotlib.ticker import MaxNLocator
+
+    if not logarithmic:
+        levels = np.asarray(MaxNLocator(n + 1).tick_values(low, high))
+    else:
+        decades = np.arange(np.floor(np.log10(low)), np.log10(high))
+        digits = {0: (1.0,), 1: (1.0, 3.0)}.get(int(n // max(len(decades), 1)), (1.0, 2.0, 5.0))
+        levels = (10.0 ** decades[:, None] * np.array(digits)).ravel()
+    return levels[(levels > low) & (levels < high)]
+
+
+def _power_of_ten(value: float) -> str:
+    """Return a short label: digits below 1e4, beyond them powers of ten."""
+    if 1e-3 <= abs(value) < 1e4:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    digits = f"{float(mantissa):g}"
+    times = {"1": "", "-1": "-"}.get(digits, rf"{digits}\times")
+    return rf"${times}10^{{{int(exponent)}}}$"
 
 
 def elbo_trace(ax: Axes, elbo: Sequence[float]) -> Axes:

@@ -60,6 +60,56 @@ class Field:
         return np.quantile(self.draws, q, axis=0)
 
 
+#: Planes of `Posterior.plane`.
+PLANES = ("Rz", "xy")
+#: Fields of a plane: of the acceleration its magnitude.
+PLANE_FIELDS = ("potential", "acceleration", "density")
+#: Most numbers that `Posterior.plane` holds at a time.
+_PLANE_BLOCK = 4_000_000
+
+
+@dataclass(frozen=True)
+class PlaneField:
+    """Posterior mean and standard deviation of one quantity on a grid of cells in a plane.
+
+    Parameters
+    ----------
+    name, unit
+        Quantity (``"acceleration"``: its magnitude) and its unit (astropy syntax).
+    plane
+        ``"Rz"`` (the half-plane y = 0, x = R > 0) or ``"xy"`` (z = 0).
+    first, second : (n,), (m,)
+        Centres of the cells along R or x, and along z or y, in kpc.
+    mean, sd : (m, n)
+        In the unit.
+    """
+
+    name: str
+    unit: str
+    plane: str
+    first: NDArray[Any]
+    second: NDArray[Any]
+    mean: NDArray[Any]
+    sd: NDArray[Any]
+
+    @property
+    def relative_sd(self) -> NDArray[Any]:
+        """Posterior standard deviation over the magnitude of the mean."""
+        return self.sd / np.abs(self.mean)
+
+    @property
+    def points(self) -> NDArray[Any]:
+        """Positions of the cells ``(m, n, 3)`` in kpc."""
+        return _plane_points(self.plane, self.first, self.second)
+
+    @property
+    def edges(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Edges of the cells along both axes, in kpc."""
+        step = self.second[1] - self.second[0]
+        first, second = (np.append(axis - step / 2, axis[-1] + step / 2) for axis in (self.first, self.second))
+        return first, second
+
+
 class Posterior:
     """Draws of a model's latent sites.
 
@@ -132,6 +182,60 @@ class Posterior:
             values = [evaluate(self.potential_at(i)) for i in range(self.n_draws)]
         return Field(name, UNITS[name], x.numpy(), torch.stack(values).numpy())
 
+    def plane(self, name: str, plane: str = "Rz", extent: float | None = None, n: int = 64) -> PlaneField:
+        """Return mean and standard deviation over a plane, for maps; not all draws are held at a time.
+
+        Parameters
+        ----------
+        name
+            ``"potential"``, ``"acceleration"`` (its magnitude) or ``"density"``.
+        plane
+            ``"Rz"``: R from 0 and z on both sides of 0; ``"xy"``: both sides of 0.
+        extent
+            Largest coordinate in kpc; None: the radius that holds 84 % of the stars.
+        n
+            Number of cells from end to end, even: then none lies at the centre.
+
+        Raises
+        ------
+        ValueError
+            If an argument is unknown or not positive, n is odd, or the extent must be given.
+        """
+        first, second = self._cells(name, plane, extent, n)
+        x = _plane_points(plane, first, second).reshape(-1, 3)
+        unique, index = x, np.arange(len(x))
+        if self.model.potential.symmetry == "spherical":
+            # equal radii up to rounding; a sphere is the same at all of them
+            r = np.linalg.norm(x, axis=-1)
+            _, rows, index = np.unique(np.round(r / second[-1], 12), return_index=True, return_inverse=True)
+            unique = x[rows]
+        mean, sd = np.empty(len(unique)), np.empty(len(unique))
+        size = 3 if name == "acceleration" else 1
+        n_blocks = -(-len(unique) * self.n_draws * size // _PLANE_BLOCK)
+        for block in np.array_split(np.arange(len(unique)), n_blocks):
+            field = self.field(name, unique[block])
+            if name == "acceleration":
+                field = Field(name, field.unit, field.points, np.linalg.norm(field.draws, axis=-1))
+            mean[block], sd[block] = field.mean, field.sd
+        shape = (len(second), len(first))
+        return PlaneField(name, UNITS[name], plane, first, second, mean[index].reshape(shape), sd[index].reshape(shape))
+
+    def _cells(self, name: str, plane: str, extent: float | None, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        if name not in PLANE_FIELDS:
+            raise ValueError(f"unknown field {name!r} of a plane; choose one of {', '.join(PLANE_FIELDS)}")
+        if plane not in PLANES:
+            raise ValueError(f"plane must be one of {', '.join(PLANES)}; got {plane!r}")
+        if n < 2 or n % 2:
+            raise ValueError(f"n must be even and positive, so that no cell lies at the centre; got {n}")
+        if extent is None:
+            if "r_q" not in self.meta:
+                raise ValueError("these draws know no stars: give the extent in kpc")
+            extent = float(self.meta["r_q"][5])
+        if not 0 < extent < np.inf:
+            raise ValueError(f"extent must be positive and finite (kpc), got {extent}")
+        second = (np.arange(n) - (n - 1) / 2) * (2 * extent / n)
+        return (second[n // 2 :] if plane == "Rz" else second), second
+
     def predict(self, radii: ArrayLike) -> QTable:
         """Return a table of `RADIAL_FIELDS` at radii (kpc), with units.
 
@@ -164,6 +268,11 @@ class Posterior:
                 rows.append((label, flat[:, j].mean(), flat[:, j].std(ddof=1) if self.n_draws > 1 else 0.0, *q))
         columns = ["parameter", "mean", "sd", *(f"q{100 * q:g}" for q in QUANTILES)]
         return QTable(rows=rows, names=columns)
+
+
+def _plane_points(plane: str, first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
+    a, b = np.meshgrid(first, second)
+    return np.stack([a, 0 * a, b] if plane == "Rz" else [a, b, 0 * a], -1)
 
 
 def _evaluator(name: str, x: Tensor) -> Any:

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import sys
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from bayespot import diagnostics, plots
 from bayespot.fit_result import FitResult
 from bayespot.mock import truth_potential
 from bayespot.model import SnapshotModel
-from bayespot.posterior import Posterior, truth_field
+from bayespot.posterior import PLANE_FIELDS, Posterior, truth_field
 from bayespot.predictive import Predictive
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 FORMAT = 1
 #: Fields that a run draws, one figure each.
 FIGURES = ("potential", "circular_speed", "enclosed_mass", "density")
+#: Fields whose uncertainty a run draws against radius.
+SD_FIELDS = ("potential", "radial_acceleration", "density")
+#: Most stars whose positions a run keeps, for maps of their density.
+MAX_STARS = 10_000
 
 
 class RunError(ValueError):
@@ -74,8 +79,8 @@ def save_run(
 ) -> Path:
     """Write a finished fit to ``folder``: complete or not at all.
 
-    The folder holds ``config.json``, ``posterior.nc`` (ArviZ InferenceData), ``model.pt``,
-    ``diagnostics.json``, ``summary.ecsv``, ``fields.ecsv`` and ``figures/``.
+    The folder holds ``config.json``, ``posterior.nc`` (ArviZ InferenceData), ``model.pt``, ``stars.npz`` (positions of
+    up to `MAX_STARS` stars), ``diagnostics.json``, ``summary.ecsv``, ``fields.ecsv`` and ``figures/``.
 
     Raises
     ------
@@ -126,7 +131,9 @@ def _write(
     attrs = {"n_stars": len(catalog), "seed": result.config.seed, "model": model_name}
     data = diagnostics.to_inference_data(result.draws, result.sample_stats, attrs)
     diagnostics.save_netcdf(data, folder / "posterior.nc")
-    posterior = Posterior.from_result(result)
+    positions = _star_sample(catalog)
+    np.savez_compressed(folder / "stars.npz", positions=positions)
+    posterior = Posterior(result.model, result.draws, {**result.catalog, "positions": positions})
     posterior.summary().write(folder / "summary.ecsv")
     posterior.thinned(400).predict(default_radii(result.catalog)).write(folder / "fields.ecsv")
     draw_figures(folder / "figures", posterior, result.diagnostics.elbo)
@@ -137,8 +144,25 @@ def default_radii(catalog: dict[str, Any], n: int = 60) -> np.ndarray:
     return np.geomspace(catalog["r_q"][1], catalog["r_q"][7], n)
 
 
+def _star_sample(catalog: Catalog) -> np.ndarray:
+    """Positions in kpc of a random subset of the stars."""
+    order = torch.randperm(len(catalog), generator=torch.Generator().manual_seed(0))[:MAX_STARS]
+    return catalog.x[order.sort().values].numpy().astype(np.float32)
+
+
+def star_positions(meta: dict[str, Any]) -> np.ndarray | None:
+    """Return positions of a sample of a run's stars; those of older runs are placed at random about the centre."""
+    if "positions" in meta:
+        return meta["positions"]
+    if "radii" not in meta:
+        return None
+    directions = np.random.default_rng(0).normal(size=(40, len(meta["radii"]), 3))
+    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+    return (np.asarray(meta["radii"])[:, None] * directions).reshape(-1, 3)
+
+
 def draw_figures(folder: Path, posterior: Posterior, elbo: list[float]) -> list[Path]:
-    """Draw the fields of `FIGURES` and the ELBO trace; return the files."""
+    """Draw the fields of `FIGURES`, their uncertainty against radius and in a plane, and the ELBO; return the files."""
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,6 +176,13 @@ def draw_figures(folder: Path, posterior: Posterior, elbo: list[float]) -> list[
             figure = plots.two_panel(few.field(name, r), true, posterior.meta.get("radii"))
             written.append(folder / f"{name}.png")
             plots.save(figure, written[-1])
+        figure = plots.sd_profiles([few.field(name, r) for name in SD_FIELDS], posterior.meta.get("radii"))
+        written.append(folder / "sd_profiles.png")
+        plots.save(figure, written[-1])
+        maps = [few.plane(name) for name in PLANE_FIELDS]
+        figure = plots.uncertainty_maps(maps, star_positions(posterior.meta), posterior.meta["n_stars"])
+        written.append(folder / "uncertainty_maps.png")
+        plots.save(figure, written[-1])
         if elbo:
             figure = Figure(figsize=(4.6, 3), layout="constrained")
             plots.elbo_trace(figure.subplots(), elbo)
@@ -234,7 +265,18 @@ def load_run(folder: str | os.PathLike[str]) -> tuple[Posterior, dict[str, Any],
         raise RunError(f"{folder / 'model.pt'} holds a {type(model).__name__}, not a SnapshotModel; fit again")
     data = diagnostics.load_netcdf(folder / "posterior.nc")
     draws = {name: torch.as_tensor(value) for name, value in diagnostics.posterior_arrays(data).items()}
-    return Posterior(model, draws, config["catalog"]), config, diagnosis
+    return Posterior(model, draws, {**config["catalog"], **_read_stars(folder / "stars.npz")}), config, diagnosis
+
+
+def _read_stars(path: Path) -> dict[str, np.ndarray]:
+    # runs of earlier versions have no such file
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path) as stars:
+            return {"positions": stars["positions"]}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise RunError(f"{path}: not a readable table of stars ({error}); delete it or fit again") from error
 
 
 def _restore_user_module(path: Path, stem: str) -> None:

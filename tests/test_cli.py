@@ -46,7 +46,7 @@ def test_first_session(session):
     assert str(table["circular_speed_q50"].unit) == "km / s"
     done = bayespot("report", "run", cwd=session)
     assert done.returncode == 0, done.stderr
-    for words in ("400 stars", "k-hat", "v_c [km/s]", "circular_speed.png"):
+    for words in ("400 stars", "k-hat", "v_c [km/s]", "circular_speed.png", "uncertainty_maps.png", "sd_profiles.png"):
         assert words in done.stdout
     assert done.stderr == ""
 
@@ -115,7 +115,7 @@ def test_help_teaches():
     """Every command's help has an example; the models are listed with a line each."""
     done = bayespot("--help", cwd=".")
     assert "bayespot fit spherical stars.ecsv -o run" in done.stdout
-    for command in ("simulate", "fit", "predict", "report", "demo"):
+    for command in ("simulate", "forecast", "fit", "predict", "report", "demo"):
         assert "Example:" in bayespot(command, "--help", cwd=".").stdout
     assert set(_builtin_models()) == {"isochrone", "spherical", "milky_way_globular_clusters", "gaia_sphere"}
     assert all(_builtin_models().values())

@@ -33,7 +33,7 @@ ORDER = [
     ("fit_result",),
     ("inference",),
     ("posterior",),
-    ("predictive",),
+    ("predictive", "forecast"),
     ("plots",),
     ("runs",),
     ("cli",),

@@ -12,6 +12,7 @@ from astropy.table import QTable
 from matplotlib.figure import Figure
 
 from bayespot import (
+    DirectNetwork,
     Isochrone,
     MassSlopeNetwork,
     Posterior,
@@ -23,7 +24,8 @@ from bayespot import (
     save_run,
 )
 from bayespot.fit_result import Diagnostics, FitConfig, FitResult
-from bayespot.posterior import RADIAL_FIELDS, Field, truth_field
+from bayespot.posterior import PLANE_FIELDS, PLANES, RADIAL_FIELDS, Field, PlaneField, truth_field
+from bayespot.units import UNITS
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,61 @@ def test_bad_points(result, name, points, message):
         Posterior.from_result(result).field(name, points)
 
 
+@pytest.mark.parametrize("name", PLANE_FIELDS)
+@pytest.mark.parametrize("plane", PLANES)
+def test_plane(result, name, plane, monkeypatch):
+    """Shapes, units and cells; mean and sd are those of the field at the same points, however the points are divided;
+    a sphere's map is symmetric and a function of radius."""
+    posterior = Posterior.from_result(result)
+    found = posterior.plane(name, plane, extent=12.0, n=10)
+    n_first = 5 if plane == "Rz" else 10
+    assert found.mean.shape == found.sd.shape == (10, n_first)
+    assert found.unit == UNITS[name]
+    assert found.edges[1][[0, -1]].tolist() == pytest.approx([-12, 12])
+    assert found.edges[0][[0, -1]].tolist() == pytest.approx([0 if plane == "Rz" else -12, 12])
+    draws = posterior.field(name, found.points.reshape(-1, 3)).draws
+    draws = np.linalg.norm(draws, axis=-1) if name == "acceleration" else draws
+    np.testing.assert_allclose(found.mean.ravel(), draws.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(found.sd.ravel(), draws.std(0, ddof=1), rtol=1e-9)
+    np.testing.assert_allclose(found.relative_sd, found.sd / np.abs(found.mean))
+    assert (found.sd == found.sd[::-1]).all()
+    if plane == "xy":
+        assert (found.sd == found.sd.T).all()
+    monkeypatch.setattr("bayespot.posterior._PLANE_BLOCK", 200)
+    np.testing.assert_allclose(posterior.plane(name, plane, 12.0, 10).sd, found.sd, rtol=1e-12)
+
+
+def test_plane_of_a_flattened_potential():
+    """An axisymmetric potential: symmetric about z = 0, not a function of radius, x and y alike."""
+    model = SnapshotModel(DirectNetwork(5.0, 25.0, width=8), SphericalMixture())
+    posterior = Posterior.prior(model, 12, seed=3)
+    rz, xy = (posterior.plane("potential", plane, 10.0, 8) for plane in PLANES)
+    np.testing.assert_allclose(rz.sd, rz.sd[::-1], rtol=1e-9)
+    np.testing.assert_allclose(xy.sd, xy.sd.T, rtol=1e-9)
+    r = np.linalg.norm(rz.points, axis=-1)
+    assert r[7, 2] == pytest.approx(r[6, 3])
+    assert abs(rz.sd[7, 2] / rz.sd[6, 3] - 1) > 1e-6
+    draws = posterior.field("potential", rz.points.reshape(-1, 3)).draws
+    np.testing.assert_allclose(rz.sd.ravel(), draws.std(0, ddof=1), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("enclosed_mass",), "unknown field 'enclosed_mass' of a plane"),
+        (("density", "yz"), "plane must be one of Rz, xy; got 'yz'"),
+        (("density", "Rz", -1.0), "extent must be positive"),
+        (("density", "Rz", 5.0, 7), "n must be even"),
+    ],
+)
+def test_bad_planes(result, arguments, message):
+    """Each refusal names the value; without stars the extent has no default."""
+    with pytest.raises(ValueError, match=message):
+        Posterior.from_result(result).plane(*arguments)
+    with pytest.raises(ValueError, match="give the extent"):
+        Posterior(result.model, result.draws).plane("density")
+
+
 def test_prior_predictive(model):
     """Prior draws bracket a decade of mass and can be plotted."""
     prior = Posterior.prior(model, 60, seed=1)
@@ -109,10 +166,14 @@ def test_run_folder_round_trip(result, isochrone_stars, tmp_path):
     folder = save_run(tmp_path / "run", result, isochrone_stars, model_name="spherical")
     names = {p.name for p in folder.iterdir()}
     assert names == {
-        "config.json", "diagnostics.json", "model.pt", "posterior.nc", "summary.ecsv", "fields.ecsv", "figures",
+        "config.json", "diagnostics.json", "model.pt", "posterior.nc", "stars.npz", "summary.ecsv", "fields.ecsv",
+        "figures",
     }  # fmt: skip
-    assert {p.name for p in (folder / "figures").iterdir()} >= {f"{name}.png" for name in runs.FIGURES}
+    assert {p.name for p in (folder / "figures").iterdir()} >= {
+        f"{name}.png" for name in (*runs.FIGURES, "sd_profiles", "uncertainty_maps")
+    }
     posterior, config, diagnosis = load_run(folder)
+    assert posterior.meta["positions"] == pytest.approx(isochrone_stars.x.numpy(), rel=1e-6)
     before = Posterior.from_result(result).field("density", [1.0, 5.0])
     np.testing.assert_allclose(posterior.field("density", [1.0, 5.0]).draws, before.draws)
     assert config["versions"]["torch"]
@@ -148,6 +209,7 @@ def test_broken_runs(result, isochrone_stars, tmp_path):
         ("diagnostics.json", "{", "not valid JSON"),
         ("model.pt", "junk", "not a readable model"),
         ("posterior.nc", "junk", "not a readable NetCDF"),
+        ("stars.npz", "junk", "not a readable table of stars"),
     ):
         folder = save_run(tmp_path / "run", result, isochrone_stars, overwrite=True)
         (folder / name).write_text(content)
@@ -176,6 +238,74 @@ def test_figures(result, isochrone_stars):
     assert abs(lower.lines[0].get_ydata()).max() < 1e-6
     trace = plots.elbo_trace(Figure().subplots(), list(np.linspace(-100, -1, 50)))
     assert "ELBO" in trace.get_ylabel()
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_uncertainty_maps(result, isochrone_stars, plane):
+    """A map per field and one of the stars, aspect equal, axes and colour bars with units; the drawn sd is the plane's;
+    the stars' map holds every star of the plane, scaled to their number."""
+    posterior = Posterior.from_result(result)
+    fields = [posterior.plane(name, plane, extent=30.0, n=8) for name in PLANE_FIELDS]
+    with plots.style():
+        figure = plots.uncertainty_maps(fields, isochrone_stars.x.numpy(), 2 * len(isochrone_stars))
+        figure.canvas.draw()
+    assert len(figure.axes) == 4
+    assert all(ax.get_aspect() == 1 for ax in figure.axes)
+    assert [ax.get_xlabel() for ax in figure.axes] == [r"$R$ [kpc]" if plane == "Rz" else r"$x$ [kpc]"] * 4
+    labels = [ax.child_axes[0].get_xlabel() for ax in figure.axes]
+    for label, part in zip(
+        labels, ("km$^2$ s$^{-2}$", "%", "%", "kpc$^{-3}$" if plane == "Rz" else "kpc$^{-2}$"), strict=True
+    ):
+        assert part in label
+    drawn = [np.asarray(ax.collections[0].get_array()) for ax in figure.axes]
+    np.testing.assert_allclose(drawn[0], fields[0].sd)
+    np.testing.assert_allclose(drawn[2], 100 * fields[2].relative_sd)
+    x = isochrone_stars.x.numpy()
+    edge = np.arange(-30, 31, 15.0)
+    if plane == "Rz":
+        area = np.pi * np.diff([0.0, 15.0**2, 30.0**2]) * 15
+        inside = (np.hypot(x[:, 0], x[:, 1]) < 30) & (np.abs(x[:, 2]) < 30)
+    else:
+        area = np.diff(edge) * 15
+        inside = (np.abs(x[:, :2]) < 30).all(1)
+    assert np.nansum(np.ma.filled(figure.axes[3].collections[0].get_array(), 0) * area) == pytest.approx(
+        2 * inside.sum()
+    )
+
+
+def test_map_ranges():
+    """A map whose sd is the same everywhere, or zero, is drawn; contours are at round values."""
+    cells = np.array([-1.5, -0.5, 0.5, 1.5])
+    for sd in (0.0, 2.0):
+        flat = PlaneField("density", UNITS["density"], "xy", cells, cells, np.full((4, 4), 10.0), np.full((4, 4), sd))
+        ax = plots.uncertainty_map(Figure().subplots(), flat)
+        ax.figure.canvas.draw()
+    assert plots._round_levels(4e4, 2e8, 6, True).tolist() == pytest.approx([1e5, 3e5, 1e6, 3e6, 1e7, 3e7, 1e8])
+    assert plots._round_levels(-5e4, -9e3, 4, False).tolist() == pytest.approx([-4e4, -3e4, -2e4, -1e4])
+    for value, text in ((500, "500"), (-2e4, r"$-2\times10^{4}$"), (1e5, "$10^{5}$"), (-1e5, "$-10^{5}$")):
+        assert plots._power_of_ten(value) == text
+
+
+def test_sd_profiles(result):
+    """A curve per field, the relative sd in per cent; the stars are shaded."""
+    posterior, r = Posterior.from_result(result), np.geomspace(1, 50, 20)
+    fields = [posterior.field(name, r) for name in runs.SD_FIELDS]
+    ax = plots.sd_profiles(fields, np.geomspace(1, 50, 100)).axes[0]
+    for line, field in zip(ax.lines, fields, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), 100 * field.sd / np.abs(field.mean))
+    assert len(ax.collections) == 1
+    assert "%" in ax.get_ylabel()
+
+
+def test_stars_of_older_runs(result, isochrone_stars, tmp_path):
+    """A run without positions has its radii placed in random directions; without radii no stars are drawn."""
+    folder = save_run(tmp_path / "run", result, isochrone_stars)
+    (folder / "stars.npz").unlink()
+    posterior, _, _ = load_run(folder)
+    assert runs.star_positions(posterior.meta) is None
+    runs.draw_figures(tmp_path / "figures", posterior, [])
+    placed = runs.star_positions({"radii": [1.0, 5.0]})
+    assert sorted(np.linalg.norm(placed, axis=-1)) == pytest.approx([1.0] * 40 + [5.0] * 40)
 
 
 def test_config_is_json(result, isochrone_stars, tmp_path):

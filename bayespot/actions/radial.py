@@ -62,6 +62,15 @@ class RadialOrbits(NamedTuple):
         # mean over psi times pi is the integral from peri- to apocentre, half a period
         return action, 1 / time, azimuth / time
 
+    def phases(self) -> tuple[Tensor, Tensor]:
+        """Return ln r at points along each orbit and the fractions of the period spent there, ``(*batch, 48)``.
+
+        The fractions are weights of an average over the radial angle, which is the average over time.
+        """
+        psi = midpoint_angles(_N)
+        _, time, _ = self._integrand(psi)
+        return self.mid[..., None] + self.half[..., None] * psi.sin(), time / time.sum(-1, keepdim=True)
+
     def since_pericentre(self, psi: Tensor) -> tuple[Tensor, Tensor]:
         """Return the time (kpc s/km) and the azimuth (rad) from pericentre to psi on the way out."""
         nodes, weights = gauss_legendre(_N)
