@@ -121,21 +121,22 @@ def turning_points(profile: RadialProfile, energy: Tensor, l2: Tensor, s_c: Tens
 
     Roots of ln[2 (E - Phi) r^2 / L^2], nearly straight in ln r on both sides of the circular radius s_c.
     """
+    s_c = s_c.expand(torch.broadcast_shapes(s_c.shape, l2.shape))
     ln_l2 = l2.log()
+    ln_eta = (ln_l2 / 2 - profile.ln_lc_at(s_c)).clamp(max=0)
+    # both in one array: a table is so small that the cost is the number of operations
+    sign = torch.tensor([1.0, -1.0], dtype=s_c.dtype).reshape(2, *[1] * s_c.dim())
 
     def rising(s: Tensor) -> tuple[Tensor, Tensor]:
-        kinetic = 2 * (energy - profile.phi(s))
+        phi, vc2 = profile.phi_and_vc2(s)
+        kinetic = 2 * (energy - phi)
         # beyond the zero-velocity radius the slope is NaN, which sends the root finder to bisection
         value = torch.where(kinetic > 0, kinetic, 1e-300).log() + 2 * s - ln_l2
-        return value, torch.where(kinetic > 0, 2 - 2 * profile.vc2_at(s) / kinetic, torch.nan)
+        return sign * value, torch.where(kinetic > 0, sign * (2 - 2 * vc2 / kinetic), torch.nan)
 
-    def falling(s: Tensor) -> tuple[Tensor, Tensor]:
-        value, slope = rising(s)
-        return -value, -slope
-
-    s_c = s_c.expand(torch.broadcast_shapes(s_c.shape, ln_l2.shape))
-    ln_eta = (ln_l2 / 2 - profile.ln_lc_at(s_c)).clamp(max=0)
-    peri = bracketed_newton(rising, s_c + 4 * ln_eta - 4, s_c, start=s_c + ln_eta - 0.1)
     # the apocentre is at most 2 r_c (Kepler's radial orbit)
-    apo = bracketed_newton(falling, s_c, s_c + 0.7, start=s_c + 0.5)
+    low, high = torch.stack([s_c + 4 * ln_eta - 4, s_c]), torch.stack([s_c, s_c + 0.7])
+    start = torch.stack([s_c + ln_eta - 0.1, s_c + 0.5])
+    # Newton squares the last step's error, and that of J_r is of second order in the turning points'
+    peri, apo = bracketed_newton(rising, low, high, start=start, tolerance=1e-9)
     return peri, apo

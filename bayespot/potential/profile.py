@@ -122,6 +122,14 @@ class RadialProfile:
         above = self.vc2[-1] * torch.exp(q[-1] * (s - self.s_last).clamp(min=0))
         return torch.where(s < self.s_first, below, torch.where(s > self.s_last, above, inside))
 
+    def phi_and_vc2(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `phi` and `vc2_at` at s in one pass, for s inside the grid; elsewhere one after the other."""
+        if not bool(((s >= self.s_first) & (s <= self.s_last)).all()):
+            return self.phi(s), self.vc2_at(s)
+        index, u = self._cell(s)
+        cubics = gather_rows(self._phi_cubics, index)
+        return horner(cubics, u), horner_slope(cubics, u) / self.ds
+
     def ln_lc_at(self, s: Tensor) -> Tensor:
         """Return ln L_c of the circular orbit at s."""
         return s + self.vc2_at(s).log() / 2
