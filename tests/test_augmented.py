@@ -1,7 +1,7 @@
 """The literal likelihood (steps G and H): normalised, differentiable, and in the limit the closed form.
 
-Isochrone M = 1e11 Msun, b = 3 kpc; f(J) a mixture fitted to 2000 of its stars, so that augmented stars follow the closed
-form f(J)/(2 pi)^3 exactly; seeds fixed.
+Isochrone M = 1e11 Msun, b = 3 kpc; f(J) a mixture fitted to 2000 of its stars, so that augmented stars follow the
+closed form f(J)/(2 pi)^3 exactly; seeds fixed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def setup(rotation: bool = False):
 )
 def test_integrates_to_one(smoothing, rotation):
     """int p(w) d^6w over bound phase space, importance-sampled with 40000 points: 1 within 4 standard errors and the
-    0.5 % that a kernel may smooth to negative density corrections (the corrected kernel is normalised to that)."""
+    0.5 % that the kernel's correction, a ratio of densities, may miss."""
     chain, u = setup(rotation)
     generator = torch.Generator().manual_seed(0)
     n = 40_000
@@ -103,8 +103,8 @@ def test_mixture_converges_to_the_closed_form():
 
 
 def test_kernel_correction():
-    """With the mixture as its start a kernel density is closer to the closed form in mean, scatter and gradient than the
-    plain one of the same width (n = 4096, width 0.5)."""
+    """With the mixture as its start a kernel density is closer to the closed form in mean, scatter and gradient than
+    the plain one of the same width (n = 4096, width 0.5)."""
     corrected = torch.tensor(misfit(Smoothing("kernel", n_augmented=4096, bandwidth=0.5))).abs()
     plain = torch.tensor(misfit(Smoothing("kernel", n_augmented=4096, bandwidth=0.5, n_components=0))).abs()
     assert bool((corrected < 0.7 * plain).all()), (corrected, plain)
