@@ -1,7 +1,7 @@
 """The literal likelihood of the chain beside the closed form: convergence, and the demonstration on the isochrone.
 
     python tests/benchmarks/augmented.py convergence
-    python tests/benchmarks/augmented.py demonstration --n-stars 5000 --seeds 651-652
+    python tests/benchmarks/augmented.py demonstration --n-stars 5000 --seeds 651-651
 
 Isochrone, M = 1e11 Msun, b = 3 kpc. ``convergence``: for 2000 stars (mock seed 3) and the f(J) fitted to them, mean
 and sd of ln p minus the closed form's, and the move of (ln M, ln b) that the difference of the gradients stands for, in
@@ -165,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=["convergence", "demonstration"])
     parser.add_argument("--n-stars", type=int, default=5000)
-    parser.add_argument("--seeds", default="651-652", help="FIRST-LAST (demonstration)")
+    parser.add_argument("--seeds", default="651-651", help="FIRST-LAST (demonstration)")
     arguments = parser.parse_args()
     path = Path(__file__).parent / "results" / f"augmented-{arguments.case}.json"
     machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
