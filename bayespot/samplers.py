@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -154,7 +155,7 @@ def stein_direction(z: Tensor, slope: Tensor) -> Tensor:
     """Return phi of `svgd` at every particle ``(n, size)``, given the gradients of ln p there."""
     n = len(z)
     square = torch.cdist(z, z) ** 2
-    h = square[~torch.eye(n, dtype=torch.bool)].median() / torch.tensor(float(n)).log()
+    h = square[~torch.eye(n, dtype=torch.bool)].median() / math.log(n)
     kernel = (-square / h).exp()
     repulsion = 2 / h * (z * kernel.sum(-1, keepdim=True) - kernel @ z)
     return (kernel @ slope + repulsion) / n

@@ -71,16 +71,11 @@ def _guide(d: Mapping[str, Any]) -> list[tuple[int, str]]:
     if k is not None and k > K_HAT_LIMIT:
         shown = "is infinite (a weight is not finite)" if math.isinf(k) else f"is {k:.2f} (> {K_HAT_LIMIT})"
         level = 1 if k <= 1 else 2
-        text = f"PSIS k-hat {shown}: the guide misses part of the posterior and may be too narrow"
-        found.append((level, f"{text}; try another guide"))
+        text = f"PSIS k-hat {shown}: the guide misses part of the posterior"
+        found.append((level, f"{text} and may be too narrow; try another guide"))
     if (narrowing := d.get("narrowing")) is not None and narrowing < 0.95:
-        found.append(
-            (
-                1 if narrowing > 0.5 else 2,
-                f"the mean field's error bars are too narrow by construction, of the worst latent {narrowing:.2f} times "
-                "what they should be; take guide full_rank",
-            )
-        )
+        text = f"the mean field's error bars are too narrow by construction, of the worst latent {narrowing:.2f} times"
+        found.append((1 if narrowing > 0.5 else 2, f"{text} what they should be; take guide full_rank"))
     return found
 
 
