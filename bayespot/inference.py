@@ -184,7 +184,7 @@ class _Fit:
         """Initial f(J) in the initial potential, Adam, and the number of components."""
         values = self._scattered(self.model.initial_values())
         if self.config.guide == "svgd":
-            check_svgd_size(sum(v.numel() for v in values.values()))  # in vain would be the rest
+            check_svgd_size(sum(v.numel() for v in values.values()))  # before work that would be in vain
         wanted = self.config.n_components or self.model.df.n_components
         # a flexible f(J) is not needed to bind the stars, nor is its number of components known yet
         values = self._with_df(values, min(wanted or 3, 3), self.few)
@@ -205,6 +205,8 @@ class _Fit:
         values = self._with_df({k: v for k, v in values.items() if not k.startswith("df.")}, n_components, self.subset)
         space = LatentSpace(self.model)
         self.catalog.require(space.size)
+        if self.config.guide == "svgd":
+            check_svgd_size(space.size if self._joint else space.n_potential)
         self.state["u"] = space.vector(values)
 
     def _scattered(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -467,7 +469,6 @@ class _Fit:
     def _svgd(self, bar: Progress) -> None:
         """Stein particles from the Laplace approximation to the posterior."""
         config, target = self.config, self._whitened()
-        check_svgd_size(target.size)
         bar.stage("Stein particles", config.svgd_steps)
         z, rest = svgd(target, config.svgd_particles, config.svgd_steps, config.seed, bar.step)
         self.state["chains"] = [Chain(z, 0)]

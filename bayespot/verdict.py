@@ -74,8 +74,9 @@ def _guide(d: Mapping[str, Any]) -> list[tuple[int, str]]:
         text = f"PSIS k-hat {shown}: the guide misses part of the posterior"
         found.append((level, f"{text} and may be too narrow; try another guide"))
     if (narrowing := d.get("narrowing")) is not None and narrowing < 0.95:
-        text = f"the mean field's error bars are too narrow by construction, of the worst latent {narrowing:.2f} times"
-        found.append((1 if narrowing > 0.5 else 2, f"{text} what they should be; take guide full_rank"))
+        # fields mix latents whose correlations are lost: their bands may come out too narrow or too wide
+        text = f"the mean field's worst latent has {narrowing:.2f} of the sd it should have, too narrow by construction"
+        found.append((1 if narrowing > 0.5 else 2, f"{text}, and bands lack its correlations; take guide full_rank"))
     return found
 
 

@@ -218,6 +218,21 @@ def test_diagnostics_of_each(fits):
     assert "r-hat" in describe(dataclasses.asdict(found))[0]
 
 
+def test_a_run_keeps_chains_and_weights(fits, few_stars, tmp_path):
+    """posterior.nc of NUTS has its two chains; a run read back is re-weighted as the fit itself."""
+    from bayespot.diagnostics import load_netcdf
+    from bayespot.runs import load_run, save_run
+
+    data = load_netcdf(save_run(tmp_path / "nuts", fits["nuts"], few_stars) / "posterior.nc")
+    assert data["posterior"].sizes["chain"] == 2
+    assert data["posterior"].sizes["draw"] == 200
+    save_run(tmp_path / "laplace", fits["laplace"], few_stars)
+    read = load_run(tmp_path / "laplace")[0].reweighted(100).field("circular_speed", [5.0])
+    assert read.mean == pytest.approx(
+        Posterior.from_result(fits["laplace"]).reweighted(100).field(read.name, [5.0]).mean
+    )
+
+
 def test_interrupted_nuts_keeps_its_chains(few_stars, tmp_path, monkeypatch):
     """Stopped in the second chain and resumed: the first is not run again, and draws equal the uninterrupted ones."""
     from bayespot import inference
