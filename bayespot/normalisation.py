@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -98,15 +98,12 @@ class FixedPoints:
         Logarithm of the density at the reference parameters; minus infinity where unbound.
     accepted : Float[Tensor, "n"]
         S, averaged over rotations that leave the population unchanged and over measurement errors.
-    group : Int[Tensor, "n"]
-        Which of the independent point sets a star belongs to.
     """
 
     w: Tensor
     log_weight: Tensor
     log_reference: Tensor
     accepted: Tensor
-    group: Tensor
 
     @classmethod
     @torch.no_grad()
@@ -119,7 +116,6 @@ class FixedPoints:
         r_range: tuple[float, float],
         n_rotations: int = 16,
         scatter: Scatter | None = None,
-        n_groups: int = 1,
     ) -> FixedPoints:
         """Draw about n points, most from the population ``chain`` and a fifth from all bound orbits.
 
@@ -139,41 +135,26 @@ class FixedPoints:
             Rotations per star over which S is averaged.
         scatter
             Maps (true w, seed) to observed w, when S applies to what was observed.
-        n_groups
-            Independent point sets that the points are divided into; one large set is far more accurate.
         """
-        parts: list[list[Tensor]] = []
-        for g in range(n_groups):
-            group_seed = seed * 7919 + g
-            m = max(n // n_groups, 64)
-            k = max(int(_COVER * m), 16)
-            stars = chain.augment(m - k, group_seed)
-            w = torch.cat([stars.w, _all_orbits(chain.potential, k, group_seed, r_range)])
-            log_density = chain.log_density(w)
-            # the balance heuristic: every point has the density of the mixture that all were drawn from
-            share = k / (len(stars.w) + k)
-            cover = _log_all_orbits(chain.potential, w, r_range)
-            log_g = torch.logaddexp(log_density + math.log(1 - share), cover + math.log(share))
-            q = torch.cat([(1 - share) * stars.weight, torch.full((k,), share / k).double()])
-            log_weight = q.log() - log_g
-            s = torch.zeros(len(w), dtype=torch.float64)
-            for i, one in enumerate(rotate(w, chain.symmetry, n_rotations, group_seed)):
-                s += selection(one if scatter is None else scatter(one, group_seed * 997 + i)) / n_rotations
-            good = torch.isfinite(log_g) & (s > 0)
-            log_weight = log_weight - math.log(n_groups)
-            parts.append([x[good] for x in (w, log_weight, log_density, s, torch.full((len(s),), g))])
-        points = cls(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-        if len(points.group.unique()) < n_groups:
-            raise ValueError(
-                f"{selection} keeps {len(points.w)} of {n} stars of the population: check its limits and observer"
-            )
-        return points
-
-    def of_group(self, g: int) -> FixedPoints:
-        """Return the points of one group, an independent estimate."""
-        chosen = self.group == g
-        parts = [getattr(self, f.name)[chosen] for f in fields(self)]
-        return FixedPoints(parts[0], parts[1] + math.log(len(self.group.unique())), *parts[2:])
+        seed = seed * 7919
+        n = max(n, 64)
+        k = max(int(_COVER * n), 16)
+        stars = chain.augment(n - k, seed)
+        w = torch.cat([stars.w, _all_orbits(chain.potential, k, seed, r_range)])
+        log_density = chain.log_density(w)
+        # the balance heuristic: every point has the density of the mixture that all were drawn from
+        share = k / (len(stars.w) + k)
+        cover = _log_all_orbits(chain.potential, w, r_range)
+        log_g = torch.logaddexp(log_density + math.log(1 - share), cover + math.log(share))
+        q = torch.cat([(1 - share) * stars.weight, torch.full((k,), share / k).double()])
+        log_weight = q.log() - log_g
+        s = torch.zeros(len(w), dtype=torch.float64)
+        for i, one in enumerate(rotate(w, chain.symmetry, n_rotations, seed)):
+            s += selection(one if scatter is None else scatter(one, seed * 997 + i)) / n_rotations
+        good = torch.isfinite(log_g) & (s > 0)
+        if not bool(good.any()):
+            raise ValueError(f"{selection} keeps 0 of {n} stars of the population: check its limits and observer")
+        return cls(*(x[good] for x in (w, log_weight, log_density, s)))
 
     def log_z(self, log_prob: Tensor) -> Tensor:
         """Return ln Z from ln p of the points ``(n,)``."""
