@@ -460,8 +460,9 @@ def _print_report(posterior: Posterior, config: dict[str, Any], diagnosis: dict[
         )
     if diagnosis.get("selected_fraction"):
         typer.echo(
-            f"selection: {100 * diagnosis['selected_fraction']:.1f} % of the population is in the catalogue; Monte-"
-            f"Carlo error {diagnosis['selection_error']:.2f} posterior sd with {diagnosis['selection_points']} points"
+            f"selection: {100 * diagnosis['selected_fraction']:.1f} % of the population is in the catalogue; twice "
+            f"the {diagnosis['selection_points']} points would move the result by {diagnosis['selection_error']:.2f} "
+            "posterior sd"
         )
     if diagnosis.get("angle_p_value") is not None:
         typer.echo(f"phase mixing: uniformity of the angles p = {diagnosis['angle_p_value']:.2g}")

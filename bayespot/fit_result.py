@@ -48,11 +48,10 @@ class FitConfig:
         Larger catalogues are scored in random minibatches of this size in SVI.
     k_hat_draws
         Draws used for the PSIS diagnostic.
-    selection_points
-        Augmented stars that normalise a selection in every step near the maximum.
-    selection_max_points, selection_tolerance
-        The normalisation's gradient at the maximum is that of more stars: so many that their Monte-Carlo error moves
-        no parameter of the potential by more than the tolerance, in posterior standard deviations, or the maximum.
+    selection_points, selection_max_points, selection_tolerance
+        Points that normalise a selection near the maximum. They are doubled until twice as many, and others, would
+        move no parameter of the potential by more than the tolerance, in posterior standard deviations, or until
+        the maximum.
     """
 
     seed: int = 0
@@ -71,9 +70,9 @@ class FitConfig:
     svi_particles: int = 1
     batch_size: int = 100_000
     k_hat_draws: int = 100
-    selection_points: int = 131_072
-    selection_max_points: int = 1_048_576
-    selection_tolerance: float = 0.05
+    selection_points: int = 65_536
+    selection_max_points: int = 524_288
+    selection_tolerance: float = 0.1
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -96,8 +95,8 @@ class Diagnostics:
     ``gradient_norm`` is the distance of the MAP from the maximum in posterior standard deviations;
     ``k_hat`` the Pareto shape of the guide's importance weights (below 0.7 is good). With measurement errors
     ``error_samples`` is the effective number of samples per star (least, 5 % quantile, median); with a selection
-    ``selected_fraction`` is the fraction of the population it keeps, normalised with ``selection_points`` stars
-    whose Monte-Carlo error moves the result by ``selection_error`` posterior standard deviations.
+    ``selected_fraction`` is the fraction of the population it keeps, normalised with ``selection_points`` points;
+    twice as many would move the result by ``selection_error`` posterior standard deviations.
     ``angle_p_value`` is that of the phase-mixing test in the posterior mean potential (`angle_statistic`), for
     catalogues without errors or selection.
     """

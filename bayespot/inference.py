@@ -28,7 +28,6 @@ from bayespot.optimise import adam_until_bound, count_unbound, lbfgs
 from bayespot.phase_mixing import angle_statistic, phase_mixing_warning
 from bayespot.potential.base import radius
 from bayespot.progress import Progress
-from bayespot.tilting import BATCH, LEAST, tilt_at
 
 if TYPE_CHECKING:
     from bayespot.catalog import Catalog
@@ -36,8 +35,9 @@ if TYPE_CHECKING:
 _CHECKPOINT_SECONDS = 20.0
 #: Most stars of the phase-mixing test.
 _ANGLE_STARS = 20_000
-#: Points that normalise a selection on the way to the maximum.
-_FEW_POINTS = 32_768
+#: Points that normalise a selection on the way to the maximum, and how often they are laid anew.
+_FEW_POINTS = 16_384
+_ROUNDS = 4
 #: Numbers of components to choose from where the guide is joint: of more, f(J) has directions far from Gaussian.
 _JOINT_CANDIDATES = (1, 2, 3, 4)
 
@@ -239,13 +239,13 @@ class _Fit:
     def _selected(self, values: dict[str, Tensor], report: Callable[[Tensor, str], None]) -> dict[str, Tensor]:
         """Move to where the selection is allowed for, a few stars and components at a time."""
         few = self.data[self.few_rows[: stars_in(self.data, 5000)]]
-        for _ in range(4):
+        for _ in range(_ROUNDS):
             u = LatentSpace(self.model).vector(values)
             space = self._normalised(u)
             information = self._fisher(space, u, few, 3000)
             u, norm, _ = lbfgs(space, u, few, information, 0.5, 16, report)
             values = space.values(u)
-            if norm < 0.5 and not self._stale(space, u):
+            if norm < 0.5:
                 break
         return values
 
@@ -290,21 +290,16 @@ class _Fit:
             bar.step(note, 4)
 
         u = self.state["u"]
-        space = self._normalised(u)
         few = self.data[self.few_rows[: stars_in(self.data, 5000)]]
-        information = self._fisher(space, u, few, 5000)
+        # what normalises a selection covers the population it was laid for: lay it again when that has moved
+        rounds = 1 if self.model.selection is None else _ROUNDS
         for data in sets:
-            left = config.map_iterations
-            while left > 0:
-                # away from where its points were drawn the normalisation of a selection is noisy: draw them again
-                step = left if self.model.points is None else min(left, 16)
-                u, norm, done = lbfgs(space, u, data, information, 1.0, step, report)
+            for _ in range(rounds):
+                space = self._normalised(u)
+                information = self._fisher(space, u, few, 5000)
+                u, norm, done = lbfgs(space, u, data, information, 1.0, config.map_iterations // rounds, report)
                 self.state["map_iterations"] += done
-                left -= done
-                if self._stale(space, u):
-                    space = self._normalised(u)
-                    information = self._fisher(space, u, few, 5000)
-                elif norm < 1.0 or done < step:
+                if norm < 1.0:
                     break
             space = self._normalised(u)
             information = self._fisher(space, u, data, 25_000)
@@ -315,7 +310,7 @@ class _Fit:
         bar.stage("Fisher information")
         information = self._fisher(space, u, self.data, config.fisher_stars, bar.step)
         if self.model.selection is not None:
-            u, information = self._tilted(space, u, information, bar, report)
+            u, information = self._normalised_finely(u, information, bar, report)
             space = LatentSpace(self.model)
         _, slope = space.gradient(u, self.data)
         norm = float(slope @ torch.linalg.lstsq(information, slope[:, None]).solution[:, 0]) ** 0.5
@@ -333,44 +328,42 @@ class _Fit:
     # -- selection ---------------------------------------------------------------------------------------
 
     def _normalised(self, u: Tensor, n: int = _FEW_POINTS) -> LatentSpace:
-        """Draw n points that normalise the selection at u; the model itself without a selection."""
-        values = LatentSpace(self.model).values(u)
-        with torch.no_grad():
-            self.state["model"] = self.model.select_at(values, self.catalog, n, self.config.seed)
+        """Lay n points that normalise the selection at u; the model itself without a selection."""
+        self.state["model"] = self._with_points(u, n, self.config.seed)
         return LatentSpace(self.model)
 
-    @torch.no_grad()
-    def _stale(self, space: LatentSpace, u: Tensor) -> bool:
-        if self.model.points is None:
-            return False
-        density = self.model.at(space.values(u)).true_density()
-        return self.model.points.effective_fraction(density.log_prob(self.model.points.w)) < 0.5
+    def _with_points(self, u: Tensor, n: int, seed: int) -> SnapshotModel:
+        with torch.no_grad():
+            return self.model.select_at(LatentSpace(self.model).values(u), self.catalog, n, seed)
 
-    def _tilted(
-        self, space: LatentSpace, u: Tensor, information: Tensor, bar: Progress, report: Callable[[Tensor, str], None]
+    def _normalised_finely(
+        self, u: Tensor, information: Tensor, bar: Progress, report: Callable[[Tensor, str], None]
     ) -> tuple[Tensor, Tensor]:
-        """Correct the normalisation's gradient with many points at the maximum, and climb to where that moves it."""
-        config = self.config
-        # first roughly, to get near the maximum, then with as many points as it takes
-        for max_points in (LEAST * BATCH, config.selection_max_points):
-            bar.stage("normalising the selection", max_points // BATCH)
-            space = self._normalised(u, config.selection_points)
-            covariance = torch.linalg.inv(information)
-            found = tilt_at(
-                space, u, self.catalog, covariance, config.selection_tolerance, max_points, config.seed, bar.step
-            )
-            self.state.update(selection_points=found.n_points, selection_error=found.error)
-            self.model.tilt = found.tilt
-            space = LatentSpace(self.model)
+        """Double the points that normalise the selection until that moves the maximum little; climb there."""
+        config, n = self.config, self.config.selection_points
+        while True:
+            bar.stage(f"normalising the selection with {n} points")
+            space = self._normalised(u, n)
             u, _, iterations = lbfgs(
                 space, u, self.data, information, config.map_tolerance, config.map_iterations, report
             )
             self.state["map_iterations"] += iterations
             information = self._fisher(space, u, self.data, config.fisher_stars)
-        if found.error > config.selection_tolerance:
+            # other points, twice as many: how far would the maximum move?
+            finer = LatentSpace(self._with_points(u, 2 * n, config.seed + 7_001))
+            change = finer.log_fraction_gradient(u) - space.log_fraction_gradient(u)
+            covariance = torch.linalg.inv(information)
+            moved = len(self.data) * (covariance @ change).abs() / covariance.diagonal().sqrt()
+            error = float(moved[: space.n_potential].max())
+            report(u, f"twice as many move the result by {error:.2g} posterior sd")
+            if error <= config.selection_tolerance or 2 * n > config.selection_max_points:
+                break
+            n *= 2
+        self.state.update(selection_points=n, selection_error=error)
+        if error > config.selection_tolerance:
             self.state["warnings"].append(
-                f"the selection's normalisation moves the result by {found.error:.2f} posterior sd (Monte-Carlo error "
-                f"with {found.n_points} points); raise selection_max_points"
+                f"twice the {n} points that normalise the selection would move the result by {error:.2f} posterior sd; "
+                "raise selection_max_points"
             )
         return u, information
 

@@ -90,6 +90,15 @@ class LatentSpace:
                 value = value + part.detach()
         return value, slope
 
+    def log_fraction_gradient(self, u: Tensor) -> Tensor:
+        """Return the gradient in u of ln Z, the fraction selected; the model's points must be laid."""
+        points = self.model.points
+        assert points is not None  # the caller laid them
+        u = u.detach().requires_grad_()
+        with torch.enable_grad():
+            log_z = points.log_z(self.model.at(self.values(u)).true_density().log_prob(points.w))
+            return torch.autograd.grad(log_z, u)[0]
+
     @torch.no_grad()
     def scores(self, u: Tensor, w: Tensor, step: float = 1e-4) -> Tensor:
         """Return d ln p(w_i)/du ``(n, size)`` by central differences (error of order step^2).

@@ -68,14 +68,10 @@ class ObservedStars(StarDensity):
         Density of the true w.
     points
         Points for the normalisation Z of a selection; None: every star is in the catalogue.
-    log_z_shift
-        Added to ln Z: the value of a `Tilt`.
     """
 
-    def __init__(
-        self, density: StarDensity, points: FixedPoints | None = None, log_z_shift: Tensor | None = None
-    ) -> None:
-        self.density, self.points, self.log_z_shift = density, points, log_z_shift
+    def __init__(self, density: StarDensity, points: FixedPoints | None = None) -> None:
+        self.density, self.points = density, points
         super().__init__()
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -85,8 +81,6 @@ class ObservedStars(StarDensity):
             log_p = torch.logsumexp(log_p, -1) - math.log(value.shape[-2])
         if self.points is not None:
             log_p = log_p - self.points.log_z(self.density.log_prob(self.points.w))
-        if self.log_z_shift is not None:
-            log_p = log_p - self.log_z_shift
         return log_p
 
 

@@ -22,7 +22,7 @@ from bayespot.chain import Chain
 from bayespot.df.base import DistributionFunction
 from bayespot.errors import ErrorScatter, MeasurementErrors
 from bayespot.likelihood import ObservedStars, PhaseMixed, StarDensity
-from bayespot.normalisation import FixedPoints, Tilt
+from bayespot.normalisation import FixedPoints
 from bayespot.potential.base import Potential
 from bayespot.pyro_modules import freeze
 from bayespot.selection import SelectionFunction, require_selected
@@ -87,9 +87,6 @@ class SnapshotModel(PyroModule):
         self.streams = Streams(streams)
         #: Points that normalise the selection, see `select_at`.
         self.points: FixedPoints | None = None
-        #: What more points than these say of the normalisation's gradient, see `bayespot.tilting`.
-        self.tilt: Tilt | None = None
-        self._log_z_shift: Tensor | None = None
 
     def forward(self, w: Tensor, subsample: Tensor | None = None) -> None:
         """Score the stars ``w``, as `prepare` returns them; with ``subsample`` (indices) a minibatch, scaled to all."""
@@ -153,9 +150,10 @@ class SnapshotModel(PyroModule):
         return samples
 
     def select_at(self, values: Mapping[str, Tensor], catalog: Catalog, n: int, seed: int) -> SnapshotModel:
-        """Return a copy whose selection is normalised with about n stars of the population at ``values``.
+        """Return a copy whose selection is normalised with about n points, see `FixedPoints.lattice`.
 
-        Without a selection the model itself.
+        ``values`` of all sites give the population whose speeds of escape and radii are covered; ``seed`` is that
+        of the rotations. Without a selection the model itself.
         """
         if self.selection is None:
             return self
@@ -164,8 +162,7 @@ class SnapshotModel(PyroModule):
         scatter = ErrorScatter(catalog) if blurred else None
         r = torch.linalg.vector_norm(catalog.x, dim=-1)
         r_range = (float(r.min()) / 2, float(r.max()) * 1.5)
-        model.points = FixedPoints.of(self.chain(values), self.selection, n, seed, r_range, scatter=scatter)
-        model.tilt = None
+        model.points = FixedPoints.lattice(self.chain(values), self.selection, n, seed, r_range, scatter=scatter)
         return model
 
     def chain(self, values: Mapping[str, Tensor]) -> Chain:
@@ -216,7 +213,7 @@ class SnapshotModel(PyroModule):
     def plain(self) -> SnapshotModel:
         """Return a copy with the closed form, no errors, selection or slopes of streams: what a fit starts with."""
         model = self.closed_form()
-        model.selection = model.errors = model.points = model.tilt = None
+        model.selection = model.errors = model.points = None
         model._modules = dict(self._modules) | {"streams": self.streams.without_slopes()}
         return model
 
@@ -224,7 +221,7 @@ class SnapshotModel(PyroModule):
         """Return the density of the stars as observed; fix the sites with `at` first."""
         if self.selection is not None and self.points is None:
             raise ValueError("a selection needs its normalisation: call select_at(values, catalog, n, seed) first")
-        return ObservedStars(self.true_density(), self.points, self._log_z_shift)
+        return ObservedStars(self.true_density(), self.points)
 
     def true_density(self) -> StarDensity:
         """Return the density of the true coordinates, without errors or selection."""
@@ -254,8 +251,6 @@ class SnapshotModel(PyroModule):
         for part in ("potential", "streams", "df"):
             own = {k.removeprefix(part + "."): v for k, v in values.items() if k.startswith(part + ".")}
             fixed._modules[part] = freeze(getattr(self, part), own)
-        if self.tilt is not None and values.keys() >= self.tilt.slope.keys():
-            fixed._log_z_shift = self.tilt(values)
         return fixed
 
     def initial_values(self) -> dict[str, Tensor]:

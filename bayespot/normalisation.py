@@ -1,15 +1,16 @@
 r"""The fraction of a population that a selection keeps, :math:`Z = \int f(J(w))/(2\pi)^3\, S(w)\, d^6w`.
 
-Two estimators over augmented stars with common random numbers. `pathwise_log_z` moves the stars with the
-parameters and needs a smooth S. `FixedPoints` keeps the stars where the population had them at reference parameters
-and re-weights them by the ratio of closed-form densities: S is evaluated once and never differentiated, so
-hard edges are as good as smooth ones, and a step of the fit costs no inverse map.
+`pathwise_log_z` moves the chain's augmented stars with the parameters and needs a smooth S. `FixedPoints` keeps
+points of phase space where they are and evaluates the closed-form density there: S is evaluated once and never
+differentiated, so hard edges are as good as smooth ones, and a step of the fit costs no inverse map. The points are the
+chain's stars at reference parameters (`FixedPoints.of_stars`) or, for spherical potentials, a lattice in radius, speed
+and direction of motion (`FixedPoints.lattice`), whose error is that of quadrature: fits use the latter.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +19,16 @@ from torch import Tensor
 from bayespot.actions.base import ActionFinder
 from bayespot.chain import Chain, rotate
 from bayespot.df.base import LogFraction
-from bayespot.df.distributions import uniform_points
+from bayespot.numerics import gauss_legendre
 from bayespot.potential.base import Potential
 from bayespot.selection import SelectionFunction
 
-#: Fraction of the points that cover all bound orbits.
-_COVER = 0.2
+#: Shells with less than this fraction of the densest shell's selected stars are left out of a lattice.
+_NEGLIGIBLE = 1e-7
+#: Speeds up to this many times the escape speed: potentials nearby may bind faster stars.
+_REACH = 1.2
+#: Multiples of these are evenly spread modulo 1 in two dimensions (powers of the plastic number's inverse).
+_SPREAD = (0.7548776662466927, 0.5698402909980532)
 
 Scatter = Callable[[Tensor, int], Tensor]
 
@@ -62,99 +67,105 @@ def pathwise_log_z(chain: Chain, selection: SelectionFunction, n: int, seed: int
 
 
 @dataclass(frozen=True, eq=False)
-class Tilt:
-    r"""A correction of ln Z, linear in the values of a model's sites about ``centre``; see `bayespot.tilting`.
-
-    It levels off at ``bound``, far from the centre, :math:`b \tanh(t/b)`: a linear term alone would reward a fit for
-    running away along a direction that the data leave nearly free.
-    """
-
-    centre: dict[str, Tensor]
-    slope: dict[str, Tensor]
-    bound: float
-
-    def __call__(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Return the correction at ``values`` of all sites."""
-        parts = [(slope * (values[name] - self.centre[name])).sum() for name, slope in self.slope.items()]
-        return self.bound * torch.tanh(torch.stack(parts).sum() / self.bound)
-
-
-@dataclass(frozen=True, eq=False)
 class FixedPoints:
-    r"""Stars of a reference population and the probability that each is selected.
-
-    :math:`Z = \sum_j q_j \rho_j \bar S_j`, with q the weights and rho the ratio of the density to the reference
-    density. Dividing by :math:`\sum_j q_j \rho_j`, whose expectation is one, would lessen the noise where S is
-    near one, but a fit can then raise its likelihood without bound: a component of f(J) that moves onto a few points
-    which are not selected inflates that sum.
+    r"""Points of phase space and the probability that a star there is selected, :math:`Z = \sum_j q_j f_j \bar S_j`.
 
     Parameters
     ----------
     w : Float[Tensor, "n 6"]
-        Augmented stars at the reference parameters, those with S > 0.
+        Points with S > 0.
     log_weight : Float[Tensor, "n"]
-        Logarithm of weight over the density that the points were drawn from.
-    log_reference : Float[Tensor, "n"]
-        Logarithm of the density at the reference parameters; minus infinity where unbound.
+        Logarithm of the volume of phase space q that a point stands for, in (kpc km/s)^3.
     accepted : Float[Tensor, "n"]
         S, averaged over rotations that leave the population unchanged and over measurement errors.
     """
 
     w: Tensor
     log_weight: Tensor
-    log_reference: Tensor
     accepted: Tensor
 
     @classmethod
     @torch.no_grad()
-    def of(
+    def of_stars(
+        cls, chain: Chain, selection: SelectionFunction, n: int, seed: int, n_rotations: int = 16
+    ) -> FixedPoints:
+        """Draw about n augmented stars of the population ``chain``; they re-weight to populations nearby.
+
+        Their Monte-Carlo error is that of importance sampling. ``seed`` is that of stars and rotations, over
+        ``n_rotations`` of which S is averaged.
+        """
+        stars = chain.augment(n, seed)
+        log_density = chain.log_density(stars.w)
+        accepted = _accepted(chain, selection, stars.w, n_rotations, seed)
+        points = cls(stars.w, stars.weight.log() - log_density, accepted)
+        return points._where((accepted > 0) & torch.isfinite(log_density), selection)
+
+    @classmethod
+    @torch.no_grad()
+    def lattice(
         cls,
         chain: Chain,
         selection: SelectionFunction,
         n: int,
         seed: int,
         r_range: tuple[float, float],
-        n_rotations: int = 16,
+        n_rotations: int = 64,
         scatter: Scatter | None = None,
     ) -> FixedPoints:
-        """Draw about n points, most from the population ``chain`` and a fifth from all bound orbits.
+        """Lay about n points over radius, speed and direction of motion in a spherical potential.
 
-        The latter, uniform in ln r over ``r_range`` and in velocity up to escape, are what a fit cannot run
-        away from: with the former alone it finds populations that have no points where they are selected, whose Z
-        would come out too small.
+        Equal steps in ln r, Gauss-Legendre nodes in the speed up to escape and in the angle between position and
+        velocity. What is left to chance is S averaged over rotations. All bound orbits are covered, so that a fit
+        cannot run away to a population that has no points where it is selected.
 
         Parameters
         ----------
         chain, selection
-            Population at the reference parameters, and S.
+            Population at the reference parameters, which sets the speed of escape, and S.
         n, seed
-            Number of points and seed.
+            Number of points, and seed of the rotations.
         r_range
-            Radii (kpc) that all bound orbits are covered over.
+            Radii (kpc) that are covered, with all others where the reference population has selected stars.
         n_rotations
-            Rotations per star over which S is averaged.
+            Rotations per point over which S is averaged.
         scatter
             Maps (true w, seed) to observed w, when S applies to what was observed.
+
+        Raises
+        ------
+        ValueError
+            If the potential is not spherical, or nothing is selected.
         """
-        seed = seed * 7919
-        n = max(n, 64)
-        k = max(int(_COVER * n), 16)
-        stars = chain.augment(n - k, seed)
-        w = torch.cat([stars.w, _all_orbits(chain.potential, k, seed, r_range)])
-        log_density = chain.log_density(w)
-        # the balance heuristic: every point has the density of the mixture that all were drawn from
-        share = k / (len(stars.w) + k)
-        cover = _log_all_orbits(chain.potential, w, r_range)
-        log_g = torch.logaddexp(log_density + math.log(1 - share), cover + math.log(share))
-        q = torch.cat([(1 - share) * stars.weight, torch.full((k,), share / k).double()])
-        log_weight = q.log() - log_g
-        s = torch.zeros(len(w), dtype=torch.float64)
-        for i, one in enumerate(rotate(w, chain.symmetry, n_rotations, seed)):
-            s += selection(one if scatter is None else scatter(one, seed * 997 + i)) / n_rotations
-        good = torch.isfinite(log_g) & (s > 0)
+        if chain.potential.symmetry != "spherical":
+            raise ValueError(
+                f"a lattice needs a spherical potential, not the {chain.potential.symmetry} "
+                f"{type(chain.potential).__name__}"
+            )
+
+        def laid(low: float, high: float, n: int, n_rotations: int) -> tuple[FixedPoints, Tensor]:
+            w, log_weight, shell = _lattice(chain.potential, low, high, n)
+            # one orientation per point for populations that are not symmetric under all rotations
+            w = rotate(w, "spherical", 1, seed + 1)[0]
+            accepted = _accepted(chain, selection, w, n_rotations, seed, scatter)
+            return cls(w, log_weight, accepted), shell
+
+        # where selected stars are, from a coarse lattice over all radii that could matter
+        low, high = r_range[0] / 30, r_range[1] * 300
+        coarse, shell = laid(low, high, 4096, n_rotations)
+        log_q = coarse.log_weight + chain.log_density(coarse.w) + coarse.accepted.log()
+        n_shells = int(shell.max()) + 1
+        stars = torch.zeros(n_shells, dtype=torch.float64).index_add(0, shell, (log_q - log_q.max()).exp())
+        edges = torch.linspace(math.log(low), math.log(high), n_shells + 1, dtype=torch.float64).exp()
+        inside = (edges[1:] > r_range[0]) & (edges[:-1] < r_range[1])
+        used = (inside | (stars > _NEGLIGIBLE * stars.max())).nonzero()
+        first, last = max(int(used[0]) - 1, 0), min(int(used[-1]) + 2, n_shells)
+        points, _ = laid(float(edges[first]), float(edges[last]), n, n_rotations)
+        return points._where(points.accepted > 0, selection)
+
+    def _where(self, good: Tensor, selection: SelectionFunction) -> FixedPoints:
         if not bool(good.any()):
-            raise ValueError(f"{selection} keeps 0 of {n} stars of the population: check its limits and observer")
-        return cls(*(x[good] for x in (w, log_weight, log_density, s)))
+            raise ValueError(f"{selection} keeps 0 of {len(good)} points of phase space: check its limits and observer")
+        return FixedPoints(*(x[good] for x in (self.w, self.log_weight, self.accepted)))
 
     def log_z(self, log_prob: Tensor) -> Tensor:
         """Return ln Z from ln p of the points ``(n,)``."""
@@ -168,43 +179,45 @@ class FixedPoints:
             J, log_weight = J[bound], (self.log_weight + self.accepted.log())[bound] - 3 * math.log(2 * math.pi)
         return lambda df: torch.logsumexp(log_weight + df.log_prob(J), 0)
 
-    @torch.no_grad()
-    def effective_fraction(self, log_prob: Tensor) -> float:
-        """Return the effective over the true number of points after re-weighting; 1 at the reference parameters."""
-        bound = torch.isfinite(self.log_reference)
-        log_q = (self.log_weight + self.log_reference + self.accepted.log())[bound]
-        log_ratio = (log_prob - self.log_reference)[bound]
-        first, second = (torch.logsumexp(log_q + k * log_ratio, 0) for k in (1, 2))
-        return float((2 * first - second - torch.logsumexp(log_q, 0)).exp())
+
+def _accepted(
+    chain: Chain, selection: SelectionFunction, w: Tensor, m: int, seed: int, scatter: Scatter | None = None
+) -> Tensor:
+    """Return S of each point, averaged over m of the orbits' symmetries: rotations, and half with v_r reversed."""
+    r_hat = w[:, :3] / torch.linalg.vector_norm(w[:, :3], dim=-1, keepdim=True)
+    v_r = (w[:, 3:] * r_hat).sum(-1, keepdim=True)
+    back = torch.cat([w[:, :3], w[:, 3:] - 2 * v_r * r_hat], -1)
+    total = torch.zeros(len(w), dtype=torch.float64)
+    for i in range(m):
+        # one rotation at a time bounds the memory
+        one = rotate(back if i % 2 else w, chain.symmetry, 1, seed * 997 + i)[0]
+        total += selection(one if scatter is None else scatter(one, seed * 997 + i))
+    return total / m
 
 
-def _speed_limit(potential: Potential, r: Tensor) -> Tensor:
-    """Return 1.2 times the escape speed, to 10^9 radii: potentials nearby may bind faster stars."""
+def _lattice(potential: Potential, low: float, high: float, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return about n points w (n, 6) with r along x, the logarithms of their volumes, and the shell of each."""
+    unit = max(4, round((n / 16) ** (1 / 3)))
+    n_shells = 8 * unit
+    nodes, weights = gauss_legendre(2 * unit)
+    speed, speed_weight = (nodes + 1) / 2, weights / 2
+    nodes, weights = gauss_legendre(unit)
+    angle, angle_weight = (nodes + 1) * math.pi / 4, weights * math.pi / 4
+    indices = (torch.arange(size) for size in (n_shells, 2 * unit, unit))
+    i, j, k = (x.reshape(-1) for x in torch.meshgrid(*indices, indexing="ij"))
+    # every speed and angle has its own place within the shells, evenly spread: edges of S in r are resolved
+    h = math.log(high / low) / n_shells
+    r = low * torch.exp(h * (i + torch.remainder(0.5 + _SPREAD[0] * j + _SPREAD[1] * k, 1)))
+    eta, limit = angle[k], _REACH * _escape_speed(potential, r)
+    v = speed[j] * limit
+    # 4 pi r^3 d ln r times 2 pi v^2 sin(eta) dv d eta, and twice that for motion inwards
+    volume = 16 * math.pi**2 * r**3 * h * v**2 * eta.sin() * limit * speed_weight[j] * angle_weight[k]
+    zero = torch.zeros_like(v)
+    return torch.stack([r, zero, zero, v * eta.cos(), v * eta.sin(), zero], -1), volume.log(), i
+
+
+def _escape_speed(potential: Potential, r: Tensor) -> Tensor:
+    """Return the speed that reaches 10^9 radii."""
     zero = torch.zeros_like(r)
     far = potential.phi((1e9 * r.max() * r.new_tensor([1.0, 0.0, 0.0]))[None])
-    return 1.2 * (2 * (far - potential.phi(torch.stack([r, zero, zero], -1)))).sqrt()
-
-
-def _all_orbits(potential: Potential, n: int, seed: int, r_range: tuple[float, float]) -> Tensor:
-    """Return stars (n, 6) uniform in ln r, direction, and velocity up to the speed limit."""
-    u = uniform_points(n, 6, seed + 500_009)
-    low, high = r_range
-    r = low * (high / low) ** u[:, 0]
-    speed = _speed_limit(potential, r) * u[:, 1] ** (1 / 3)
-    x, v = (size[:, None] * _directions(u[:, i : i + 2]) for size, i in ((r, 2), (speed, 4)))
-    return torch.cat([x, v], -1)
-
-
-def _log_all_orbits(potential: Potential, w: Tensor, r_range: tuple[float, float]) -> Tensor:
-    r, speed = (torch.linalg.vector_norm(part, dim=-1) for part in (w[:, :3], w[:, 3:]))
-    limit = _speed_limit(potential, r)
-    low, high = r_range
-    log_g = -3 * r.log() - math.log(4 * math.pi * math.log(high / low)) - 3 * limit.log() + math.log(3 / 4 / math.pi)
-    return torch.where((r >= low) & (r <= high) & (speed <= limit), log_g, -torch.inf)
-
-
-def _directions(u: Tensor) -> Tensor:
-    """Return unit vectors (n, 3) from uniforms (n, 2)."""
-    z, angle = 2 * u[:, 0] - 1, 2 * math.pi * u[:, 1]
-    R = (1 - z**2).sqrt()
-    return torch.stack([R * angle.cos(), R * angle.sin(), z], -1)
+    return (2 * (far - potential.phi(torch.stack([r, zero, zero], -1)))).sqrt()

@@ -29,7 +29,7 @@ ORDER = [
     ("augmented", "streams"),
     ("model",),
     ("latent", "phase_mixing"),
-    ("guides", "optimise", "diagnostics", "tilting"),
+    ("guides", "optimise", "diagnostics"),
     ("fit_result",),
     ("inference",),
     ("posterior",),

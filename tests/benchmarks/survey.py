@@ -63,9 +63,8 @@ def selection(n: int, seed: int) -> dict[str, Any]:
     config = FitConfig(seed=seed)
     corrected, posterior = measured(SnapshotModel(potential, SphericalMixture(), selection=cut), catalog, config)
     without, _ = measured(SnapshotModel(potential, SphericalMixture()), catalog, config)
-    used = corrected["selection_points"]
-    points = 2 * config.selection_points
-    twice = FitConfig(seed=seed, selection_points=points, selection_tolerance=0.0, selection_max_points=2 * used)
+    points = 2 * corrected["selection_points"]
+    twice = FitConfig(seed=seed, selection_points=points, selection_tolerance=float("inf"))
     doubled, again = measured(SnapshotModel(potential, SphericalMixture(), selection=cut), catalog, twice)
     for name in FIELDS:
         one, two = posterior.field(name, RADII), again.field(name, RADII)
