@@ -70,7 +70,7 @@ class FitConfig:
     svi_particles: int = 1
     batch_size: int = 100_000
     k_hat_draws: int = 100
-    selection_points: int = 65_536
+    selection_points: int = 131_072
     selection_max_points: int = 524_288
     selection_tolerance: float = 0.1
 
