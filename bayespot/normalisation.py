@@ -111,7 +111,7 @@ class FixedPoints:
         n: int,
         seed: int,
         r_range: tuple[float, float],
-        n_rotations: int = 128,
+        n_rotations: int = 64,
         scatter: Scatter | None = None,
     ) -> FixedPoints:
         """Lay about n points over radius, speed and direction of motion in a spherical potential.
