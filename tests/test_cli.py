@@ -73,6 +73,9 @@ def test_existing_files_are_kept(session):
         (("fit", "nofile.py", "stars.ecsv", "-o", "new"), "no such model file"),
         (("fit", "isochrone", "stars.ecsv", "-o", "new", "--guide", "wide"), "full_rank"),
         (("fit", "isochrone", "stars.ecsv", "-o", "new", "--resume"), "nothing to resume"),
+        (("fit", "isochrone", "stars.ecsv", "-o", "new", "--ensemble", "2", "--resume"), "nothing to resume"),
+        (("fit", "isochrone", "stars.ecsv", "-o", "new", "--jobs", "2"), "add --ensemble"),
+        (("fit", "spherical", "stars.ecsv", "-o", "new", "--guide", "svgd", "--df-guide", "joint"), "SVGD moves"),
         (("predict", "run", "--radii", "1-30", "-o", "a.ecsv"), "LO:HI:N"),
         (("report", "none"), "not a run folder"),
     ],
@@ -109,6 +112,45 @@ def test_user_model(session):
     (session / "mine.py").unlink()
     done = bayespot("report", "mine_run", cwd=session)
     assert done.returncode == 0, done.stderr
+
+
+def test_ensemble_session(session):
+    """Two members of a user's model in two processes: a run with a folder per member, weights adding up to one; predict
+    and report work on it, the report judges in words, also after a check."""
+    (session / "member.py").write_text(
+        "from bayespot.models import isochrone\n"
+        "from bayespot.potential import Isochrone\n"
+        "class Own(Isochrone):\n"
+        "    pass\n"
+        "def build(catalog):\n"
+        "    model = isochrone.build(catalog)\n"
+        "    model.potential.__class__ = Own\n"
+        "    return model\n"
+    )
+    done = bayespot(
+        "fit", "member.py", "stars.ecsv", "-o", "both", "--ensemble", "2", "--jobs", "2", *FAST, cwd=session
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (session / "both").glob("member-*")) == ["member-0", "member-1"]
+    assert not (session / "both.partial").exists()
+    assert len(QTable.read(session / "both" / "fields.ecsv")) == 60
+    done = bayespot("predict", "both", "--radii", "1:30:3", "-o", "both.ecsv", cwd=session)
+    assert done.returncode == 0, done.stderr
+    done = bayespot("check", "both", "stars.ecsv", "--n-draws", "50", cwd=session)
+    assert done.returncode == 0, done.stderr
+    done = bayespot("report", "both", cwd=session)
+    assert done.returncode == 0, done.stderr
+    for words in ("ensemble of 2", "member 1, weight 0.50", "The posterior", "posterior predictive p-values"):
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize(("guide", "words"), [("low_rank", "PSIS k-hat"), ("mean_field", "too narrow by construction")])
+def test_guides(session, guide, words):
+    """--guide reaches the fit and the report says what that guide can be judged by."""
+    name = f"run_{guide}"
+    done = bayespot("fit", "isochrone", "stars.ecsv", "-o", name, "--guide", guide, *FAST, cwd=session)
+    assert done.returncode == 0, done.stderr
+    assert words in bayespot("report", name, cwd=session).stdout
 
 
 def test_help_teaches():
