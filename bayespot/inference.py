@@ -1,4 +1,4 @@
-"""Fit a model to a catalogue: data-based start, MAP, Fisher matrix, variational inference, draws."""
+"""Fit a model to a catalogue: data-based start, MAP, Fisher matrix, guide or sampler, draws."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pyro
 import torch
-from pyro.infer import Trace_ELBO
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -25,10 +24,11 @@ from bayespot.fit_result import FitConfig, FitError, FitResult
 from bayespot.guides import Family, WhitenedGuide
 from bayespot.latent import LatentSpace, stars_in
 from bayespot.model import SnapshotModel
-from bayespot.optimise import adam_until_bound, count_unbound, lbfgs
+from bayespot.optimise import adam_until_bound, count_unbound, displacement, lbfgs
 from bayespot.potential.base import radius
 from bayespot.progress import Progress
 from bayespot.samplers import Chain, WhitenedPosterior, check_svgd_size, nuts, svgd
+from bayespot.variational import maximise_elbo, step_seed
 
 if TYPE_CHECKING:
     from bayespot.catalog import Catalog
@@ -370,10 +370,7 @@ class _Fit:
             information = self._fisher(space, u, self.data, config.fisher_stars)
             # other points, twice as many: how far would the maximum move?
             finer = LatentSpace(self._with_points(u, 2 * n, config.seed + 7_001))
-            change = finer.log_fraction_gradient(u) - space.log_fraction_gradient(u)
-            covariance = torch.linalg.inv(information)
-            moved = len(self.data) * (covariance @ change).abs() / covariance.diagonal().sqrt()
-            error = float(moved[: space.n_potential].max())
+            error = displacement(space, finer, u, information, len(self.data))
             report(u, f"twice as many move the result by {error:.2g} posterior sd")
             if error <= config.selection_tolerance or 2 * n > config.selection_max_points:
                 break
@@ -389,54 +386,13 @@ class _Fit:
         return WhitenedGuide(space, self.state["u"], self.state["information"], family, df, config.guide_rank)
 
     def _svi(self, bar: Progress) -> None:
-        """Maximise the ELBO with Adam; the second half of the iterates is averaged."""
-        config, space = self.config, LatentSpace(self.model)
-        laplace = config.guide == "laplace"
+        """Train the guide; for the Laplace approximation there is nothing to train."""
+        config = self.config
         pyro.clear_param_store()
-        guide = self._guide(space)
+        guide = self._guide(LatentSpace(self.model))
         self.state["guide"] = self.state.get("guide") or guide.state_dict()
-        if laplace or config.svi_steps == 0:
-            return
-        bar.stage("variational inference", config.svi_steps)
-        bar.step(n=self.state["svi_step"])
-        n, model = len(self.data), self.model
-        batch_size = max(stars_in(self.data, config.batch_size), min(n, 4000))
-        loss = Trace_ELBO(num_particles=config.svi_particles)(model, guide)
-        guide(self.data[:1])
-        guide.load_state_dict(self.state["guide"])
-        parameters = list(guide.parameters())
-        optimiser = torch.optim.Adam(parameters, lr=config.svi_learning_rate, betas=(0.9, 0.99))
-        if "optimiser" in self.state:
-            optimiser.load_state_dict(self.state["optimiser"])
-        mean: dict[str, Tensor] = self.state.get("guide_mean", {})
-        half = config.svi_steps // 2
-        with torch.random.fork_rng():
-            for step in range(self.state["svi_step"], config.svi_steps):
-                torch.manual_seed(_mix(config.seed, step))
-                for group in optimiser.param_groups:
-                    group["lr"] = config.svi_learning_rate * min(1.0, 2 * (1 - step / config.svi_steps) + 0.05)
-                batch = torch.randint(n, (batch_size,)) if n > batch_size else None
-                optimiser.zero_grad()
-                value = loss(self.data, batch)
-                value.backward()
-                optimiser.step()
-                self.state["elbo"].append(-float(value.detach()))
-                if step >= half:
-                    weight = 1 / (step - half + 1)
-                    for name, now in guide.state_dict().items():
-                        mean[name] = now.clone() if name not in mean else mean[name].lerp(now, weight)
-                bar.step(f"ELBO {-float(value.detach()):.1f}")
-                if step % 10 == 9:
-                    self.state.update(
-                        svi_step=step + 1,
-                        guide=guide.state_dict(),
-                        optimiser=optimiser.state_dict(),
-                        guide_mean=mean,
-                    )
-                    self.save(force=False)
-        self.state["guide"] = mean
-        if not all(torch.isfinite(value).all() for value in mean.values()):
-            raise FitError("the ELBO diverged: fit with guide='laplace', or a smaller svi_learning_rate")
+        if config.guide != "laplace" and config.svi_steps > 0:
+            maximise_elbo(self.model, guide, self.data, config, self.state, lambda: self.save(force=False), bar)
 
     # -- draws -------------------------------------------------------------------------------------------
 
@@ -456,7 +412,7 @@ class _Fit:
         n = max(4, math.ceil(config.n_draws / config.nuts_chains))
         while len(chains) < config.nuts_chains:
             bar.stage(f"NUTS, chain {len(chains) + 1} of {config.nuts_chains}", n + config.nuts_warmup)
-            seed = _mix(config.seed, len(chains))
+            seed = step_seed(config.seed, len(chains))
             chains.append(nuts(self._whitened(), n, config.nuts_warmup, seed, bar.step))
             self.save()
 
@@ -530,8 +486,3 @@ def _sharp(catalog: Catalog, order: Tensor) -> Tensor:
 def fingerprint(w: Tensor, config: FitConfig) -> dict[str, Any]:
     """Return what tells one fit from another: a digest of the stars, and the settings."""
     return {"n": len(w), "sum": float(w.sum()), "norm": float((w**2).sum()), "config": asdict(config)}
-
-
-def _mix(seed: int, step: int) -> int:
-    """A seed per step, so that a resumed fit draws what the uninterrupted one would have drawn."""
-    return (seed * 1_000_003 + step) % 2**31

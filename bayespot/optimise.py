@@ -117,3 +117,15 @@ def lbfgs(
         if stalled >= 2:
             break
     return latest["best"], float(latest["norm"]), done
+
+
+def displacement(space: LatentSpace, finer: LatentSpace, u: Tensor, information: Tensor, n_stars: int) -> float:
+    """Return how far another normalisation of the selection moves the maximum, to first order.
+
+    ``space`` and ``finer`` have the same model with different points; of the potential's parameters the one that moves
+    most counts, in posterior standard deviations.
+    """
+    change = finer.log_fraction_gradient(u) - space.log_fraction_gradient(u)
+    covariance = torch.linalg.inv(information)
+    moved = n_stars * (covariance @ change).abs() / covariance.diagonal().sqrt()
+    return float(moved[: space.n_potential].max())

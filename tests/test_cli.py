@@ -175,13 +175,13 @@ def test_interrupted_fit_goes_on(session, monkeypatch, capsys):
     """Ctrl-C in SVI: status 130, a hint, a checkpoint and no run; refused without --resume, finished with it."""
     import typer
 
-    from bayespot import Catalog, FitConfig, inference
+    from bayespot import Catalog, FitConfig, variational
     from bayespot.cli import _fit_to_folder
 
     folder = session / "stopped"
     stars = Catalog.read(session / "stars.ecsv")
     config = FitConfig(seed=2, n_components=1, svi_steps=20, n_draws=50, k_hat_draws=25)
-    mix, calls = inference._mix, iter(range(1000))
+    mix, calls = variational.step_seed, iter(range(1000))
 
     def interrupt(seed: int, step: int) -> int:
         if next(calls) == 15:
@@ -189,7 +189,7 @@ def test_interrupted_fit_goes_on(session, monkeypatch, capsys):
         return mix(seed, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(inference, "_mix", interrupt)
+        patch.setattr(variational, "step_seed", interrupt)
         with pytest.raises(typer.Exit) as stopped:
             _fit_to_folder("isochrone", stars, config, folder)
     assert stopped.value.exit_code == 130
