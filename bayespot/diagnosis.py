@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bayespot.diagnostics import chain_statistics, psis
+from bayespot.diagnostics import chain_statistics, psis, weight_fraction
 from bayespot.fit_result import Diagnostics, FitConfig
 from bayespot.guides import mean_field_narrowing
 from bayespot.latent import LatentSpace, blocks
@@ -62,6 +62,7 @@ def diagnose(
     if drawn.log_q is not None:
         n = min(config.k_hat_draws, len(u))
         log_weights[:n], k_hat = psis(log_ratios(space, data, u[:n], drawn.log_q[:n], tick))
+        extra["weight_fraction"] = weight_fraction(log_weights[:n])
         extra["log_evidence"] = float(log_weights[:n].logsumexp(0)) - math.log(n)
     if config.guide == "nuts":
         extra |= _chains(space, data, drawn, tick)
@@ -125,6 +126,7 @@ def _observation(space: LatentSpace, data: Tensor, few: Tensor, u: Tensor, notes
         n_eff = torch.cat([effective_samples(density, block) for block in blocks(data)])
         found["error_samples"] = [float(x) for x in n_eff.quantile(torch.tensor([0.0, 0.05, 0.5]).double())]
         found["n_error_samples"] = data.shape[1]
+        found["n_poorly_sampled"] = int((n_eff < 2).sum())
     for stream in fixed.streams:
         if stream.data.dim() == 3:
             n_eff = stream.effective_samples(fixed.potential, fixed.finder)

@@ -100,6 +100,16 @@ def psis(log_weights: Tensor) -> tuple[Tensor, float]:
     return torch.as_tensor(np.asarray(smoothed)) + log_weights.detach().logsumexp(0), float(k)
 
 
+def weight_fraction(log_weights: Tensor) -> float:
+    r"""Return the effective fraction of weighted draws, :math:`(\sum w)^2 / (n \sum w^2)`.
+
+    1 / fraction - 1 estimates the chi-square divergence of the weights' target: its square root bounds by how many sd
+    of the draws weighting moves a mean, and half of it the change of any probability.
+    """
+    log_square = 2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)
+    return float(log_square.exp()) / len(log_weights)
+
+
 def psis_k_hat(log_weights: Tensor) -> float:
     """Return the Pareto shape k of importance weights (Vehtari et al. 2024, JMLR 25, 72).
 

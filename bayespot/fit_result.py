@@ -119,8 +119,9 @@ class Diagnostics:
     """What a fit says about itself.
 
     ``gradient_norm`` is the distance of the MAP from the maximum in posterior standard deviations;
-    ``k_hat`` the Pareto shape of the guide's importance weights (below 0.7 is good). With measurement errors
-    ``error_samples`` is the effective number, of ``n_error_samples``, per star (least, 5 % quantile, median); with a
+    ``k_hat`` the Pareto shape of the guide's importance weights (below 0.7 is good) and ``weight_fraction`` the
+    effective fraction of the weighted draws. With measurement errors ``error_samples`` is the effective number, of
+    ``n_error_samples``, per star (least, 5 % quantile, median), below 2 for ``n_poorly_sampled`` stars; with a
     selection ``selected_fraction`` is the fraction of the population it keeps, normalised with ``selection_points``
     points; twice as many would move the result by ``selection_error`` posterior standard deviations.
     ``angle_p_value`` is that of the phase-mixing test in the posterior mean potential (`bayespot.phase_mixing`), of
@@ -143,6 +144,7 @@ class Diagnostics:
     warnings: list[str]
     error_samples: list[float] | None = None
     n_error_samples: int = 0
+    n_poorly_sampled: int = 0
     selected_fraction: float | None = None
     selection_points: int = 0
     selection_error: float = 0.0
@@ -151,6 +153,7 @@ class Diagnostics:
     angle_dof: int = 0
     n_stars: int = 0
     log_evidence: float | None = None
+    weight_fraction: float | None = None
     r_hat: float | None = None
     ess: float | None = None
     divergences: float | None = None

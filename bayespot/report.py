@@ -27,6 +27,8 @@ def describe(diagnosis: Mapping[str, Any]) -> list[str]:
             lines += [f"member {k}, weight {weight:.2f}: {line}" for line in describe(member)[:1]]
         return lines
     sampled = f"PSIS k-hat {diagnosis['k_hat']:.2f}"
+    if (fraction := diagnosis.get("weight_fraction")) is not None:
+        sampled += f" with {100 * fraction:.0f} % of the draws effective"
     if diagnosis.get("r_hat") is not None:
         sampled = (
             f"r-hat {diagnosis['r_hat']:.3f}, {diagnosis['ess']:.0f} independent draws, "
@@ -47,9 +49,10 @@ def describe(diagnosis: Mapping[str, Any]) -> list[str]:
         )
     if diagnosis.get("error_samples"):
         least, low, median = diagnosis["error_samples"]
+        few = diagnosis.get("n_poorly_sampled", 0)
         lines.append(
             f"measurement errors: effective samples per star {least:.1f} at least, {low:.1f} for 95 %, {median:.1f} in "
-            "the median"
+            "the median" + (f"; fewer than 2 for {few}, remedy: n_samples of the model's errors" if few else "")
         )
     if diagnosis.get("selected_fraction"):
         lines.append(

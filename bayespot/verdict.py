@@ -14,6 +14,13 @@ from bayespot.phase_mixing import ALARM, AngleTest, phase_mixing_warning
 LEVELS = ("trusted", "to be taken with care", "not to be trusted")
 #: Below this Pareto shape importance weights correct the guide (Vehtari et al. 2024, JMLR 25, 72).
 K_HAT_LIMIT = 0.7
+#: Weights that leave this fraction of the draws effective matter little: no probability changes by over 0.17, no mean
+#: by over a third of an sd, and both usually by far less. k-hat judges the shape of the weights' tail, not what it
+#: weighs: of guides that are right but for a little skewness of the posterior it came out 0.5 to 1.3 with 1000 draws
+#: or more.
+NEARLY_EQUAL_WEIGHTS = 0.9
+#: Fraction of stars that may have fewer than 2 effective samples within their errors.
+POORLY_SAMPLED = 0.01
 
 
 @dataclass(frozen=True)
@@ -68,9 +75,10 @@ def _fit(d: Mapping[str, Any]) -> list[tuple[int, str]]:
 def _guide(d: Mapping[str, Any]) -> list[tuple[int, str]]:
     found = []
     k = _number(d["k_hat"])
-    if k is not None and k > K_HAT_LIMIT:
+    alike = (_number(d.get("weight_fraction")) or 0.0) >= NEARLY_EQUAL_WEIGHTS
+    if k is not None and k > (1.0 if alike else K_HAT_LIMIT):
         shown = "is infinite (a weight is not finite)" if math.isinf(k) else f"is {k:.2f} (> {K_HAT_LIMIT})"
-        level = 1 if k <= 1 else 2
+        level = 1 if k <= 1 or alike else 2
         text = f"PSIS k-hat {shown}: the guide misses part of the posterior"
         found.append((level, f"{text} and may be too narrow; try another guide"))
     if (narrowing := d.get("narrowing")) is not None and narrowing < 0.95:
@@ -111,10 +119,16 @@ def _data(d: Mapping[str, Any]) -> list[tuple[int, str]]:
     if (p := _number(d.get("angle_p_value"))) is not None and p < ALARM:
         test = AngleTest(d.get("angle_statistic") or math.nan, d.get("angle_dof") or 0, p)
         found.append((2, phase_mixing_warning(test) or ""))
+    few = d.get("n_poorly_sampled", 0)
+    of = f" of {n}" if (n := d.get("n_error_samples")) else ""
+    remedy = "raise n_samples of the model's errors"
     if (samples := d.get("error_samples")) and samples[1] < 4:
-        of = f" of {n}" if (n := d.get("n_error_samples")) else ""
         text = f"5 % of the stars have at most {samples[1]:.1f} (< 4) effective samples{of} within their errors"
-        found.append((1 if samples[2] >= 4 else 2, f"{text}: raise n_samples of the model's errors"))
+        also = f", {few} of them fewer than 2" if few else ""
+        found.append((1 if samples[2] >= 4 else 2, f"{text}{also}: {remedy}"))
+    elif few > POORLY_SAMPLED * d.get("n_stars", 0):
+        text = f"{few} stars have fewer than 2 effective samples{of} within their errors"
+        found.append((1, f"{text}: {remedy}"))
     if (error := d.get("selection_error") or 0.0) > 0.1:
         points = f"twice the {d['selection_points']} points that normalise the selection"
         text = f"{points} would move the result by {error:.2f} posterior sd: raise selection_max_points"

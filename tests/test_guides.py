@@ -19,7 +19,7 @@ from torch import Tensor
 from bayespot import EnsemblePosterior, FitConfig, Posterior, SnapshotModel, SphericalMixture, fit
 from bayespot.actions.isochrone import IsochroneActions
 from bayespot.diagnosis import log_ratios
-from bayespot.diagnostics import chain_statistics, psis
+from bayespot.diagnostics import chain_statistics, psis, weight_fraction
 from bayespot.ensemble import fit_ensemble, member_config, member_model
 from bayespot.fit_result import EnsembleResult, FitResult
 from bayespot.guides import WhitenedGuide, mean_field_narrowing
@@ -198,7 +198,8 @@ def test_mean_field_is_as_narrow_as_its_formula(fits, grid):
 
 
 def test_diagnostics_of_each(fits):
-    """NUTS: r-hat, ESS, no divergence, chains kept; SVGD: no k-hat; Gaussian guides: k-hat below 1 and weights."""
+    """NUTS: r-hat, ESS, no divergence, chains kept; SVGD: no k-hat; Gaussian guides: weights, nearly equal except of
+    the mean field, whose narrowness they show; the verdict is not alarmed by the shape of their tail."""
     found = fits["nuts"].diagnostics
     assert found.r_hat < 1.05
     assert found.ess > 50
@@ -208,10 +209,12 @@ def test_diagnostics_of_each(fits):
     assert math.isnan(fits["svgd"].diagnostics.k_hat)
     assert len(fits["svgd"].draws["potential.m_tot"]) == QUICK.svgd_particles
     for guide in ("full_rank", "low_rank", "laplace"):
-        # of 200 draws k-hat is uncertain by about 0.2
-        assert fits[guide].diagnostics.k_hat < 1.0
+        # k-hat itself is 0.7 to 1.3 with 1000 draws and 0 to 1 with 200: a cubic term, however small, is its tail
+        assert fits[guide].diagnostics.weight_fraction > 0.94
+        assert not any("k-hat" in text for text in fits[guide].diagnostics.warnings)
         weights = fits[guide].sample_stats["log_weights"]
         assert int(torch.isfinite(weights).sum()) == QUICK.k_hat_draws
+    assert fits["mean_field"].diagnostics.weight_fraction < 0.7
     # evidence at the same f(J): the Laplace identity of a nearly Gaussian posterior
     a, b = fits["low_rank"].diagnostics.log_evidence, fits["full_rank"].diagnostics.log_evidence
     assert a == pytest.approx(b, abs=1.0)
@@ -273,6 +276,26 @@ def test_refusals(few_stars):
 
 
 # --- re-weighting
+
+
+@pytest.mark.parametrize(("rate", "k"), [(1.5, 1 / 3), (2.0, 0.5), (3.0, 2 / 3)])
+def test_k_hat_is_the_shape_of_the_tail(rate, k):
+    """Draws of an exponential of another rate: P(weight > t) = t^(-1/k) with k = 1 - 1/rate. Mean of k-hat over 20 sets
+    of 1000 within 0.07."""
+    exponential = torch.distributions.Exponential(rate)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        draws = exponential.sample(torch.Size([20, 1000])).double()
+    found = [psis((rate - 1) * one)[1] for one in draws]
+    assert float(np.mean(found)) == pytest.approx(k, abs=0.07)
+
+
+def test_weight_fraction():
+    """Equal weights: 1; one draw that has all: 1 / n; N(0, 1) for draws of N(d, 1): exp(-d^2), 2 %."""
+    assert weight_fraction(torch.full((50,), 3.0)) == pytest.approx(1.0)
+    assert weight_fraction(torch.tensor([0.0, -1e3, -1e3, -1e3])) == pytest.approx(0.25)
+    z = 0.4 + torch.randn(100_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert weight_fraction(-0.5 * z**2 + 0.5 * (z - 0.4) ** 2) == pytest.approx(math.exp(-0.16), rel=0.02)
 
 
 def test_reweighting_corrects_a_shifted_guide():
@@ -391,6 +414,10 @@ def test_ensemble_posterior_is_the_mixture(ensemble):
     between = (0.75 * 0.25) ** 0.5 * abs(a.mean - b.mean) / (0.75 * a.sd**2 + 0.25 * b.sd**2) ** 0.5
     assert member_spread(mixture, r) == pytest.approx(float((between**2).mean() ** 0.5), rel=0.1)
     assert mixture.thinned(40).n_draws == 40
+    plane = mixture.plane("potential", extent=10.0, n=4)
+    cell = mixture.field("potential", plane.points[0])
+    assert plane.mean[0] == pytest.approx(cell.mean)
+    assert plane.sd[0] == pytest.approx(cell.sd)
     table = mixture.summary()
     assert len(table) == 2 * len(one.summary())
     assert set(table["weight"]) == {0.75, 0.25}
@@ -426,6 +453,9 @@ RISING = [float(x) for x in 0.05 * np.arange(200) + np.sin(7 * np.arange(200))]
         ({"n_unbound": 50}, "not to be trusted", "50 stars are unbound"),
         ({"k_hat": 0.8}, "to be taken with care", "k-hat is 0.80"),
         ({"k_hat": 1.3}, "not to be trusted", "k-hat is 1.30"),
+        ({"k_hat": 0.8, "weight_fraction": 0.95}, "trusted", "can be trusted"),
+        ({"k_hat": 0.8, "weight_fraction": 0.6}, "to be taken with care", "k-hat is 0.80"),
+        ({"k_hat": 1.3, "weight_fraction": 0.95}, "to be taken with care", "k-hat is 1.30"),
         ({"k_hat": math.inf}, "not to be trusted", "infinite"),
         ({"k_hat": math.nan}, "trusted", "can be trusted"),
         ({"narrowing": 0.65}, "to be taken with care", "too narrow by construction"),
@@ -438,6 +468,9 @@ RISING = [float(x) for x in 0.05 * np.arange(200) + np.sin(7 * np.arange(200))]
         ({"angle_p_value": 1e-4, "angle_statistic": 140.0, "angle_dof": 72}, "not to be trusted", "not phase-mixed"),
         ({"error_samples": [1.0, 2.0, 30.0]}, "to be taken with care", "raise n_samples"),
         ({"error_samples": [1.0, 2.0, 3.0]}, "not to be trusted", "raise n_samples"),
+        ({"error_samples": [1.0, 9.0, 30.0], "n_poorly_sampled": 3}, "trusted", "can be trusted"),
+        ({"error_samples": [1.0, 9.0, 30.0], "n_poorly_sampled": 20}, "to be taken with care", "20 stars have fewer"),
+        ({"error_samples": [1.0, 2.0, 30.0], "n_poorly_sampled": 20}, "to be taken with care", "20 of them fewer"),
         ({"selection_error": 0.3, "selection_points": 4096}, "to be taken with care", "move the result by 0.30"),
         ({"notes": ["something odd"]}, "to be taken with care", "something odd"),
         ({"predictive": {"warnings": ["beta is off"]}}, "to be taken with care", "beta is off"),
@@ -449,6 +482,15 @@ def test_verdict(change, level, words):
     assert found.level == level
     assert words in str(found)
     assert len(found.reasons) == (level != "trusted")
+
+
+def test_stars_without_samples_are_counted(fits):
+    """The report counts the stars with fewer than 2 effective samples, however few, with the remedy."""
+    found = dataclasses.asdict(fits["laplace"].diagnostics) | {"error_samples": [1.2, 9.0, 30.0]}
+    assert not any("fewer than 2" in line for line in describe(found))
+    said = "\n".join(describe(found | {"n_poorly_sampled": 3}))
+    assert "fewer than 2 for 3" in said
+    assert "n_samples" in said
 
 
 def test_verdict_of_an_ensemble():
