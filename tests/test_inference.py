@@ -157,12 +157,12 @@ def test_same_seed_same_numbers(isochrone_stars, fitted):
 
 def test_interrupted_fit_resumes(isochrone_stars, fitted, tmp_path, monkeypatch):
     """Interrupted in SVI and resumed, a fit ends with the numbers of an uninterrupted one."""
-    from bayespot import inference
+    from bayespot import inference, variational
 
     checkpoint = tmp_path / "run.partial" / "checkpoint.pt"
     monkeypatch.setattr(inference, "_CHECKPOINT_SECONDS", 0.0)
     calls = {"n": 0}
-    mix = inference._mix
+    mix = variational.step_seed
 
     def interrupt(seed, step):
         calls["n"] += 1
@@ -171,7 +171,7 @@ def test_interrupted_fit_resumes(isochrone_stars, fitted, tmp_path, monkeypatch)
         return mix(seed, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(inference, "_mix", interrupt)
+        patch.setattr(variational, "step_seed", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fit(isochrone.build(isochrone_stars), isochrone_stars, QUICK, checkpoint=checkpoint)
     assert checkpoint.exists()
