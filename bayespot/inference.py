@@ -252,7 +252,7 @@ class _Fit:
         """Resolve f(J) to ``n_components`` and start it at its best fit in the given potential."""
         J = self._actions(values, w)
         log_z = self._log_fraction(values)
-        self.model.df = self.model.df.resolved(n_components, J)
+        self.model.df = self.model.df.resolved(n_components, J, near_data=not self._separable)
         start = self.model.df.fit_actions(J[:20_000], self.config.seed, log_z=log_z)
         return dict(values) | {f"df.{name}": value for name, value in start.items()}
 
@@ -291,7 +291,7 @@ class _Fit:
             CANDIDATES if self._separable else _JOINT_CANDIDATES,
             tick=tick,
             log_z=self._log_fraction(values),
-            take_best=not self._separable,
+            joint=not self._separable,
         )
         self.state["component_table"] = [dict(row) for row in choice.table]
         return choice.n_components
