@@ -12,7 +12,7 @@ import bayespot
 ROOT = Path(bayespot.__file__).parent
 #: A module may import from its own rank or from those before it.
 ORDER = [
-    ("units", "numerics", "progress"),
+    ("units", "numerics", "least_squares", "progress"),
     ("pyro_modules",),
     ("potential",),
     ("frame",),
@@ -33,8 +33,13 @@ ORDER = [
     ("fit_result",),
     ("inference",),
     ("posterior",),
-    ("predictive", "forecast"),
+    ("predictive", "forecast", "target"),
+    ("grammar",),
     ("plots",),
+    ("formulas", "searches"),
+    ("ranking",),
+    ("distillation",),
+    ("distill",),
     ("runs",),
     ("cli",),
 ]
