@@ -111,14 +111,11 @@ def compare_loo(pointwise: Mapping[Any, np.ndarray]) -> dict[Any, dict[str, floa
             data = arviz.from_dict(posterior={"draw_index": np.zeros(values.shape[:2])}, log_likelihood={"w": values})
             loos[label] = arviz.loo(data, pointwise=True, reff=1.0)
         if len(loos) == 1:
-            ((label, only),) = loos.items()
-            rows = {label: (float(only.elpd_loo), 0.0, 0.0, 1.0)}
+            rows = {label: [float(one.elpd_loo), 0.0, 0.0, 1.0] for label, one in loos.items()}
         else:
             table = arviz.compare(loos, ic="loo", method="stacking")
-            rows = {
-                label: tuple(float(table.loc[label, key]) for key in ("elpd_loo", "elpd_diff", "dse", "weight"))
-                for label in names
-            }
+            keys = ("elpd_loo", "elpd_diff", "dse", "weight")
+            rows = {label: [float(table.loc[label, key]) for key in keys] for label in names}
     return {
         name: dict(zip(("elpd", "elpd_diff", "dse", "weight"), rows[label], strict=True))
         | {"bad_k": float((np.asarray(loos[label].pareto_k) > 0.7).mean())}

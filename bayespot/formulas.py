@@ -32,7 +32,8 @@ PRIOR_SD = 1.5
 SAME = 0.02
 #: Draws that constants are refitted to.
 REFITS = 400
-_LIMIT = 14.0
+#: A constant whose logarithm in normalised units is beyond the second has left the formula; the first bounds fits.
+_LIMIT, _DEGENERATE = 14.0, 9.0
 
 
 class Candidate(NamedTuple):
@@ -346,7 +347,7 @@ def _finish(group: _Group, fitter: Fitter, target: Target) -> Formula | None:
         if bool(torch.isfinite(minimum.residual).all()) and float(minimum.chi2[0]) < probe.chi2 * 1.01 + 1e-3:
             text, best = form, minimum
             break
-    if best is None:
+    if best is None or bool((best.parameters.abs() > _DEGENERATE).any()):
         return None
     index = np.linspace(0, len(fitter.draws) - 1, min(REFITS, len(fitter.draws))).round().astype(int)
     refits = fitter.fit(text, names, best.parameters.expand(len(index), -1).clone(), fitter.draws[index], 30)

@@ -176,13 +176,13 @@ class Ranking:
     n_stars: int
     failures: list[str]
 
-    def ordered(self, order: Sequence[int]) -> Ranking:
+    def ordered(self, order: NDArray[Any]) -> Ranking:
         """Return the same with the formulas in another order."""
         places: dict[int | str, int | str] = {int(old): new for new, old in enumerate(order)}
         return Ranking(
-            [self.fits[i] for i in order],
+            [self.fits[int(i)] for i in order],
             self.free_form,
-            self.weights[np.asarray(order)],
+            self.weights[order],
             {places.get(key, key): row for key, row in self.loo.items()},
             self.n_stars,
             self.failures,

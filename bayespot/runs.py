@@ -134,8 +134,8 @@ def _write(
     diagnostics.save_netcdf(data, folder / "posterior.nc")
     positions = _star_sample(catalog)
     # few stars are kept whole: what a distillation ranks formulas with
-    whole = {"w": catalog.w.numpy()} if len(catalog) <= MAX_STARS else {}
-    np.savez_compressed(folder / "stars.npz", positions=positions, **whole)
+    few = catalog.w.numpy() if len(catalog) <= MAX_STARS else np.empty((0, 6))
+    np.savez_compressed(folder / "stars.npz", positions=positions, w=few)
     posterior = Posterior(result.model, result.draws, {**result.catalog, "positions": positions})
     posterior.summary().write(folder / "summary.ecsv")
     posterior.thinned(400).predict(default_radii(result.catalog)).write(folder / "fields.ecsv")
@@ -277,7 +277,7 @@ def _read_stars(path: Path) -> dict[str, np.ndarray]:
         return {}
     try:
         with np.load(path) as stars:
-            return {name: stars[name] for name in ("positions", "w") if name in stars}
+            return {name: stars[name] for name in ("positions", "w") if name in stars and len(stars[name])}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise RunError(f"{path}: not a readable table of stars ({error}); delete it or fit again") from error
 
