@@ -102,7 +102,8 @@ def distill(
         if executor is None:
             # processes of their own, fresh: importing physo changes settings of the whole process
             context = multiprocessing.get_context("spawn")
-            executor = stack.enter_context(ProcessPoolExecutor(jobs, mp_context=context))
+            pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
+            executor = stack.enter_context(pool)
         searches, failures = run_searches(
             tasks, search, lambda task: (target, task.family, config, task.seed, seconds), executor, kept, bar
         )
@@ -111,9 +112,12 @@ def distill(
         if not formulas:
             raise DistillError("no formula found: give a larger budget or more families")
         ranking = None
-        if stars is not None:
-            bar.stage("the stars' likelihood", min(config.max_ranked, len(formulas)))
-            ranking = rank(formulas[: config.max_ranked], posterior, target, stars, config.seed, bar.step)
+        # formulas that physics forbids come last and are not weighed
+        formulas.sort(key=lambda f: (bool(config.forbidden(f.faults, f.gauge)), -f.ln_evidence))
+        allowed = [f for f in formulas if not config.forbidden(f.faults, f.gauge)][: config.max_ranked]
+        if stars is not None and allowed:
+            bar.stage("the stars' likelihood", len(allowed))
+            ranking = rank(allowed, posterior, target, stars, config.seed, bar.step)
             failures += ranking.failures
             order = np.argsort(-ranking.weights, kind="stable")
             formulas = [formulas[i] for i in order] + formulas[len(order) :]

@@ -52,21 +52,25 @@ class Distillation:
 
     @property
     def weights(self) -> NDArray[Any]:
-        """Posterior probability of every formula, equal beforehand: from the stars, else from the posterior of Phi."""
+        """Posterior probability of every formula, equal beforehand: from the stars, else from the posterior of Phi.
+
+        Zero for formulas that the settings forbid, and for those that were not fitted to the stars.
+        """
+        return softmax(self._ln_evidence)
+
+    @property
+    def _ln_evidence(self) -> NDArray[Any]:
         if self.ranking is None:
-            return softmax(np.array([f.ln_evidence for f in self.formulas]))
-        rest = len(self.formulas) - len(self.ranking.weights)
-        return np.concatenate([self.ranking.weights, np.zeros(rest)])
+            forbidden = [bool(self.config.forbidden(f.faults, f.gauge)) for f in self.formulas]
+            return np.where(forbidden, -np.inf, [f.ln_evidence for f in self.formulas])
+        values = [one.ln_evidence if one else -np.inf for one in self.ranking.fits]
+        return np.array(values + [-np.inf] * (len(self.formulas) - len(values)))
 
     @property
     def ln_weights(self) -> NDArray[Any]:
         """Logarithms of the weights relative to the largest; minus infinity where a formula was not weighed."""
-        if self.ranking is None:
-            values = np.array([f.ln_evidence for f in self.formulas])
-        else:
-            values = np.array([one.ln_evidence if one else -np.inf for one in self.ranking.fits])
-            values = np.concatenate([values, np.full(len(self.formulas) - len(values), -np.inf)])
-        return values - values.max() if len(values) else values
+        values = self._ln_evidence
+        return values - values.max() if np.isfinite(values).any() else values
 
     @property
     def best(self) -> Formula:
@@ -75,7 +79,7 @@ class Distillation:
 
     def verdict(self) -> str:
         """Say in words whether any formula describes the data, and how many do."""
-        likeliest = max(self.formulas, key=lambda f: f.p_value)
+        likeliest = min(self.formulas, key=lambda f: f.chi2_per_dof)
         lines = []
         if likeliest.p_value < REJECTED:
             lines.append(
@@ -112,7 +116,8 @@ class Distillation:
         rows = [self._row(i) for i in range(len(self.formulas))]
         if self.ranking is not None:
             free = self.ranking.free_form
-            blank = {key: np.nan if isinstance(value, float) else "" for key, value in rows[0].items()} if rows else {}
+            empty: dict[type, Any] = {float: np.nan, int: 0, str: ""}
+            blank = {key: empty[type(value)] for key, value in rows[0].items()}
             rows.append(
                 blank
                 | {"formula": "free form", "complexity": 0, "n_constants": 0, "chi2": 0.0, "n_directions": 0}

@@ -342,6 +342,8 @@ def _finish(group: _Group, fitter: Fitter, target: Target) -> Formula | None:
     wanted = fitter.draws.mean(0)[None]
     best = None
     for form in (text, probe.candidate.text):
+        if {str(symbol) for symbol in parse(form).free_symbols} != {"r", *names}:
+            continue
         minimum = fitter.fit(form, names, probe.logs[None], wanted, 60)
         # simplification may lose digits or a branch: then the form as it was found stays
         if bool(torch.isfinite(minimum.residual).all()) and float(minimum.chi2[0]) < probe.chi2 * 1.01 + 1e-3:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -70,7 +71,7 @@ FAMILIES: dict[str, Family] = {
         Family("logarithm", (*_ALGEBRA, "log")),
         Family("exponential", (*_ALGEBRA, "exp")),
         Family("flat", (*_ALGEBRA, "log"), ("V2", "b", "c"), ("mul", "V2"), "offset", False),
-        Family("offset", constants=("E0", "GM", "b", "c"), prefix=("add", "E0", "div", "GM"), gauge="offset"),
+        Family("offset", constants=("E0", "GM", "b", "c"), prefix=("add", "E0", "div", "GM"), vanishes=False),
     )
 }
 DEFAULT_FAMILIES = ("kepler", "logarithm", "flat", "algebraic")
@@ -167,6 +168,13 @@ class DistillConfig:
     def gauge_of(self, family: Family) -> Gauge:
         """Return the gauge in which a family is searched."""
         return family.gauge or self.gauge
+
+    def forbidden(self, faults: Iterable[str], gauge: Gauge) -> list[str]:
+        """Return those of a formula's faults that the settings forbid.
+
+        Phi tending to zero at infinity is asked in the absolute gauge only.
+        """
+        return [f for f in faults if getattr(self, f) and not (f == "asymptote" and gauge != "absolute")]
 
     def summary(self) -> dict[str, Any]:
         """Return the settings as plain data."""

@@ -78,7 +78,8 @@ def stars_of(posterior: Posterior, catalog: Catalog | None, most: int, seed: int
 
 def constant_prior(unit: str, target: Target) -> LogNormal:
     """Return the prior of a constant: a factor e^1.5 about the scale that the stars give its unit."""
-    scale = {"Msun": target.v_0**2 * target.r_0 / G, "kpc": target.r_0}.get(unit, target.v_0**2)
+    # without a unit a constant is in normalised ones
+    scale = {"Msun": target.v_0**2 * target.r_0 / G, "kpc": target.r_0, "": 1.0}.get(unit, target.v_0**2)
     return LogNormal(torch.tensor(math.log(scale)).double(), torch.tensor(PRIOR_SD).double())
 
 

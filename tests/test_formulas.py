@@ -138,7 +138,7 @@ def test_canonical_and_tidy():
 
 def test_equivalent_forms_are_one():
     """Five disguises of the isochrone, one of them with two lengths, are one formula beside two others."""
-    target = made_target(ISOCHRONE, seed=1)
+    target = made_target(ISOCHRONE, sd=0.003, seed=1)
     two_lengths = ("GM/(b+sqrt(c**2+r**2))", {"GM": 1.7, "b": 0.3, "c": 0.4})
     others = [("GM/(b+r)", {"GM": 1.7, "b": 0.4}), ("GM/sqrt(b**2+r**2)", {"GM": 1.7, "b": 0.4})]
     found = distinct(candidates([*DISGUISES, two_lengths, *others]), target, 20)
@@ -178,15 +178,12 @@ def test_constants_have_the_right_posterior():
         (Hernquist(5e10, 4.0), "GM/(b+r)", {"GM": 1.0, "b": 0.5}, "absolute", {"M": 5e10, "b": 4.0}),
         (NFW(5e11, 12.0), "GM*log(1+r/b)/r", {"GM": 1.0, "b": 1.0}, "absolute", {"M": 5e11, "b": 12.0}),
         (ISOCHRONE, "GM/(b+sqrt(b**2+r**2))", {"GM": 1.0, "b": 1.0}, "force", {"M": 1e11, "b": 3.0}),
-        (Logarithmic(200.0, 3.0), "V2*log(b**2+r**2)", {"V2": -0.5, "b": 0.5}, "offset", {"V2": 2e4, "b": 3.0}),
+        (Logarithmic(200.0, 3.0), "V2*log(1+r**2/b**2)", {"V2": -0.5, "b": 0.5}, "offset", {"V2": 2e4, "b": 3.0}),
     ],
 )
 def test_physical_units(truth, text, constants, gauge, names):
     """Constants come back in Msun, kpc and (km/s)^2 in every gauge: within 5 sd of the truth."""
     target = made_target(truth, sd=0.003)
-    if gauge == "offset" and "log" in text:
-        # the logarithm of a length cannot be the search's; its ratio is
-        text = "V2*log(1+r**2/b**2)"
     (found,) = distinct(candidates([(text, constants)], gauge), target, 5)
     summary = found.summary()
     for name, value in names.items():
@@ -197,12 +194,12 @@ def test_physical_units(truth, text, constants, gauge, names):
 def test_without_units():
     """A form whose dimensions disagree holds in normalised units: its Phi in (km/s)^2 is still right."""
     target = made_target(ISOCHRONE)
-    (found,) = distinct(candidates([("GM/(b+r+r**2)", {"GM": 1.0, "b": 0.5})]), target, 5)
+    (found,) = distinct(candidates([("GM/(b+r+r**2/50)", {"GM": 1.0, "b": 0.5})]), target, 5)
     assert found.units == ("", "")
     phi = found.potential().phi_r(torch.as_tensor(target.x * target.r_0)).numpy()
     y = -phi / target.v_0**2
     gm, b = found.best
-    np.testing.assert_allclose(y, gm / (b + target.x + target.x**2), rtol=1e-9)
+    np.testing.assert_allclose(y, gm / (b + target.x + target.x**2 / 50), rtol=1e-9)
 
 
 def test_a_truth_outside_the_grammar_is_said_to_be():
