@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bayespot.grammar import UNITS
 from bayespot.least_squares import Minimum, levenberg_marquardt
-from bayespot.potential.symbolic import SymbolicPotential, compiled, parse
+from bayespot.potential.symbolic import SymbolicPotential, compiled, parse, raw
 from bayespot.target import Gauge, Metric, Target, shape_of
 from bayespot.units import G
 
@@ -161,6 +161,11 @@ class Fitter:
 def canonical(text: str, constants: dict[str, float]) -> tuple[str, dict[str, float]]:
     """Return a formula of positive constants with rational numbers, and the constants' absolute values.
 
+    Raises
+    ------
+    ValueError
+        If it is not real for constants of these signs.
+
     Examples
     --------
     >>> canonical("(GM/(((b)**(2))+r)**(0.5))", {"GM": 1.0, "b": -2.0})
@@ -168,13 +173,12 @@ def canonical(text: str, constants: dict[str, float]) -> tuple[str, dict[str, fl
     """
     import sympy
 
-    expression = sympy.nsimplify(parse(text), rational=True)
-    flips = {
-        sympy.Symbol(name, positive=True): -sympy.Symbol(name, positive=True)
+    # signs first: a square root of a negative constant's product must not be taken apart
+    signed = {
+        sympy.Symbol(name): (-1 if value < 0 else 1) * sympy.Symbol(name, positive=True)
         for name, value in constants.items()
-        if value < 0
     }
-    expression = expression.subs(flips, simultaneous=True)
+    expression = parse(sympy.nsimplify(raw(text).subs(signed, simultaneous=True), rational=True))
     used = {str(s) for s in expression.free_symbols}
     return str(expression), {name: abs(value) for name, value in constants.items() if name in used}
 

@@ -129,6 +129,11 @@ def test_canonical_and_tidy():
     text, constants = canonical(*DISGUISES[-1])
     assert parse(text) == parse("GM/(b + sqrt(b**2 + r**2))")
     assert constants == {"GM": 1.7, "b": 0.4}
+    # the root of a product of two negative constants is real
+    text, _ = canonical("GM/(r+(b*(b+c))**(0.5))", {"GM": 1.0, "b": -2.0, "c": -1.0})
+    assert parse(text) == parse("GM/(r + sqrt(b*(b + c)))")
+    with pytest.raises(ValueError, match="not a real"):
+        canonical("GM/(r+(b)**(0.5))", {"GM": 1.0, "b": -2.0})
     assert parse(tidy("GM/sqrt(4*r**2 + b**2)", ["GM", "b"])) == parse("GM/sqrt(b**2 + r**2)")
     assert parse(tidy("GM*log(1 + r/(2*b))/r", ["GM", "b"])) in (
         parse("GM*log(1 + r/b)/r"),

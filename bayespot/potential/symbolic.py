@@ -181,7 +181,8 @@ class SymbolicPotential(Potential):
 
 
 @functools.lru_cache(maxsize=4096)
-def _parsed(text: str) -> sympy.Expr:
+def raw(text: str) -> sympy.Expr:
+    """Return a formula of symbols of any sign; see `parse`."""
     import sympy
     from sympy.parsing.sympy_parser import parse_expr, standard_transformations
 
@@ -196,7 +197,7 @@ def _parsed(text: str) -> sympy.Expr:
         raise ValueError(f"not a formula in sympy's syntax: {text!r} ({error})") from error
     if not isinstance(found, sympy.Expr):
         raise ValueError(f"a formula is one expression of r and constants, got {text!r}")
-    return _positive(found)
+    return found
 
 
 def parse(expression: str | sympy.Expr) -> sympy.Expr:
@@ -205,11 +206,13 @@ def parse(expression: str | sympy.Expr) -> sympy.Expr:
     Raises
     ------
     ValueError
-        If the text is not a formula, or calls a function that is not among `FUNCTIONS`.
+        If the text is not a formula, is not real, or calls a function that is not among `FUNCTIONS`.
     """
-    found = _parsed(expression) if isinstance(expression, str) else _positive(expression)
     import sympy
 
+    found = _positive(raw(expression) if isinstance(expression, str) else expression)
+    if found.has(sympy.I, sympy.zoo, sympy.nan, sympy.oo):
+        raise ValueError(f"not a real, finite formula for positive r and constants: {expression}")
     unknown = {str(f.func) for f in found.atoms(sympy.core.function.AppliedUndef)}
     if unknown:
         raise ValueError(f"unknown function {', '.join(sorted(unknown))} in {expression}; use {', '.join(FUNCTIONS)}")
