@@ -23,7 +23,9 @@ _HOMES = {
     "FitConfig": "fit_result",
     "FitError": "fit_result",
     "fit": "inference",
+    "fit_ensemble": "ensemble",
     "Posterior": "posterior",
+    "EnsemblePosterior": "posterior",
     "load_run": "runs",
     "save_run": "runs",
 }
@@ -34,10 +36,12 @@ if TYPE_CHECKING:
     from bayespot.catalog import Catalog as Catalog
     from bayespot.catalog_io import CatalogError as CatalogError
     from bayespot.df import SphericalMixture as SphericalMixture
+    from bayespot.ensemble import fit_ensemble as fit_ensemble
     from bayespot.fit_result import FitConfig as FitConfig
     from bayespot.fit_result import FitError as FitError
     from bayespot.inference import fit as fit
     from bayespot.model import SnapshotModel as SnapshotModel
+    from bayespot.posterior import EnsemblePosterior as EnsemblePosterior
     from bayespot.posterior import Posterior as Posterior
     from bayespot.potential import DirectNetwork as DirectNetwork
     from bayespot.potential import Isochrone as Isochrone

@@ -113,28 +113,27 @@ class Chain:
 
 
 def rotate(w: Tensor, symmetry: Symmetry, m: int, seed: int) -> Tensor:
-    """Return m random rotations ``(m, n, 6)`` of each star, from the group that leaves the population unchanged.
+    """Return m rotations ``(m, n, 6)`` of each star, from the group that leaves the population unchanged.
 
-    All of SO(3) for a spherical population, rotations about z for an axisymmetric one; a triaxial one has
-    the reflections in its three principal planes (x and v together), of which m are drawn at random.
+    All of SO(3) for a spherical population, rotations about z for an axisymmetric one, evenly spread for every star and
+    shifted at random from star to star; a triaxial one has the reflections in its three principal planes (x and v
+    together), of which m are drawn at random.
     """
     generator = torch.Generator().manual_seed(seed + 1_000_003)
     n = len(w)
     if symmetry == "triaxial":
         matrices = torch.diag_embed(torch.randint(2, (m, n, 3), generator=generator).double() * 2 - 1)
-    elif symmetry == "axisymmetric":
-        angle = 2 * math.pi * torch.rand(m, n, generator=generator, dtype=torch.float64)
-        matrices = torch.zeros(m, n, 3, 3, dtype=torch.float64)
-        matrices[..., 0, 0] = matrices[..., 1, 1] = angle.cos()
-        matrices[..., 1, 0] = angle.sin()
-        matrices[..., 0, 1] = -angle.sin()
-        matrices[..., 2, 2] = 1
     else:
-        # every star has an evenly spread set of rotations, shifted at random from star to star
-        u = uniform_points(m, 3, seed)[:, None] + torch.rand(n, 3, generator=generator, dtype=torch.float64)
-        matrices = _rotation(_quaternions(torch.remainder(u, 1)))
-    parts = w.reshape(n, 2, 3)
-    return torch.einsum("mnij,nkj->mnki", matrices, parts).reshape(m, n, 6)
+        shift = torch.rand(n, 3, generator=generator, dtype=torch.float64)
+        u = torch.remainder(uniform_points(m, 3, seed)[:, None] + shift, 1)
+        matrices = _about_z(2 * math.pi * u[..., 0]) if symmetry == "axisymmetric" else _rotation(_quaternions(u))
+    return torch.einsum("mnij,nkj->mnki", matrices, w.reshape(n, 2, 3)).reshape(m, n, 6)
+
+
+def _about_z(angle: Tensor) -> Tensor:
+    zero, one = torch.zeros_like(angle), torch.ones_like(angle)
+    rows = [[angle.cos(), -angle.sin(), zero], [angle.sin(), angle.cos(), zero], [zero, zero, one]]
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
 
 def _quaternions(u: Tensor) -> Tensor:

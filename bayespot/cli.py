@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bayespot.distillation import Distillation
     from bayespot.fit_result import FitConfig
     from bayespot.forecast import Forecast
-    from bayespot.posterior import Posterior
+    from bayespot.posterior import PotentialDraws
 
 app = typer.Typer(
     add_completion=False,
@@ -108,17 +108,28 @@ def fit(
         int | None, typer.Option(min=1, help="Components of f(J); default: the data choose.")
     ] = None,
     guide: Annotated[
-        Any, typer.Option(help="full_rank, mean_field or laplace.", parser=str, metavar="TEXT")
+        Any,
+        typer.Option(
+            help="full_rank, low_rank, mean_field (too narrow), laplace, svgd (few parameters) or nuts (few stars).",
+            parser=str,
+            metavar="TEXT",
+        ),
     ] = "full_rank",
     df_guide: Annotated[
         Any,
         typer.Option(
-            help="Guide over f(J): point, mean_field, full_rank or joint; default: joint with errors or a selection, "
-            "else point.",
+            help="Guide over f(J): point, mean_field, low_rank, full_rank or joint; default: joint with errors, a "
+            "selection or nuts, else point.",
             parser=str,
         ),
     ] = None,
     svi_steps: Annotated[int, typer.Option(min=0, help="Steps of variational inference.")] = 300,
+    ensemble: Annotated[
+        int | None, typer.Option(min=2, help="Fit so many members from different starts and keep their mixture.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Members fitted at a time (with --ensemble); default: one per core.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
     drop_invalid: Annotated[bool, typer.Option("--drop-invalid", help="Drop rows with NaN or bad parallaxes.")] = False,
@@ -133,10 +144,14 @@ def fit(
     radial_velocity. An interrupted fit goes on with --resume.
 
     Example: `bayespot fit spherical stars.ecsv -o run --seed 1`
+
+    Example: `bayespot fit spherical stars.ecsv -o run --ensemble 4 --jobs 2`
     """
     from bayespot.catalog import Catalog
     from bayespot.fit_result import FitConfig
 
+    if jobs is not None and ensemble is None:
+        raise ValueError("--jobs is for ensembles: add --ensemble K")
     config = FitConfig(
         seed=seed,
         n_draws=n_draws,
@@ -147,7 +162,7 @@ def fit(
     )
     # whether the stars may be one side of the system depends on the model's selection
     stars = Catalog.read(catalog, drop_invalid=drop_invalid, allow_missing=allow_missing, check_offset=False)
-    _fit_to_folder(model, stars, config, output, resume=resume, overwrite=overwrite)
+    _fit_to_folder(model, stars, config, output, resume=resume, overwrite=overwrite, n_members=ensemble or 1, jobs=jobs)
     typer.echo(f"{output}: done; next: bayespot report {output}")
 
 
@@ -461,35 +476,50 @@ def _load_model(model: str) -> tuple[Any, Path | None]:
 
 
 def _fit_to_folder(
-    model: str, catalog: Catalog, config: FitConfig, folder: Path, resume: bool = False, overwrite: bool = False
-) -> Posterior:
+    model: str,
+    catalog: Catalog,
+    config: FitConfig,
+    folder: Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    n_members: int = 1,
+    jobs: int | None = None,
+) -> PotentialDraws:
+    import functools
+
+    from bayespot.ensemble import fit_ensemble
     from bayespot.inference import fit as run_fit
-    from bayespot.posterior import Posterior
-    from bayespot.runs import check_free, partial_folder, save_run
+    from bayespot.runs import check_free, load_model_module, load_run, partial_folder, save_ensemble, save_run
+    from bayespot.verdict import verdict
 
     check_free(folder, overwrite, resume)
     module, path = _load_model(model)
-    checkpoint = partial_folder(folder) / "checkpoint.pt"
+    partial = partial_folder(folder)
     built = module.build(catalog)
     if built.selection is None:
         catalog.check_geometry()
+    command = " ".join(["bayespot", *sys.argv[1:]])
+    about: dict[str, Any] = {"model_name": model, "model_file": path, "command": command, "overwrite": overwrite}
     try:
-        result = run_fit(built, catalog, config, checkpoint=checkpoint, resume=resume)
+        if n_members > 1:
+            if resume and not partial.exists():
+                raise ValueError(f"nothing to resume: {partial} does not exist; fit without resuming")
+            partial.mkdir(parents=True, exist_ok=True)
+            prepare = None if path is None else functools.partial(load_model_module, path)
+            ensemble = fit_ensemble(
+                built, catalog, config, n_members, jobs=jobs, checkpoint=partial, resume=resume, prepare=prepare
+            )
+            save_ensemble(folder, ensemble, catalog, **about)
+        else:
+            result = run_fit(built, catalog, config, checkpoint=partial / "checkpoint.pt", resume=resume)
+            save_run(folder, result, catalog, **about)
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; {checkpoint.parent} keeps what was reached: repeat with --resume", err=True)
+        typer.echo(f"interrupted; {partial} keeps what was reached: repeat with --resume", err=True)
         raise typer.Exit(130) from None
-    save_run(
-        folder,
-        result,
-        catalog,
-        model_name=model,
-        model_file=path,
-        command=" ".join(["bayespot", *sys.argv[1:]]),
-        overwrite=overwrite,
-    )
-    for warning in result.diagnostics.warnings:
+    posterior, _, diagnosis = load_run(folder)
+    for warning in verdict(diagnosis).reasons:
         typer.echo(f"note: {warning}", err=True)
-    return Posterior.from_result(result)
+    return posterior
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -509,44 +539,32 @@ def _interval(values: Any) -> str:
     return f"{values[1]:.4g} [{values[0]:.4g}, {values[2]:.4g}]"
 
 
-def _print_report(posterior: Posterior, config: dict[str, Any], diagnosis: dict[str, Any]) -> None:
+def _print_report(posterior: PotentialDraws, config: dict[str, Any], diagnosis: dict[str, Any]) -> None:
     import numpy as np
+
+    from bayespot.report import describe, reweighted_where_it_matters
+    from bayespot.verdict import verdict
 
     catalog = config["catalog"]
     typer.echo(f"model {config['model']}, {catalog['n_stars']} stars, seed {config['fit']['seed']}")
-    typer.echo(
-        f"f(J): {diagnosis['n_components']} components; MAP {diagnosis['gradient_norm']:.2g} posterior sd from the "
-        f"maximum after {diagnosis['map_iterations']} iterations; {diagnosis['n_unbound']} stars unbound; "
-        f"PSIS k-hat {diagnosis['k_hat']:.2f}; {sum(diagnosis['seconds'].values()):.0f} s"
-    )
-    typer.echo("\n".join(diagnosis["warnings"]) or "no warnings: nothing in the diagnostics speaks against the result")
-    if diagnosis.get("error_samples"):
-        least, low, median = diagnosis["error_samples"]
-        typer.echo(
-            f"measurement errors: effective samples per star {least:.1f} at least, {low:.1f} for 95 %, {median:.1f} in "
-            "the median"
-        )
-    if diagnosis.get("selected_fraction"):
-        typer.echo(
-            f"selection: {100 * diagnosis['selected_fraction']:.1f} % of the population is in the catalogue; twice "
-            f"the {diagnosis['selection_points']} points would move the result by {diagnosis['selection_error']:.2f} "
-            "posterior sd"
-        )
-    if diagnosis.get("angle_p_value") is not None:
-        typer.echo(f"phase mixing: uniformity of the angles p = {diagnosis['angle_p_value']:.2g}")
+    typer.echo("\n".join(describe(diagnosis)))
     if "predictive" in diagnosis:
         _print_checks(diagnosis["predictive"]["p_values"], diagnosis["predictive"]["warnings"])
+    typer.echo(str(verdict(diagnosis)))
     r = np.geomspace(catalog["r_q"][2], catalog["r_q"][6], 6)
-    few = posterior.thinned(300)
+    title = "Median and 68 % interval (5 to 95 % of the stars' radii)"
+    _print_fields(title, posterior.thinned(300), r)
+    exact = reweighted_where_it_matters(posterior, diagnosis, r)
+    if exact is not None:
+        _print_fields("The same, draws re-weighted to the exact posterior, which moves them by over 0.1 sd", exact, r)
+
+
+def _print_fields(title: str, few: PotentialDraws, r: Any) -> None:
     fields = {
         name: few.field(name, r).quantile([0.16, 0.5, 0.84]) for name in ("circular_speed", "enclosed_mass", "density")
     }
     rows = [[f"{r[i]:.3g}", *(_interval(q[:, i]) for q in fields.values())] for i in range(len(r))]
-    _table(
-        "Median and 68 % interval (5 to 95 % of the stars' radii)",
-        ["r [kpc]", "v_c [km/s]", "M(<r) [Msun]", "rho [Msun/kpc3]"],
-        rows,
-    )
+    _table(title, ["r [kpc]", "v_c [km/s]", "M(<r) [Msun]", "rho [Msun/kpc3]"], rows)
 
 
 def _print_checks(p_values: dict[str, float], warnings: list[str]) -> None:
@@ -614,7 +632,7 @@ def _number(n: float) -> str:
     return str(math.ceil(n / 10**digits) * 10**digits)
 
 
-def _print_truth(posterior: Posterior) -> None:
+def _print_truth(posterior: PotentialDraws) -> None:
     import numpy as np
 
     from bayespot.mock import truth_potential
@@ -635,7 +653,7 @@ def _print_truth(posterior: Posterior) -> None:
     _table("Error against the truth +- posterior sd", ["r [kpc]", "potential", "v_c", "M(<r)"], rows)
 
 
-def _demo_formulas(posterior: Posterior, folder: Path, seed: int) -> None:
+def _demo_formulas(posterior: PotentialDraws, folder: Path, seed: int) -> None:
     """Distil for half a minute if physo is there; the true formula is -G M/(b + sqrt(b^2 + r^2))."""
     from importlib.util import find_spec
 
@@ -652,7 +670,7 @@ def _demo_formulas(posterior: Posterior, folder: Path, seed: int) -> None:
     _print_formulas(run_distill(stored, config, folder=folder), 5)
 
 
-def _print_milky_way(posterior: Posterior) -> None:
+def _print_milky_way(posterior: PotentialDraws) -> None:
     from bayespot.literature import MILKY_WAY
 
     few = posterior.thinned(500)

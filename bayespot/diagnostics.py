@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -24,14 +25,26 @@ def _arviz() -> Any:
 
 
 def to_inference_data(
-    draws: Mapping[str, Tensor], sample_stats: Mapping[str, Any] | None = None, attrs: Mapping[str, Any] | None = None
+    draws: Mapping[str, Tensor],
+    sample_stats: Mapping[str, Any] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+    n_chains: int = 1,
 ) -> arviz.InferenceData:
-    """Return posterior draws (leading axis: draws) as one ArviZ chain, with per-draw statistics."""
-    posterior = {name: np.asarray(value)[None] for name, value in draws.items()}
-    stats = {name: np.asarray(value)[None] for name, value in (sample_stats or {}).items()}
+    """Return posterior draws (leading axis: draws, chain after chain) with per-draw statistics."""
+
+    def chains(values: Mapping[str, Any]) -> dict[str, Any]:
+        arrays = {name: np.asarray(value) for name, value in values.items()}
+        return {name: x.reshape(n_chains, -1, *x.shape[1:]) for name, x in arrays.items()}
+
+    posterior, stats = chains(draws), chains(sample_stats or {})
     data = _arviz().from_dict(posterior=posterior, sample_stats=stats or None)
     data.attrs.update(attrs or {})
     return data
+
+
+def no_inference_data() -> arviz.InferenceData:
+    """Return InferenceData without groups."""
+    return _arviz().InferenceData()
 
 
 def with_predictive(
@@ -70,21 +83,52 @@ def load_netcdf(path: str | os.PathLike[str]) -> arviz.InferenceData:
     return data
 
 
+def psis(log_weights: Tensor) -> tuple[Tensor, float]:
+    """Return Pareto-smoothed log importance weights, same sum of weights, and the shape k (`psis_k_hat`).
+
+    Where k cannot be had (few draws, infinite weights) the weights are returned as they are.
+    """
+    weights = np.asarray(log_weights.detach(), dtype=float)
+    if len(weights) < 25:
+        return log_weights, math.nan
+    if not np.isfinite(weights).all():
+        return log_weights, math.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        smoothed, k = _arviz().psislw(weights.copy())
+    # ArviZ returns weights that add up to one
+    return torch.as_tensor(np.asarray(smoothed)) + log_weights.detach().logsumexp(0), float(k)
+
+
+def weight_fraction(log_weights: Tensor) -> float:
+    r"""Return the effective fraction of weighted draws, :math:`(\sum w)^2 / (n \sum w^2)`.
+
+    1 / fraction - 1 estimates the chi-square divergence of the weights' target: its square root bounds by how many sd
+    of the draws weighting moves a mean, and half of it the change of any probability.
+    """
+    log_square = 2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)
+    return float(log_square.exp()) / len(log_weights)
+
+
 def psis_k_hat(log_weights: Tensor) -> float:
     """Return the Pareto shape k of importance weights (Vehtari et al. 2024, JMLR 25, 72).
 
     Below 0.7 the guide is close enough to the posterior for reliable re-weighting; NaN with fewer than 25
     draws, infinite where a weight is not finite.
     """
-    weights = np.asarray(log_weights.detach(), dtype=float)
-    if len(weights) < 25:
-        return math.nan
-    if not np.isfinite(weights).all():
-        return math.inf
+    return psis(log_weights)[1]
+
+
+def chain_statistics(chains: Tensor) -> tuple[float, float]:
+    """Return the largest r-hat and the least bulk ESS over quantities ``(n_chains, n_draws, n_quantities)``.
+
+    Rank-normalised and split (Vehtari et al. 2021, Bayesian Analysis 16, 667).
+    """
+    arviz = _arviz()
+    arrays = [np.asarray(chains[..., k].detach()) for k in range(chains.shape[-1])]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _, k = _arviz().psislw(weights.copy())
-    return float(k)
+        return max(float(arviz.rhat(x)) for x in arrays), min(float(arviz.ess(x)) for x in arrays)
 
 
 def compare_loo(pointwise: Mapping[Any, np.ndarray]) -> dict[Any, dict[str, float]]:
@@ -123,9 +167,11 @@ def compare_loo(pointwise: Mapping[Any, np.ndarray]) -> dict[Any, dict[str, floa
     }
 
 
-def posterior_arrays(data: arviz.InferenceData) -> dict[str, np.ndarray]:
-    """Return the posterior draws by site name, chains joined, leading axis draws."""
+def posterior_arrays(data: arviz.InferenceData, group: str = "posterior") -> dict[str, np.ndarray]:
+    """Return a group's arrays by name (the posterior's: by site), chains joined, leading axis draws."""
+    if group not in data.groups():
+        return {}
     return {
         str(name): np.asarray(value).reshape(-1, *value.shape[2:]).copy()
-        for name, value in data["posterior"].data_vars.items()
+        for name, value in data[group].data_vars.items()
     }

@@ -23,13 +23,13 @@ from bayespot.formulas import Candidate, distinct
 from bayespot.grammar import START, UNITS, DistillConfig, Family
 from bayespot.least_squares import levenberg_marquardt
 from bayespot.progress import Progress
-from bayespot.ranking import rank, stars_of
+from bayespot.ranking import rank, reference, stars_of
 from bayespot.searches import DistillError, Found, Search, Task, prepare_folder, run_searches
 from bayespot.target import Metric, Target, shape_of
 
 if TYPE_CHECKING:
     from bayespot.catalog import Catalog
-    from bayespot.posterior import Posterior
+    from bayespot.posterior import PotentialDraws
 
 #: Formulas that a search keeps.
 KEPT = 60
@@ -42,7 +42,7 @@ SEARCH_SECONDS = 25.0
 
 
 def distill(
-    posterior: Posterior,
+    posterior: PotentialDraws,
     config: DistillConfig | None = None,
     executor: Executor | None = None,
     folder: Path | None = None,
@@ -61,7 +61,7 @@ def distill(
     Parameters
     ----------
     posterior
-        Posterior of a fit.
+        Posterior of a fit, or of an ensemble: its members' draws are pooled.
     config
         `DistillConfig`.
     executor
@@ -117,7 +117,7 @@ def distill(
         allowed = [f for f in formulas if not config.forbidden(f.faults, f.gauge)][: config.max_ranked]
         if stars is not None and allowed:
             bar.stage("the stars' likelihood", len(allowed))
-            ranking = rank(allowed, posterior, target, stars, config.seed, bar.step)
+            ranking = rank(allowed, reference(posterior), target, stars, config.seed, bar.step)
             failures += ranking.failures
             order = np.argsort(-ranking.weights, kind="stable")
             formulas = [formulas[i] for i in order] + formulas[len(order) :]

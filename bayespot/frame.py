@@ -80,9 +80,10 @@ def heliocentric(w: Array) -> dict[str, Array]:
 
 def _sky_axes(ra: Array, dec: Array) -> tuple[Array, Array, Array]:
     """Unit vectors towards east, north and the star."""
-    p = np.stack([-np.sin(ra), np.cos(ra), np.zeros_like(ra)], -1)
-    q = np.stack([-np.cos(ra) * np.sin(dec), -np.sin(ra) * np.sin(dec), np.cos(dec)], -1)
-    n = np.stack([np.cos(ra) * np.cos(dec), np.sin(ra) * np.cos(dec), np.sin(dec)], -1)
+    (sin_a, cos_a), (sin_d, cos_d) = ((np.sin(angle), np.cos(angle)) for angle in (ra, dec))
+    p = np.stack([-sin_a, cos_a, np.zeros_like(ra)], -1)
+    q = np.stack([-cos_a * sin_d, -sin_a * sin_d, cos_d], -1)
+    n = np.stack([cos_a * cos_d, sin_a * cos_d, sin_d], -1)
     return p, q, n
 
 
@@ -90,9 +91,10 @@ def galactocentric_w(values: Mapping[str, Tensor]) -> Tensor:
     """Turn heliocentric observables into w (*batch, 6), as `galactocentric` without the Jacobian; differentiable."""
     ra, dec = torch.deg2rad(values["ra"]), torch.deg2rad(values["dec"])
     d = (values["distance"] if "distance" in values else 1 / values["parallax"])[..., None]
-    p = torch.stack([-ra.sin(), ra.cos(), torch.zeros_like(ra)], -1)
-    q = torch.stack([-ra.cos() * dec.sin(), -ra.sin() * dec.sin(), dec.cos()], -1)
-    n = torch.stack([ra.cos() * dec.cos(), ra.sin() * dec.cos(), dec.sin()], -1)
+    sin_a, cos_a, sin_d, cos_d = ra.sin(), ra.cos(), dec.sin(), dec.cos()
+    p = torch.stack([-sin_a, cos_a, torch.zeros_like(ra)], -1)
+    q = torch.stack([-cos_a * sin_d, -sin_a * sin_d, cos_d], -1)
+    n = torch.stack([cos_a * cos_d, sin_a * cos_d, sin_d], -1)
     across = proper_motion_factor() * (values["pmra"][..., None] * p + values["pmdec"][..., None] * q)
     rotation, sun = (torch.as_tensor(a) for a in _rotation())
     v = values["radial_velocity"][..., None] * n + d * across

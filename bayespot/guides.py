@@ -7,14 +7,15 @@ from typing import Literal
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions.transforms import LowerCholeskyAffine
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
 from bayespot.latent import LatentSpace, whitening
 
-Family = Literal["full_rank", "mean_field", "point"]
+Family = Literal["full_rank", "low_rank", "mean_field", "point"]
 #: How f(J) is guided: by a block of its own, or jointly with the potential in one Gaussian.
-OrbitsFamily = Literal["full_rank", "mean_field", "point", "joint"]
+OrbitsFamily = Literal["full_rank", "low_rank", "mean_field", "point", "joint"]
 
 
 class WhitenedGuide(PyroModule):
@@ -23,13 +24,21 @@ class WhitenedGuide(PyroModule):
     u_0 is the MAP and C C^T the inverse Fisher matrix (block-diagonal between potential and f(J), which
     the score identity makes exact to first order), so the Laplace approximation is m = 0, A = 1, and one
     learning rate suits every direction. Each of the two blocks has its own family: ``full_rank`` (A lower
-    triangular), ``mean_field`` (A diagonal: independent in u, not in the whitened coordinates) or
-    ``point`` (a point mass). With ``df="joint"`` both are one block of the potential's family: with a selection or
-    measurement errors the identity does not hold, and what f(J) leaves open widens the potential's posterior.
+    triangular), ``low_rank`` (:math:`A A^T = D + W W^T`, D diagonal and W of ``rank`` columns: departures from the
+    Laplace approximation in a few directions), ``mean_field`` (A diagonal: independent in u, not in the whitened
+    coordinates) or ``point`` (a point mass). With ``df="joint"`` both are one block of the potential's family: with a
+    selection or measurement errors the identity does not hold, and what f(J) leaves open widens the potential's
+    posterior.
     """
 
     def __init__(
-        self, space: LatentSpace, u_0: Tensor, information: Tensor, potential: Family, df: OrbitsFamily
+        self,
+        space: LatentSpace,
+        u_0: Tensor,
+        information: Tensor,
+        potential: Family,
+        df: OrbitsFamily,
+        rank: int = 4,
     ) -> None:
         super().__init__()
         self.space = space
@@ -55,6 +64,11 @@ class WhitenedGuide(PyroModule):
                 setattr(self, f"{name}_ln_scale", PyroParam(torch.zeros(size, dtype=torch.float64)))
             if family == "full_rank":
                 setattr(self, f"{name}_lower", PyroParam(torch.zeros(size, size, dtype=torch.float64)))
+            if family == "low_rank":
+                # at W = 0 the expected gradient of W vanishes: start a little beside it, the same for every seed
+                generator = torch.Generator().manual_seed(0)
+                W = 0.05 * torch.randn(size, min(rank, size), generator=generator, dtype=torch.float64)
+                setattr(self, f"{name}_low", PyroParam(W))
 
     def block_distribution(self, name: str, detached: bool = False) -> dist.TorchDistribution:
         """Return the distribution of one block of u, on request without the graph of its parameters."""
@@ -71,6 +85,9 @@ class WhitenedGuide(PyroModule):
         scale = own("ln_scale").exp()
         if family == "mean_field":
             return dist.Normal(mean, factor.diagonal() * scale).to_event(1)
+        if family == "low_rank":
+            inner = dist.LowRankMultivariateNormal(own("shift"), own("low"), scale**2)
+            return dist.TransformedDistribution(inner, [LowerCholeskyAffine(own("centre"), factor)])
         root = factor @ (own("lower").tril(-1) + scale.diag())
         return dist.MultivariateNormal(mean, scale_tril=root)
 
@@ -107,3 +124,13 @@ class WhitenedGuide(PyroModule):
                 if family != "point":
                     log_q = log_q + distribution.log_prob(part)
         return torch.cat(parts, -1), log_q
+
+
+def mean_field_narrowing(information: Tensor, n: int) -> float:
+    r"""Return how much narrower than the posterior independent Gaussians are, in the worst of the first n latents.
+
+    The least of :math:`[F_{kk} (F^{-1})_{kk}]^{-1/2}`, the conditional over the marginal standard deviation: what the
+    mean field of least divergence does to a Gaussian posterior with information F (Bishop 2006, section 10.1.2).
+    """
+    marginal = torch.linalg.pinv(information, hermitian=True).diagonal()
+    return float((information.diagonal() * marginal).rsqrt()[:n].min())

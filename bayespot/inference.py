@@ -1,8 +1,9 @@
-"""Fit a model to a catalogue: data-based start, MAP, Fisher matrix, variational inference, draws."""
+"""Fit a model to a catalogue: data-based start, MAP, Fisher matrix, guide or sampler, draws."""
 
 from __future__ import annotations
 
 import copy
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -12,34 +13,33 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pyro
 import torch
-from pyro.infer import Trace_ELBO
 from torch import Tensor
+from torch.distributions import biject_to
 
 from bayespot.actions.spherical import SphericalActions
 from bayespot.df.base import LogFraction
 from bayespot.df.components import CANDIDATES, choose_n_components
-from bayespot.diagnostics import psis_k_hat
-from bayespot.fit_result import Diagnostics, FitConfig, FitError, FitResult
+from bayespot.diagnosis import ANGLE_STARS, Draws, diagnose
+from bayespot.fit_result import FitConfig, FitError, FitResult
 from bayespot.guides import Family, WhitenedGuide
-from bayespot.latent import LatentSpace, blocks, stars_in
-from bayespot.likelihood import effective_samples
+from bayespot.latent import LatentSpace, stars_in
 from bayespot.model import SnapshotModel
-from bayespot.optimise import adam_until_bound, count_unbound, lbfgs
-from bayespot.phase_mixing import angle_statistic, phase_mixing_warning
+from bayespot.optimise import adam_until_bound, count_unbound, displacement, lbfgs
 from bayespot.potential.base import radius
 from bayespot.progress import Progress
+from bayespot.samplers import Chain, WhitenedPosterior, check_svgd_size, nuts, svgd
+from bayespot.variational import maximise_elbo, step_seed
 
 if TYPE_CHECKING:
     from bayespot.catalog import Catalog
 
 _CHECKPOINT_SECONDS = 20.0
-#: Most stars of the phase-mixing test.
-_ANGLE_STARS = 20_000
 #: Points that normalise a selection on the way to the maximum, and how often they are laid anew.
 _FEW_POINTS = 16_384
 _ROUNDS = 4
-#: Numbers of components to choose from where the guide is joint: of more, f(J) has directions far from Gaussian.
-_JOINT_CANDIDATES = (1, 2, 3, 4)
+#: Numbers of components to choose from where the guide is joint: fewer bias the potential by more than held-out stars
+#: can tell, of more f(J) has directions far from Gaussian.
+_JOINT_CANDIDATES = (3, 4)
 
 
 def fit(
@@ -54,8 +54,8 @@ def fit(
     """Infer the posterior of the potential from one snapshot.
 
     Start from the data or the prior, Adam until every star is bound, choice of the number of components of
-    f(J), full-batch L-BFGS to the maximum a posteriori, Fisher matrix, and stochastic variational inference
-    from there in whitened coordinates. The model is not changed.
+    f(J), full-batch L-BFGS to the maximum a posteriori, Fisher matrix, and from there, in whitened coordinates, what
+    ``config.guide`` names: stochastic variational inference, Stein particles or NUTS. The model is not changed.
 
     Parameters
     ----------
@@ -75,7 +75,8 @@ def fit(
     Raises
     ------
     ValueError
-        If the catalogue has fewer stars than the model has parameters, or the checkpoint is of another fit.
+        If the catalogue has fewer stars than the model has parameters, SVGD is asked to move too many latents, or the
+        checkpoint is of another fit.
     FitError
         If no potential is found in which the stars are bound, or the likelihood is not finite.
     """
@@ -108,7 +109,7 @@ class _Fit:
                 raise ValueError(f"star {int(r.argmin())} is exactly at the centre; drop it (it has no angles)")
             model.finder = SphericalActions(float(r.min()), float(r.max()), model.finder.margin)
         self.state: dict[str, Any] = {
-            "fingerprint": _fingerprint(torch.cat([self.w, *(stream.w for stream in model.streams)]), config),
+            "fingerprint": fingerprint(torch.cat([self.w, *(stream.w for stream in model.streams)]), config),
             "model": model,
             "stage": "start",
             "seconds": {},
@@ -117,6 +118,7 @@ class _Fit:
             "map_iterations": 0,
             "elbo": [],
             "svi_step": 0,
+            "chains": [],
             "selection_points": 0,
             "selection_error": 0.0,
         }
@@ -164,8 +166,9 @@ class _Fit:
         stages: dict[str, Callable[[Progress], None]] = {
             "start": self._start,
             "map": self._map,
-            "svi": self._svi,
         }
+        last = {"nuts": self._nuts, "svgd": self._svgd}.get(self.config.guide, self._svi)
+        stages[last.__name__.removeprefix("_")] = last
         names = list(stages)
         for i, name in enumerate(names):
             if self.state["stage"] != name:
@@ -189,7 +192,9 @@ class _Fit:
 
     def _start(self, bar: Progress) -> None:
         """Initial f(J) in the initial potential, Adam, and the number of components."""
-        values = self.model.initial_values()
+        values = self._scattered(self.model.initial_values())
+        if self.config.guide == "svgd":
+            check_svgd_size(sum(v.numel() for v in values.values()))  # before work that would be in vain
         wanted = self.config.n_components or self.model.df.n_components
         # a flexible f(J) is not needed to bind the stars, nor is its number of components known yet
         values = self._with_df(values, min(wanted or 3, 3), self.few)
@@ -210,7 +215,22 @@ class _Fit:
         values = self._with_df({k: v for k, v in values.items() if not k.startswith("df.")}, n_components, self.subset)
         space = LatentSpace(self.model)
         self.catalog.require(space.size)
+        if self.config.guide == "svgd":
+            check_svgd_size(space.size if self._joint else space.n_potential)
         self.state["u"] = space.vector(values)
+
+    def _scattered(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Displace the start at random by ``start_scatter`` in unconstrained coordinates."""
+        if self.config.start_scatter == 0:
+            return values
+        generator = torch.Generator().manual_seed(self.config.seed)
+        priors, moved = self.model.sites(), {}
+        for name, value in values.items():
+            transform = biject_to(priors[name].support)
+            raw = transform.inv(value)
+            noise = torch.randn(raw.shape, generator=generator, dtype=torch.float64)
+            moved[name] = transform(raw + self.config.start_scatter * noise)
+        return moved
 
     def _rough(self, values: Mapping[str, Tensor], report: Callable[[Tensor, str], None]) -> Tensor:
         config, space = self.config, LatentSpace(self.model.plain())
@@ -232,7 +252,7 @@ class _Fit:
         """Resolve f(J) to ``n_components`` and start it at its best fit in the given potential."""
         J = self._actions(values, w)
         log_z = self._log_fraction(values)
-        self.model.df = self.model.df.resolved(n_components, J)
+        self.model.df = self.model.df.resolved(n_components, J, near_data=not self._separable)
         start = self.model.df.fit_actions(J[:20_000], self.config.seed, log_z=log_z)
         return dict(values) | {f"df.{name}": value for name, value in start.items()}
 
@@ -271,7 +291,7 @@ class _Fit:
             CANDIDATES if self._separable else _JOINT_CANDIDATES,
             tick=tick,
             log_z=self._log_fraction(values),
-            take_best=not self._separable,
+            joint=not self._separable,
         )
         self.state["component_table"] = [dict(row) for row in choice.table]
         return choice.n_components
@@ -351,168 +371,100 @@ class _Fit:
             information = self._fisher(space, u, self.data, config.fisher_stars)
             # other points, twice as many: how far would the maximum move?
             finer = LatentSpace(self._with_points(u, 2 * n, config.seed + 7_001))
-            change = finer.log_fraction_gradient(u) - space.log_fraction_gradient(u)
-            covariance = torch.linalg.inv(information)
-            moved = len(self.data) * (covariance @ change).abs() / covariance.diagonal().sqrt()
-            error = float(moved[: space.n_potential].max())
+            error = displacement(space, finer, u, information, len(self.data))
             report(u, f"twice as many move the result by {error:.2g} posterior sd")
             if error <= config.selection_tolerance or 2 * n > config.selection_max_points:
                 break
             n *= 2
         self.state.update(selection_points=n, selection_error=error)
-        if error > config.selection_tolerance:
-            self.state["warnings"].append(
-                f"twice the {n} points that normalise the selection would move the result by {error:.2f} posterior sd; "
-                "raise selection_max_points"
-            )
         return u, information
 
     def _guide(self, space: LatentSpace) -> WhitenedGuide:
         """The guide before training: the Laplace approximation, up to its families."""
         config = self.config
         family = cast("Family", "full_rank" if config.guide == "laplace" else config.guide)
-        df = config.df_guide or ("point" if self._separable else "joint")
-        return WhitenedGuide(space, self.state["u"], self.state["information"], family, df)
+        df = config.df_guide or ("joint" if self._joint else "point")
+        return WhitenedGuide(space, self.state["u"], self.state["information"], family, df, config.guide_rank)
 
     def _svi(self, bar: Progress) -> None:
-        """Maximise the ELBO with Adam; the second half of the iterates is averaged."""
-        config, space = self.config, LatentSpace(self.model)
-        laplace = config.guide == "laplace"
+        """Train the guide; for the Laplace approximation there is nothing to train."""
+        config = self.config
         pyro.clear_param_store()
-        guide = self._guide(space)
+        guide = self._guide(LatentSpace(self.model))
         self.state["guide"] = self.state.get("guide") or guide.state_dict()
-        if laplace or config.svi_steps == 0:
-            return
-        bar.stage("variational inference", config.svi_steps)
-        bar.step(n=self.state["svi_step"])
-        n, model = len(self.data), self.model
-        batch_size = max(stars_in(self.data, config.batch_size), min(n, 4000))
-        loss = Trace_ELBO(num_particles=config.svi_particles)(model, guide)
-        guide(self.data[:1])
-        guide.load_state_dict(self.state["guide"])
-        parameters = list(guide.parameters())
-        optimiser = torch.optim.Adam(parameters, lr=config.svi_learning_rate, betas=(0.9, 0.99))
-        if "optimiser" in self.state:
-            optimiser.load_state_dict(self.state["optimiser"])
-        mean: dict[str, Tensor] = self.state.get("guide_mean", {})
-        half = config.svi_steps // 2
-        with torch.random.fork_rng():
-            for step in range(self.state["svi_step"], config.svi_steps):
-                torch.manual_seed(_mix(config.seed, step))
-                for group in optimiser.param_groups:
-                    group["lr"] = config.svi_learning_rate * min(1.0, 2 * (1 - step / config.svi_steps) + 0.05)
-                batch = torch.randint(n, (batch_size,)) if n > batch_size else None
-                optimiser.zero_grad()
-                value = loss(self.data, batch)
-                value.backward()
-                optimiser.step()
-                self.state["elbo"].append(-float(value.detach()))
-                if step >= half:
-                    weight = 1 / (step - half + 1)
-                    for name, now in guide.state_dict().items():
-                        mean[name] = now.clone() if name not in mean else mean[name].lerp(now, weight)
-                bar.step(f"ELBO {-float(value.detach()):.1f}")
-                if step % 10 == 9:
-                    self.state.update(
-                        svi_step=step + 1,
-                        guide=guide.state_dict(),
-                        optimiser=optimiser.state_dict(),
-                        guide_mean=mean,
-                    )
-                    self.save(force=False)
-        self.state["guide"] = mean
-        if not all(torch.isfinite(value).all() for value in mean.values()):
-            raise FitError("the ELBO diverged: fit with guide='laplace', or a smaller svi_learning_rate")
+        if config.guide != "laplace" and config.svi_steps > 0:
+            maximise_elbo(self.model, guide, self.data, config, self.state, lambda: self.save(force=False), bar)
+
+    # -- draws -------------------------------------------------------------------------------------------
+
+    @property
+    def _joint(self) -> bool:
+        """Whether f(J) is inferred together with the potential."""
+        apart = self._separable and self.config.guide != "nuts"
+        return (self.config.df_guide or ("point" if apart else "joint")) == "joint"
+
+    def _whitened(self) -> WhitenedPosterior:
+        space = LatentSpace(self.model)
+        return WhitenedPosterior(space, self.data, self.state["u"], self.state["information"], self._joint)
+
+    def _nuts(self, bar: Progress) -> None:
+        """Chains of NUTS, one after the other; a finished chain is not run again."""
+        config, chains = self.config, self.state["chains"]
+        n = max(4, math.ceil(config.n_draws / config.nuts_chains))
+        while len(chains) < config.nuts_chains:
+            bar.stage(f"NUTS, chain {len(chains) + 1} of {config.nuts_chains}", n + config.nuts_warmup)
+            seed = step_seed(config.seed, len(chains))
+            chains.append(nuts(self._whitened(), n, config.nuts_warmup, seed, bar.step))
+            self.save()
+
+    def _svgd(self, bar: Progress) -> None:
+        """Stein particles from the Laplace approximation to the posterior."""
+        config, target = self.config, self._whitened()
+        bar.stage("Stein particles", config.svgd_steps)
+        z, rest = svgd(target, config.svgd_particles, config.svgd_steps, config.seed, bar.step)
+        self.state["chains"] = [Chain(z, 0)]
+        if rest > 0.2:
+            self.state["warnings"].append(
+                f"the particles of SVGD still move ({rest:.2f} of the first step's direction): raise svgd_steps"
+            )
+
+    def _draws(self, space: LatentSpace) -> Draws:
+        config, state = self.config, self.state
+        if config.guide in ("nuts", "svgd"):
+            chains = state["chains"]
+            u = self._whitened().u(torch.cat([chain.z for chain in chains]))
+            return Draws(u, None, len(chains), sum(chain.n_divergent for chain in chains) / len(u))
+        guide = self._guide(space)
+        guide.load_state_dict(state["guide"])
+        return Draws(*guide.draw(config.n_draws, config.seed))
 
     def _result(self, bar: Progress) -> FitResult:
         config, space, state = self.config, LatentSpace(self.model), self.state
         begun = time.perf_counter()
         bar.stage("posterior draws and diagnostics")
-        guide = self._guide(space)
-        guide.load_state_dict(state["guide"])
-        u, log_q = guide.draw(config.n_draws, config.seed)
-        k_hat = self._k_hat(space, u, log_q, bar)
-        n_unbound = count_unbound(space, u.mean(0), self.w)
-        warnings = list(state["warnings"])
-        if n_unbound:
-            warnings.append(f"{n_unbound} stars are unbound in the posterior mean potential")
-        if state["gradient_norm"] > 4 * config.map_tolerance:
-            warnings.append(
-                f"the MAP is {state['gradient_norm']:.2g} posterior sd from the maximum; raise map_iterations"
-            )
-        if k_hat > 0.7:
-            warnings.append(f"PSIS k-hat is {k_hat:.2f} (> 0.7): the posterior is not close to Gaussian")
-        observation = self._observation(space, u.mean(0), warnings)
+        drawn = self._draws(space)
+        few = self.w[self.order[:ANGLE_STARS]]
+        found, log_weights = diagnose(space, self.data, few, drawn, config, state, bar.step)
+        found.seconds["draws"] = time.perf_counter() - begun
+        statistics = {} if drawn.log_q is None else {"log_q": drawn.log_q, "log_weights": log_weights}
         r = radius(self.w[:, :3])
         q = [0.0, 0.01, 0.05, 0.16, 0.5, 0.84, 0.95, 0.99, 1.0]
         ranked = r.sort().values
-        seconds = {**state["seconds"], "draws": time.perf_counter() - begun}
         return FitResult(
             model=self.model,
-            draws={k: v.detach() for k, v in space.values(u).items()},
+            draws={k: v.detach() for k, v in space.values(drawn.u).items()},
             map={k: v.detach() for k, v in space.values(state["u"]).items()},
             config=config,
-            diagnostics=Diagnostics(
-                elbo=state["elbo"],
-                gradient_norm=state["gradient_norm"],
-                n_unbound=n_unbound,
-                k_hat=k_hat,
-                n_components=int(self.model.df.n_components or 0),
-                component_table=state["component_table"],
-                map_iterations=state["map_iterations"],
-                seconds=seconds,
-                warnings=warnings,
-                **observation,
-            ),
+            diagnostics=found,
             catalog={
                 "n_stars": len(self.w),
                 "r_q": [float(ranked[min(int(p * len(r)), len(r) - 1)]) for p in q],
                 "radii": [float(x) for x in ranked[:: max(1, len(r) // 500)]],
                 "meta": dict(self.catalog.meta),
             },
-            sample_stats={"log_q": log_q},
+            sample_stats=statistics,
+            n_chains=drawn.n_chains,
         )
-
-    @torch.no_grad()
-    def _observation(self, space: LatentSpace, u: Tensor, warnings: list[str]) -> dict[str, Any]:
-        """What errors, selection and phase mixing did, for the diagnostics."""
-        found: dict[str, Any] = {}
-        fixed = self.model.at(space.values(u))
-        density = fixed.true_density()
-        if self.model.errors is None and self.model.selection is None and self.model.df.proper:
-            test = angle_statistic(fixed, self.w[self.order[:_ANGLE_STARS]])
-            found["angle_p_value"] = test.p_value
-            if warning := phase_mixing_warning(test):
-                warnings.append(warning)
-        if self.data.dim() == 3:
-            n_eff = torch.cat([effective_samples(density, block) for block in blocks(self.data)])
-            found["error_samples"] = [float(x) for x in n_eff.quantile(torch.tensor([0.0, 0.05, 0.5]).double())]
-            if (few := int((n_eff < 4).sum())) > 0.05 * len(n_eff):
-                warnings.append(
-                    f"{few} of {len(n_eff)} stars have fewer than 4 effective samples of {self.data.shape[1]} within "
-                    "their errors: raise n_samples of the model's errors"
-                )
-        for stream in fixed.streams:
-            if stream.data.dim() == 3:
-                n_eff = stream.effective_samples(fixed.potential, fixed.finder)
-                if (few := int((n_eff < 4).sum())) > 0.05 * len(n_eff):
-                    warnings.append(
-                        f"{few} of {len(n_eff)} stars of stream {stream.stream_name} have fewer than 4 effective "
-                        f"samples of {stream.data.shape[1]} within their errors, which biases the result: raise "
-                        "n_samples of its errors, or drop stars with large errors"
-                    )
-        if self.model.points is not None:
-            found["selected_fraction"] = float(self.model.points.log_z(density.log_prob(self.model.points.w)).exp())
-            found["selection_points"] = self.state["selection_points"]
-            found["selection_error"] = self.state["selection_error"]
-        return found
-
-    def _k_hat(self, space: LatentSpace, u: Tensor, log_q: Tensor, bar: Progress) -> float:
-        log_weights = []
-        for i in range(min(self.config.k_hat_draws, len(u))):
-            log_weights.append(space.log_posterior(u[i], self.data) - log_q[i])
-            bar.step()
-        return psis_k_hat(torch.stack(log_weights))
 
 
 def _sharp(catalog: Catalog, order: Tensor) -> Tensor:
@@ -532,10 +484,6 @@ def _sharp(catalog: Catalog, order: Tensor) -> Tensor:
     return order[ratio[order] <= limit]
 
 
-def _fingerprint(w: Tensor, config: FitConfig) -> dict[str, Any]:
+def fingerprint(w: Tensor, config: FitConfig) -> dict[str, Any]:
+    """Return what tells one fit from another: a digest of the stars, and the settings."""
     return {"n": len(w), "sum": float(w.sum()), "norm": float((w**2).sum()), "config": asdict(config)}
-
-
-def _mix(seed: int, step: int) -> int:
-    """A seed per step, so that a resumed fit draws what the uninterrupted one would have drawn."""
-    return (seed * 1_000_003 + step) % 2**31

@@ -162,7 +162,9 @@ class SnapshotModel(PyroModule):
         scatter = ErrorScatter(catalog) if blurred else None
         r = torch.linalg.vector_norm(catalog.x, dim=-1)
         r_range = (float(r.min()) / 2, float(r.max()) * 1.5)
-        model.points = FixedPoints.lattice(self.chain(values), self.selection, n, seed, r_range, scatter=scatter)
+        # errors are drawn per rotation, at the price of an observation each; catalogues that have them are small
+        m = 16 if blurred else 128
+        model.points = FixedPoints.lattice(self.chain(values), self.selection, n, seed, r_range, m, scatter)
         return model
 
     def chain(self, values: Mapping[str, Tensor]) -> Chain:

@@ -25,6 +25,8 @@ from bayespot.selection import SelectionFunction
 
 #: Shells with less than this fraction of the densest shell's selected stars are left out of a lattice.
 _NEGLIGIBLE = 1e-7
+#: Most rotated points at a time.
+_BLOCK = 500_000
 #: Speeds up to this many times the escape speed: potentials nearby may bind faster stars.
 _REACH = 1.2
 #: Multiples of these are evenly spread modulo 1 in two dimensions (powers of the plastic number's inverse).
@@ -187,12 +189,16 @@ def _accepted(
     r_hat = w[:, :3] / torch.linalg.vector_norm(w[:, :3], dim=-1, keepdim=True)
     v_r = (w[:, 3:] * r_hat).sum(-1, keepdim=True)
     back = torch.cat([w[:, :3], w[:, 3:] - 2 * v_r * r_hat], -1)
-    total = torch.zeros(len(w), dtype=torch.float64)
-    for i in range(m):
-        # one rotation at a time bounds the memory
-        one = rotate(back if i % 2 else w, chain.symmetry, 1, seed * 997 + i)[0]
-        total += selection(one if scatter is None else scatter(one, seed * 997 + i))
-    return total / m
+    means, first = [], 0
+    # blocks bound the memory
+    for block, reversed_ in zip(w.split(_BLOCK // m + 1), back.split(_BLOCK // m + 1), strict=True):
+        turned = rotate(block, chain.symmetry, m, seed * 997 + first)
+        turned[1::2] = rotate(reversed_, chain.symmetry, m, seed * 997 + first)[1::2]
+        turned = turned.reshape(-1, 6)
+        s = selection(turned if scatter is None else scatter(turned, seed * 997 + first))
+        means.append(s.reshape(m, -1).mean(0))
+        first += len(block)
+    return torch.cat(means)
 
 
 def _lattice(potential: Potential, low: float, high: float, n: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayespot.latent import LatentSpace, whitening
+from bayespot.latent import LatentSpace, blocks, whitening
 
 Report = Callable[[Tensor, str], None]
 
@@ -43,11 +43,20 @@ def adam_until_bound(
 
 @torch.no_grad()
 def count_unbound(space: LatentSpace, u: Tensor, w: Tensor) -> int:
-    """Return how many stars are unbound at ``u``."""
+    """Return how many stars are unbound at ``u``; of the samples of a star with errors, one bound is enough.
+
+    ``w`` is ``(n, 6)`` or, as `SnapshotModel.prepare` returns it, ``(n, S, 7)`` with log-weights last.
+    """
     fixed = space.model.at(space.values(u))
-    return sum(
-        int((fixed.finder.capped_actions(fixed.potential, block).excess > 0).sum()) for block in w.split(100_000)
-    )
+    count = 0
+    for block in blocks(w):
+        loose = fixed.finder.capped_actions(fixed.potential, block[..., :6].reshape(-1, 6)).excess > 0
+        loose = loose.reshape(block.shape[:-1])
+        if block.dim() == 3:
+            # a sample of weight zero is nowhere
+            loose = (loose | torch.isneginf(block[..., 6])).all(-1)
+        count += int(loose.sum())
+    return count
 
 
 def lbfgs(
@@ -108,3 +117,15 @@ def lbfgs(
         if stalled >= 2:
             break
     return latest["best"], float(latest["norm"]), done
+
+
+def displacement(space: LatentSpace, finer: LatentSpace, u: Tensor, information: Tensor, n_stars: int) -> float:
+    """Return how far another normalisation of the selection moves the maximum, to first order.
+
+    ``space`` and ``finer`` have the same model with different points; of the potential's parameters the one that moves
+    most counts, in posterior standard deviations.
+    """
+    change = finer.log_fraction_gradient(u) - space.log_fraction_gradient(u)
+    covariance = torch.linalg.inv(information)
+    moved = n_stars * (covariance @ change).abs() / covariance.diagonal().sqrt()
+    return float(moved[: space.n_potential].max())

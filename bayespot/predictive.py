@@ -16,7 +16,7 @@ from bayespot.chain import Chain
 from bayespot.errors import ErrorScatter
 from bayespot.model import SnapshotModel
 from bayespot.phase_mixing import angle_statistic
-from bayespot.posterior import Posterior
+from bayespot.posterior import PotentialDraws
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,7 +59,7 @@ class Predictive:
 
 
 def posterior_predictive(
-    posterior: Posterior,
+    posterior: PotentialDraws,
     catalog: Catalog,
     n_draws: int = 100,
     seed: int = 0,
@@ -122,15 +122,17 @@ def posterior_predictive(
     edges = np.quantile(r, np.linspace(0, 1, n_bins + 1))
     middle = np.quantile(r, (np.arange(n_bins) + 0.5) / n_bins)
     edges[0], edges[-1] = 0.0, np.inf
-    replicas = Replicator(few.model, catalog)
+    replicas: dict[int, Replicator] = {}
     observed_profile = profiles(catalog.w.numpy(), edges)
     observed: dict[str, list[Any]] = {name: [] for name in (*observed_profile, "angles")}
     replicated: dict[str, list[Any]] = {name: [] for name in (*observed_profile, "angles")}
     with torch.no_grad():
         for i in range(few.n_draws):
-            values = {k: v[i] for k, v in few.draws.items()}
-            w = replicas.draw(values, seed * 1_000_003 + i)
-            fixed = few.model.at(values)
+            model, values = few.source(i)
+            if id(model) not in replicas:
+                replicas[id(model)] = Replicator(model, catalog)
+            w = replicas[id(model)].draw(values, seed * 1_000_003 + i)
+            fixed = model.at(values)
             for store, stars in ((observed, catalog.w), (replicated, w)):
                 store["angles"].append(angle_statistic(fixed, stars).statistic)
             for name, value in profiles(w.numpy(), edges).items():

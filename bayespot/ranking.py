@@ -20,7 +20,7 @@ from bayespot.formulas import PRIOR_SD, Formula
 from bayespot.inference import fit
 from bayespot.latent import LatentSpace, blocks
 from bayespot.model import SnapshotModel
-from bayespot.posterior import Posterior
+from bayespot.posterior import EnsemblePosterior, Posterior, PotentialDraws
 from bayespot.potential.symbolic import SymbolicPotential
 from bayespot.target import Target
 from bayespot.units import G
@@ -54,7 +54,7 @@ class StarFit:
     pointwise: NDArray[Any]
 
 
-def stars_of(posterior: Posterior, catalog: Catalog | None, most: int, seed: int) -> Catalog | None:
+def stars_of(posterior: PotentialDraws, catalog: Catalog | None, most: int, seed: int) -> Catalog | None:
     """Return the stars that formulas are ranked with: of the catalogue, or those that a run keeps; at most so many.
 
     Raises
@@ -65,7 +65,8 @@ def stars_of(posterior: Posterior, catalog: Catalog | None, most: int, seed: int
     if catalog is None:
         kept = posterior.meta.get("w")
         # errors and selections need more than coordinates
-        if kept is None or not posterior.model.is_plain or len(posterior.model.streams):
+        model, _ = posterior.source(0)
+        if kept is None or not model.is_plain or len(model.streams):
             return None
         catalog = Catalog(torch.as_tensor(np.asarray(kept), dtype=torch.float64))
     elif len(catalog) != posterior.meta.get("n_stars", len(catalog)):
@@ -74,6 +75,17 @@ def stars_of(posterior: Posterior, catalog: Catalog | None, most: int, seed: int
         order = torch.randperm(len(catalog), generator=torch.Generator().manual_seed(seed))
         catalog = catalog[order[:most].sort().values]
     return catalog
+
+
+def reference(posterior: PotentialDraws) -> Posterior:
+    """Return the posterior itself, or the ensemble's member of the largest weight: formulas are compared with it."""
+    if isinstance(posterior, EnsemblePosterior):
+        return posterior.members[int(posterior.weights.argmax())]
+    if not isinstance(posterior, Posterior):
+        raise ValueError(
+            f"formulas are ranked beside a Posterior or an ensemble of them, got {type(posterior).__name__}"
+        )
+    return posterior
 
 
 def constant_prior(unit: str, target: Target) -> LogNormal:

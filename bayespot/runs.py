@@ -9,18 +9,26 @@ import platform
 import shutil
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
 from bayespot import diagnostics, plots
-from bayespot.fit_result import FitResult
+from bayespot.fit_result import EnsembleResult, FitResult
 from bayespot.mock import truth_potential
 from bayespot.model import SnapshotModel
-from bayespot.posterior import PLANE_FIELDS, Posterior, truth_field
+from bayespot.posterior import (
+    PLANE_FIELDS,
+    EnsemblePosterior,
+    Posterior,
+    PotentialDraws,
+    member_spread,
+    truth_field,
+)
 from bayespot.predictive import Predictive
 
 if TYPE_CHECKING:
@@ -88,7 +96,50 @@ def save_run(
     RunError
         If the folder exists and ``overwrite`` is False.
     """
-    folder = Path(folder)
+    return _save(Path(folder), lambda place: _write(place, result, catalog, model_name, model_file, command), overwrite)
+
+
+def save_ensemble(
+    folder: Path,
+    result: EnsembleResult,
+    catalog: Catalog,
+    *,
+    model_name: str = "",
+    model_file: Path | None = None,
+    command: str = "",
+    overwrite: bool = False,
+) -> Path:
+    """Write a finished ensemble: a run folder per member, ``member-0`` and so on, and what follows from all.
+
+    ``config.json``, ``diagnostics.json``, ``summary.ecsv``, ``fields.ecsv`` and ``figures/`` are of the mixture.
+    Complete or not at all, as `save_run`.
+    """
+
+    def write(place: Path) -> None:
+        for k, member in enumerate(result.members):
+            (place / f"member-{k}").mkdir()
+            _write(place / f"member-{k}", member, catalog, model_name, model_file, command)
+        first = result.members[0]
+        config = _config(first, model_name, model_file, command)
+        config["ensemble"] = {"n_members": len(result.members), "weighting": result.weighting}
+        _write_json(place / "config.json", config)
+        positions = _star_sample(catalog)
+        posterior = EnsemblePosterior([_posterior(member, positions) for member in result.members], result.weights)
+        r = default_radii(first.catalog)
+        diagnosis = {
+            "weights": result.weights,
+            "spread": member_spread(posterior, r[:: len(r) // 10]),
+            "elbo": [],
+            "members": [asdict(member.diagnostics) for member in result.members],
+        }
+        _write_json(place / "diagnostics.json", diagnosis)
+        _write_tables(place, posterior, [])
+
+    return _save(Path(folder), write, overwrite)
+
+
+def _save(folder: Path, write: Callable[[Path], None], overwrite: bool) -> Path:
+    """Have a run written beside its place and move it there when it is complete."""
     if folder.exists() and not overwrite:
         raise RunError(f"{folder} exists; choose another folder or pass --overwrite")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +147,7 @@ def save_run(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        _write(temporary, result, catalog, model_name, model_file, command)
+        write(temporary)
         if folder.exists():
             # the old run goes only once the new one is complete
             old = folder.with_name(f".{folder.name}.old")
@@ -112,10 +163,8 @@ def save_run(
     return folder
 
 
-def _write(
-    folder: Path, result: FitResult, catalog: Catalog, model_name: str, model_file: Path | None, command: str
-) -> None:
-    config = {
+def _config(result: FitResult, model_name: str, model_file: Path | None, command: str) -> dict[str, Any]:
+    return {
         "format": FORMAT,
         "model": model_name,
         "model_file": f"{model_file.stem}" if model_file else None,
@@ -124,22 +173,43 @@ def _write(
         "catalog": result.catalog,
         "versions": versions(),
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    (folder / "diagnostics.json").write_text(json.dumps(asdict(result.diagnostics), indent=1))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1))
+
+
+def _write_tables(folder: Path, posterior: PotentialDraws, elbo: list[float]) -> None:
+    posterior.summary().write(folder / "summary.ecsv")
+    posterior.thinned(400).predict(default_radii(posterior.meta)).write(folder / "fields.ecsv")
+    draw_figures(folder / "figures", posterior, elbo)
+
+
+def _write(
+    folder: Path, result: FitResult, catalog: Catalog, model_name: str, model_file: Path | None, command: str
+) -> None:
+    _write_json(folder / "config.json", _config(result, model_name, model_file, command))
+    _write_json(folder / "diagnostics.json", asdict(result.diagnostics))
     torch.save(result.model, folder / "model.pt")
     if model_file:
         shutil.copy(model_file, folder / "model.py")
     attrs = {"n_stars": len(catalog), "seed": result.config.seed, "model": model_name}
-    data = diagnostics.to_inference_data(result.draws, result.sample_stats, attrs)
+    data = diagnostics.to_inference_data(result.draws, result.sample_stats, attrs, result.n_chains)
     diagnostics.save_netcdf(data, folder / "posterior.nc")
     positions = _star_sample(catalog)
     # few stars are kept whole: what a distillation ranks formulas with
     few = catalog.w.numpy() if len(catalog) <= MAX_STARS else np.empty((0, 6))
     np.savez_compressed(folder / "stars.npz", positions=positions, w=few)
-    posterior = Posterior(result.model, result.draws, {**result.catalog, "positions": positions})
-    posterior.summary().write(folder / "summary.ecsv")
-    posterior.thinned(400).predict(default_radii(result.catalog)).write(folder / "fields.ecsv")
-    draw_figures(folder / "figures", posterior, result.diagnostics.elbo)
+    _write_tables(folder, _posterior(result, positions), result.diagnostics.elbo)
+
+
+def _posterior(result: FitResult, positions: np.ndarray) -> Posterior:
+    return Posterior(
+        result.model,
+        result.draws,
+        {**result.catalog, "positions": positions},
+        result.sample_stats.get("log_weights"),
+    )
 
 
 def default_radii(catalog: dict[str, Any], n: int = 60) -> np.ndarray:
@@ -164,7 +234,7 @@ def star_positions(meta: dict[str, Any]) -> np.ndarray | None:
     return (np.asarray(meta["radii"])[:, None] * directions).reshape(-1, 3)
 
 
-def draw_figures(folder: Path, posterior: Posterior, elbo: list[float]) -> list[Path]:
+def draw_figures(folder: Path, posterior: PotentialDraws, elbo: list[float]) -> list[Path]:
     """Draw the fields of `FIGURES`, their uncertainty against radius and in a plane, and the ELBO; return the files."""
     from matplotlib.figure import Figure
 
@@ -204,7 +274,7 @@ def save_predictive(folder: Path, check: Predictive) -> Path:
     summary = {"p_values": check.p_values, "warnings": check.warnings, "n_draws": len(check.observed["counts"])}
     observed = {name: value if name == "angles" else value[0] for name, value in check.observed.items()}
     data = diagnostics.with_predictive(
-        diagnostics.load_netcdf(folder / "posterior.nc"),
+        _inference_data(folder),
         {**observed, "r_edges": check.r_edges},
         check.replicated,
         {f"p_value_{name}": p for name, p in check.p_values.items()},
@@ -227,6 +297,13 @@ def save_predictive(folder: Path, check: Predictive) -> Path:
     return figure_path
 
 
+def _inference_data(folder: Path) -> Any:
+    """The InferenceData of a run; of an ensemble, whose posteriors are its members', that of earlier checks or none."""
+    if "ensemble" in _read_json(folder / "config.json") and not (folder / "posterior.nc").exists():
+        return diagnostics.no_inference_data()
+    return diagnostics.load_netcdf(folder / "posterior.nc")
+
+
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
     from importlib.metadata import version
@@ -235,8 +312,8 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
-def load_run(folder: str | os.PathLike[str]) -> tuple[Posterior, dict[str, Any], dict[str, Any]]:
-    """Return posterior, configuration and diagnostics of a run.
+def load_run(folder: str | os.PathLike[str]) -> tuple[PotentialDraws, dict[str, Any], dict[str, Any]]:
+    """Return posterior, configuration and diagnostics of a run, or of an ensemble's.
 
     The model is unpickled: load only runs you trust.
 
@@ -256,6 +333,10 @@ def load_run(folder: str | os.PathLike[str]) -> tuple[Posterior, dict[str, Any],
             f"bayespot {config.get('versions', {}).get('bayespot', 'of that version')}"
         )
     diagnosis = _read_json(folder / "diagnostics.json")
+    if "ensemble" in config:
+        n = config["ensemble"]["n_members"]
+        members = [cast("Posterior", load_run(folder / f"member-{k}")[0]) for k in range(n)]
+        return EnsemblePosterior(members, diagnosis["weights"]), config, diagnosis
     if config.get("model_file"):
         _restore_user_module(folder / "model.py", config["model_file"])
     try:
@@ -268,7 +349,10 @@ def load_run(folder: str | os.PathLike[str]) -> tuple[Posterior, dict[str, Any],
         raise RunError(f"{folder / 'model.pt'} holds a {type(model).__name__}, not a SnapshotModel; fit again")
     data = diagnostics.load_netcdf(folder / "posterior.nc")
     draws = {name: torch.as_tensor(value) for name, value in diagnostics.posterior_arrays(data).items()}
-    return Posterior(model, draws, {**config["catalog"], **_read_stars(folder / "stars.npz")}), config, diagnosis
+    log_weights = diagnostics.posterior_arrays(data, "sample_stats").get("log_weights")
+    weights = None if log_weights is None else torch.as_tensor(log_weights)
+    meta = {**config["catalog"], **_read_stars(folder / "stars.npz")}
+    return Posterior(model, draws, meta, weights), config, diagnosis
 
 
 def _read_stars(path: Path) -> dict[str, np.ndarray]:

@@ -262,7 +262,7 @@ class UniformOrbits(DistributionFunction):
     def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
         raise ValueError("streams alone say nothing of other orbits: there is no population to draw from")
 
-    def resolved(self, n_components: int, J: Tensor) -> UniformOrbits:
+    def resolved(self, n_components: int, J: Tensor, near_data: bool = False) -> UniformOrbits:
         return self
 
     def fit_actions(

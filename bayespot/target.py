@@ -13,7 +13,7 @@ from bayespot.potential.profile import require_spherical
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from bayespot.posterior import Posterior
+    from bayespot.posterior import PotentialDraws
 
 Gauge = Literal["absolute", "offset", "force"]
 GAUGES = ("absolute", "offset", "force")
@@ -60,7 +60,7 @@ class Target:
     stars_r: NDArray[Any]
 
     @classmethod
-    def of(cls, posterior: Posterior, n_radii: int = 40) -> Target:
+    def of(cls, posterior: PotentialDraws, n_radii: int = 40) -> Target:
         """Evaluate a posterior at ``n_radii`` quantiles of its stars' radii (0.5 % to 99.5 %).
 
         Raises
@@ -76,7 +76,7 @@ class Target:
         if "radii" not in posterior.meta:
             raise ValueError("these draws know no stars (meta has no radii): distil the posterior of a fit")
         few = posterior.thinned(MAX_DRAWS)
-        require_spherical(few.model.potential)
+        require_spherical(few.potential_at(0))
         stars_r = np.asarray(posterior.meta["radii"])
         r_0 = float(np.median(stars_r))
         r = np.quantile(stars_r, np.linspace(0.005, 0.995, n_radii))

@@ -73,6 +73,9 @@ def test_existing_files_are_kept(session):
         (("fit", "nofile.py", "stars.ecsv", "-o", "new"), "no such model file"),
         (("fit", "isochrone", "stars.ecsv", "-o", "new", "--guide", "wide"), "full_rank"),
         (("fit", "isochrone", "stars.ecsv", "-o", "new", "--resume"), "nothing to resume"),
+        (("fit", "isochrone", "stars.ecsv", "-o", "new", "--ensemble", "2", "--resume"), "nothing to resume"),
+        (("fit", "isochrone", "stars.ecsv", "-o", "new", "--jobs", "2"), "add --ensemble"),
+        (("fit", "spherical", "stars.ecsv", "-o", "new", "--guide", "svgd", "--df-guide", "joint"), "SVGD moves"),
         (("predict", "run", "--radii", "1-30", "-o", "a.ecsv"), "LO:HI:N"),
         (("report", "none"), "not a run folder"),
         (("distill", "run", "--families", "keplr"), "unknown family 'keplr'; choose of kepler"),
@@ -116,6 +119,46 @@ def test_user_model(session):
     assert done.returncode == 0, done.stderr
 
 
+def test_ensemble_session(session):
+    """Two members of a user's model in two processes: a run with a folder per member, weights adding up to one; predict
+    and report work on it, the report judges in words, also after a check."""
+    (session / "member.py").write_text(
+        "from bayespot.models import isochrone\n"
+        "from bayespot.potential import Isochrone\n"
+        "class Own(Isochrone):\n"
+        "    pass\n"
+        "def build(catalog):\n"
+        "    model = isochrone.build(catalog)\n"
+        "    model.potential.__class__ = Own\n"
+        "    return model\n"
+    )
+    done = bayespot(
+        "fit", "member.py", "stars.ecsv", "-o", "both", "--ensemble", "2", "--jobs", "2", *FAST, cwd=session
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (session / "both").glob("member-*")) == ["member-0", "member-1"]
+    assert not (session / "both.partial").exists()
+    assert len(QTable.read(session / "both" / "fields.ecsv")) == 60
+    assert (session / "both" / "figures" / "uncertainty_maps.png").exists()
+    done = bayespot("predict", "both", "--radii", "1:30:3", "-o", "both.ecsv", cwd=session)
+    assert done.returncode == 0, done.stderr
+    done = bayespot("check", "both", "stars.ecsv", "--n-draws", "50", cwd=session)
+    assert done.returncode == 0, done.stderr
+    done = bayespot("report", "both", cwd=session)
+    assert done.returncode == 0, done.stderr
+    for words in ("ensemble of 2", "member 1, weight 0.50", "The posterior", "posterior predictive p-values"):
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize(("guide", "words"), [("low_rank", "PSIS k-hat"), ("mean_field", "too narrow by construction")])
+def test_guides(session, guide, words):
+    """--guide reaches the fit and the report says what that guide can be judged by."""
+    name = f"run_{guide}"
+    done = bayespot("fit", "isochrone", "stars.ecsv", "-o", name, "--guide", guide, *FAST, cwd=session)
+    assert done.returncode == 0, done.stderr
+    assert words in bayespot("report", name, cwd=session).stdout
+
+
 def test_help_teaches():
     """Every command's help has an example; the models are listed with a line each."""
     done = bayespot("--help", cwd=".")
@@ -138,13 +181,13 @@ def test_interrupted_fit_goes_on(session, monkeypatch, capsys):
     """Ctrl-C in SVI: status 130, a hint, a checkpoint and no run; refused without --resume, finished with it."""
     import typer
 
-    from bayespot import Catalog, FitConfig, inference
+    from bayespot import Catalog, FitConfig, variational
     from bayespot.cli import _fit_to_folder
 
     folder = session / "stopped"
     stars = Catalog.read(session / "stars.ecsv")
     config = FitConfig(seed=2, n_components=1, svi_steps=20, n_draws=50, k_hat_draws=25)
-    mix, calls = inference._mix, iter(range(1000))
+    mix, calls = variational.step_seed, iter(range(1000))
 
     def interrupt(seed: int, step: int) -> int:
         if next(calls) == 15:
@@ -152,7 +195,7 @@ def test_interrupted_fit_goes_on(session, monkeypatch, capsys):
         return mix(seed, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(inference, "_mix", interrupt)
+        patch.setattr(variational, "step_seed", interrupt)
         with pytest.raises(typer.Exit) as stopped:
             _fit_to_folder("isochrone", stars, config, folder)
     assert stopped.value.exit_code == 130
@@ -213,7 +256,8 @@ def test_gaia_like_fit(gaia):
     for words in ("column radial_velocity: 5 of", "row 0", "allow_missing"):
         assert words in done.stderr
     assert not (gaia / "run").exists()
-    done = bayespot("fit", GAIA_MODEL, "columns.fits", "-o", "run", "--allow-missing", *FAST, cwd=gaia)
+    few = ("--svi-steps", "4", "--n-draws", "30", "--n-components", "1")
+    done = bayespot("fit", GAIA_MODEL, "columns.fits", "-o", "run", "--allow-missing", *few, cwd=gaia)
     assert done.returncode == 0, done.stderr
     done = bayespot("report", "run", cwd=gaia)
     assert done.returncode == 0, done.stderr

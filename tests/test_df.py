@@ -183,3 +183,19 @@ def test_refusals():
         SphericalMixture().initial_values(torch.rand(5, 3).double())
     with pytest.raises(ValueError, match="shape_L"):
         SphericalActionDistribution(_t(0.0), _t(1.0), _t(1.0), _t(1.0), _t(1.5), _t(3.0), validate_args=True)
+
+
+@pytest.mark.parametrize("kind", [SphericalMixture, ActionMixture])
+def test_priors_near_the_data_are_narrower(kind):
+    """near_data halves the sd of every logarithm of a scale, keeps its mean, and leaves shapes near 1."""
+    J = 100 * torch.rand(500, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1
+    broad, near = (kind().resolved(2, J, near_data=flag) for flag in (False, True))
+    names = [name for name in broad._priors if name.startswith(("ln_scale", "ln_sigma"))]
+    assert len(names) >= 2
+    for name in names:
+        assert near._priors[name].sd == broad._priors[name].sd / 2
+        assert near._priors[name].mean == broad._priors[name].mean
+    assert near._priors["ln_shape_r"].mean < broad._priors["ln_shape_r"].mean
+    assert {k: v for k, v in near._priors.items() if k not in (*names, "ln_shape_r")} == {
+        k: v for k, v in broad._priors.items() if k not in (*names, "ln_shape_r")
+    }

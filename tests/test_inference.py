@@ -12,6 +12,7 @@ import pyro
 import pytest
 import torch
 from bayespot.models import isochrone, spherical
+from contracts_latent import check_gradient
 from pyro import poutine
 
 from bayespot import FitConfig, FitError, Isochrone, MassSlopeNetwork, Posterior, SnapshotModel, SphericalMixture, fit
@@ -123,12 +124,7 @@ def test_gradient_against_differences(isochrone_stars):
     w = isochrone_stars.w[:300]
     bound = model.at(space.values(u)).finder.capped_actions(model.at(space.values(u)).potential, w).excess == 0
     w = w[bound]
-    _, slope = space.gradient(u, w)
-    for k in range(space.size):
-        step = torch.zeros_like(u)
-        step[k] = 1e-4
-        difference = (space.log_posterior(u + step, w) - space.log_posterior(u - step, w)) / 2e-4
-        assert abs(float(difference - slope[k])) < 1e-5 * float(slope.abs().max()), k
+    check_gradient(space, u, w)
 
 
 def test_parametric_fit_finds_the_truth(fitted):
@@ -157,12 +153,12 @@ def test_same_seed_same_numbers(isochrone_stars, fitted):
 
 def test_interrupted_fit_resumes(isochrone_stars, fitted, tmp_path, monkeypatch):
     """Interrupted in SVI and resumed, a fit ends with the numbers of an uninterrupted one."""
-    from bayespot import inference
+    from bayespot import inference, variational
 
     checkpoint = tmp_path / "run.partial" / "checkpoint.pt"
     monkeypatch.setattr(inference, "_CHECKPOINT_SECONDS", 0.0)
     calls = {"n": 0}
-    mix = inference._mix
+    mix = variational.step_seed
 
     def interrupt(seed, step):
         calls["n"] += 1
@@ -171,7 +167,7 @@ def test_interrupted_fit_resumes(isochrone_stars, fitted, tmp_path, monkeypatch)
         return mix(seed, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(inference, "_mix", interrupt)
+        patch.setattr(variational, "step_seed", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fit(isochrone.build(isochrone_stars), isochrone_stars, QUICK, checkpoint=checkpoint)
     assert checkpoint.exists()

@@ -36,8 +36,12 @@ class DistributionFunction(AbstractPyroModule, abc.ABC):
         """Return about n weighted orbits, differentiable in the parameters, with common random numbers."""
 
     @abc.abstractmethod
-    def resolved(self, n_components: int, J: Tensor) -> DistributionFunction:
-        """Return the density with ``n_components`` components and priors scaled to the actions ``J``."""
+    def resolved(self, n_components: int, J: Tensor, near_data: bool = False) -> DistributionFunction:
+        """Return the density with ``n_components`` components and priors scaled to the actions ``J``.
+
+        ``near_data``: keep f(J) to the scales of the data. For catalogues with a selection or measurement errors, in
+        which f(J) where no star is seen trades against the potential.
+        """
 
     @abc.abstractmethod
     def fit_actions(

@@ -35,7 +35,7 @@ def choose_n_components(
     max_stars: int = 20_000,
     tick: Callable[[str], None] | None = None,
     log_z: LogFraction | None = None,
-    take_best: bool = False,
+    joint: bool = False,
 ) -> ComponentChoice:
     """Choose the number of components by cross-validation at fixed actions.
 
@@ -55,9 +55,9 @@ def choose_n_components(
         Called with a note after every candidate.
     log_z
         ln of the fraction of the population that was selected, as a function of f(J).
-    take_best
-        Choose the best candidate itself. For likelihoods with a selection or measurement errors, where a misfit of
-        f(J) does not average out over the angles but moves the potential.
+    joint
+        Choose the best candidate itself, with priors near the data. For likelihoods with a selection or measurement
+        errors, where a misfit of f(J) does not average out over the angles but moves the potential.
     """
     generator = torch.Generator().manual_seed(seed)
     J = J[torch.randperm(len(J), generator=generator)[:max_stars]]
@@ -67,7 +67,7 @@ def choose_n_components(
     for k in sorted(candidates):
         if 7 * k * n_folds > len(J):
             break  # fewer stars in a fold than parameters: no fit to speak of
-        scores[k] = _held_out(df, J, folds, n_folds, k, seed, log_z)
+        scores[k] = _held_out(df, J, folds, n_folds, k, seed, log_z, joint)
         best = max(scores, key=lambda n: float(scores[n].mean()))
         worse = 0 if best == k else worse + 1
         if tick:
@@ -88,19 +88,26 @@ def choose_n_components(
                 "standard_error": error,
             }
         )
-    if take_best:
+    if joint:
         return ComponentChoice(best, table)
     chosen = next(int(row["n_components"]) for row in table if row["below_best"] <= row["standard_error"])
     return ComponentChoice(chosen, table)
 
 
 def _held_out(
-    df: DistributionFunction, J: Tensor, folds: Tensor, n_folds: int, k: int, seed: int, log_z: LogFraction | None
+    df: DistributionFunction,
+    J: Tensor,
+    folds: Tensor,
+    n_folds: int,
+    k: int,
+    seed: int,
+    log_z: LogFraction | None,
+    near_data: bool,
 ) -> Tensor:
     score = torch.empty(len(J), dtype=torch.float64)
     for fold in range(n_folds):
         held = folds == fold
-        module = df.resolved(k, J[~held])
+        module = df.resolved(k, J[~held], near_data)
         values = module.fit_actions(J[~held], seed, max_iterations=60, log_z=log_z)
         with torch.no_grad():
             fixed = freeze(module, values)

@@ -56,10 +56,17 @@ class ActionMixtureModule(DistributionFunction, abc.ABC):
     def distribution(self) -> SphericalActionDistribution | ActionDistribution:
         """Return f(J) as a torch Distribution at the current values of the sites."""
 
-    def resolved(self, n_components: int, J: Tensor) -> ActionMixtureModule:
-        """Return the density with ``n_components`` components and priors scaled to the actions ``J``."""
+    def resolved(self, n_components: int, J: Tensor, near_data: bool = False) -> ActionMixtureModule:
+        """Return the density with ``n_components`` components and priors scaled to the actions ``J``.
+
+        With ``near_data`` scales have a standard deviation of a factor e instead of e^2, and f(J) hardly rises with
+        J_r: otherwise components may hide beyond the selected stars, flat or rising, in too shallow a potential.
+        """
         module = self._new(n_components)
         module._priors = module._site_priors(J)
+        if near_data:
+            narrower = {n: SitePrior(p.mean, p.sd / 2) for n, p in module._priors.items() if n.startswith(_SCALES)}
+            module._priors |= narrower | {"ln_shape_r": SitePrior(-3.0, 1.0)}
         for name, prior in module._priors.items():
             mean = torch.full((n_components,), prior.mean, dtype=torch.float64)
             site = dist.Normal(mean, torch.full_like(mean, prior.sd)).to_event(1)
@@ -228,6 +235,10 @@ class ActionMixture(ActionMixtureModule):
             1 + self.ln_shape_z.exp(),
             self.ln_tail.exp(),
         )
+
+
+#: Beginnings of the names of sites that are logarithms of scales.
+_SCALES = ("ln_scale", "ln_sigma")
 
 
 def _L(J: Tensor) -> Tensor:

@@ -121,6 +121,12 @@ class MassSlopeNetwork(Potential):
         """Start at the prior's centre, also when the prior is flat."""
         return {name: value.clone() for name, value in self._start.items()}
 
+    def shift_features(self, fraction: float) -> None:
+        """Move fixed features by a fraction of their spacing; with a prior of their own they stay."""
+        if "centres" in self._buffers:
+            spacing = (self.s_outer - self.s_inner) / (self.n_features - 1)
+            self.centres = self.centres + fraction * spacing
+
     def mass_slope(self, s: Tensor) -> Tensor:
         """Return gamma = d ln M / d ln r at s = ln(r/kpc)."""
         return _slope(s, self._out_start, self.slope_weights, self.centres, self.ln_width)

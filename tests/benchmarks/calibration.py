@@ -434,7 +434,7 @@ def figure(summary: dict[str, dict[str, Any]], rows: dict[str, list[dict[str, An
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    colours = {"potential": "C0", "potential_step": "C4", "enclosed_mass": "C1", "density": "C2"}
+    colours = {"potential": "#0072B2", "potential_step": "#CC79A7", "enclosed_mass": "#D55E00", "density": "#009E73"}
     fig, grid = plt.subplots(len(summary), 3, figsize=(13, 2.9 * len(summary)), squeeze=False, layout="constrained")
     for axes, (name, found) in zip(grid, summary.items(), strict=True):
         good = [row for row in rows[name] if "error" not in row]

@@ -1,6 +1,6 @@
 """What selection and measurement errors do to a fit, with and without being modelled: the README's figures.
 
-    python tests/benchmarks/survey.py selection --n-stars 87500 --seeds 604-605
+    python tests/benchmarks/survey.py selection --n-stars 87500 --seeds 605-606
     python tests/benchmarks/survey.py errors --n-stars 5000 --seeds 703-705
 
 ``selection`` keeps the stars within 10 kpc of (8.2, 0, 0.02) kpc. ``errors`` adds 10 % in distance, 0.05 mas/yr

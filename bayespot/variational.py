@@ -1,0 +1,85 @@
+"""Stochastic variational inference: Adam on the ELBO from the Laplace approximation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.infer import Trace_ELBO
+from torch import Tensor
+
+from bayespot.fit_result import FitConfig, FitError
+from bayespot.guides import WhitenedGuide
+from bayespot.latent import stars_in
+from bayespot.model import SnapshotModel
+from bayespot.progress import Progress
+
+
+def maximise_elbo(
+    model: SnapshotModel,
+    guide: WhitenedGuide,
+    data: Tensor,
+    config: FitConfig,
+    state: dict[str, Any],
+    save: Callable[[], None],
+    bar: Progress,
+) -> None:
+    """Maximise the ELBO; the second half of the iterates is averaged.
+
+    Parameters
+    ----------
+    model, guide, data, config
+        What is fitted: the stars are as `SnapshotModel.prepare` returns them.
+    state
+        The fit's state, continued from: ``guide`` (parameters), ``svi_step``, ``elbo``, ``optimiser`` and
+        ``guide_mean``. In the end ``guide`` holds the average.
+    save
+        Called every ten steps, when ``state`` is consistent.
+
+    Raises
+    ------
+    FitError
+        If the ELBO diverges.
+    """
+    bar.stage("variational inference", config.svi_steps)
+    bar.step(n=state["svi_step"])
+    n = len(data)
+    batch_size = max(stars_in(data, config.batch_size), min(n, 4000))
+    loss = Trace_ELBO(num_particles=config.svi_particles)(model, guide)
+    guide(data[:1])
+    guide.load_state_dict(state["guide"])
+    optimiser = torch.optim.Adam(list(guide.parameters()), lr=config.svi_learning_rate, betas=(0.9, 0.99))
+    if "optimiser" in state:
+        optimiser.load_state_dict(state["optimiser"])
+    mean: dict[str, Tensor] = state.get("guide_mean", {})
+    half = config.svi_steps // 2
+    with torch.random.fork_rng():
+        for step in range(state["svi_step"], config.svi_steps):
+            torch.manual_seed(step_seed(config.seed, step))
+            for group in optimiser.param_groups:
+                group["lr"] = config.svi_learning_rate * min(1.0, 2 * (1 - step / config.svi_steps) + 0.05)
+            batch = torch.randint(n, (batch_size,)) if n > batch_size else None
+            optimiser.zero_grad()
+            value = loss(data, batch)
+            value.backward()
+            optimiser.step()
+            state["elbo"].append(-float(value.detach()))
+            if step >= half:
+                weight = 1 / (step - half + 1)
+                for name, now in guide.state_dict().items():
+                    mean[name] = now.clone() if name not in mean else mean[name].lerp(now, weight)
+            bar.step(f"ELBO {-float(value.detach()):.1f}")
+            if step % 10 == 9:
+                state.update(
+                    svi_step=step + 1, guide=guide.state_dict(), optimiser=optimiser.state_dict(), guide_mean=mean
+                )
+                save()
+    state["guide"] = mean
+    if not all(torch.isfinite(value).all() for value in mean.values()):
+        raise FitError("the ELBO diverged: fit with guide='laplace', or a smaller svi_learning_rate")
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return a seed per step, so that a resumed fit draws what the uninterrupted one would have drawn."""
+    return (seed * 1_000_003 + step) % 2**31
