@@ -1,4 +1,4 @@
-"""The command line: simulate, forecast, fit, predict, report, demo."""
+"""The command line: simulate, forecast, fit, predict, report, distill, demo."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from astropy.table import QTable
 
     from bayespot.catalog import Catalog
+    from bayespot.distillation import Distillation
     from bayespot.fit_result import FitConfig
     from bayespot.forecast import Forecast
     from bayespot.posterior import PotentialDraws
@@ -30,6 +31,7 @@ A first session:
     bayespot fit spherical stars.ecsv -o run
     bayespot predict run --radii 0.5:100:50 -o fields.ecsv
     bayespot report run
+    bayespot distill run --budget-minutes 5
 """,
 )
 _DEBUG = {"on": False}
@@ -236,6 +238,71 @@ def check(
 
 
 @app.command()
+def distill(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    budget_minutes: Annotated[float, typer.Option(help="Wall-clock time of all searches together, minutes.")] = 5.0,
+    budget_epochs: Annotated[
+        int | None, typer.Option(help="Epochs per search instead: the same result on every run.")
+    ] = None,
+    families: Annotated[
+        str | None, typer.Option(help="Comma-separated families of formulas; `list` shows them.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    mode: Annotated[
+        Any,
+        typer.Option(
+            help="mean: search on the posterior mean; class: one form for many draws.", parser=str, metavar="TEXT"
+        ),
+    ] = "mean",
+    gauge: Annotated[
+        Any, typer.Option(help="absolute (Phi), offset (Phi - Phi(r_0)) or force (v_c^2).", parser=str, metavar="TEXT")
+    ] = "absolute",
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    catalog: Annotated[
+        Path | None, typer.Option(help="The catalogue that was fitted; needed for more than 10 000 stars.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the searches that are finished.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier distillation.")] = False,
+) -> None:
+    """Turn a run's potential into formulas with uncertain constants and weights (symbolic regression with physo).
+
+    Writes table.ecsv, candidates.json, formulas.tex and formulas.png to RUN/distillation.
+
+    Example: `bayespot distill run --budget-minutes 5 --jobs 2 --seed 1`
+    """
+    from importlib.util import find_spec
+
+    from bayespot.grammar import DEFAULT_FAMILIES, FAMILIES, DistillConfig
+
+    if families == "list":
+        for family in FAMILIES.values():
+            typer.echo(f"{family.name:12s} {' '.join(family.prefix) or '-':14s} {' '.join(family.operators)}")
+        return
+    names = DEFAULT_FAMILIES if families is None else tuple(name.strip() for name in families.split(","))
+    config = DistillConfig(
+        seed=seed, families=names, mode=mode, budget_minutes=budget_minutes, budget_epochs=budget_epochs, gauge=gauge
+    )
+    if find_spec("physo") is None:
+        raise ValueError("distill needs physo, which is not installed: pip install 'bayespot[distill]'")
+    from bayespot.catalog import Catalog
+    from bayespot.distill import distill as run_distill
+    from bayespot.runs import load_run
+
+    posterior, _, _ = load_run(run)
+    stars = None if catalog is None else Catalog.read(catalog, check_offset=False)
+    folder = run / "distillation"
+    try:
+        found = run_distill(
+            posterior, config, folder=folder, resume=resume, catalog=stars, jobs=jobs, overwrite=overwrite
+        )
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; {folder} keeps finished searches: repeat with --resume", err=True)
+        raise typer.Exit(130) from None
+    _print_formulas(found)
+    typer.echo(f"wrote table.ecsv, candidates.json, formulas.tex and formulas.png to {folder}")
+
+
+@app.command()
 def forecast(
     model: Annotated[str, typer.Argument(help="Built-in model (`bayespot models`) or a .py file with build(catalog).")],
     n_stars: Annotated[int, typer.Option(min=1, help="Number of stars to forecast for.")] = 10_000,
@@ -331,6 +398,7 @@ def demo(
         "spherical", mock("isochrone", n_stars=5000, seed=seed), FitConfig(seed=seed), folders[0], overwrite=overwrite
     )
     _print_truth(posterior)
+    _demo_formulas(posterior, folders[0] / "distillation", seed)
     typer.echo("\n2. The Milky Way from 161 globular clusters (Vasiliev & Baumgardt 2021), as a sphere")
     posterior = _fit_to_folder(
         "milky_way_globular_clusters",
@@ -504,6 +572,23 @@ def _print_checks(p_values: dict[str, float], warnings: list[str]) -> None:
     typer.echo("\n".join(warnings) or "the replicas look like the catalogue")
 
 
+def _print_formulas(found: Distillation, most: int = 10) -> None:
+    table = found.table()
+    rows = []
+    for row in table[: min(most, len(found.formulas))]:
+        rows.append(
+            [row["formula"], f"{row['weight']:.3f}", f"{row['chi2']:.1f}/{row['n_directions']}", row["constants"]]
+        )
+    _table("Formulas for Phi(r), r in kpc, Phi in (km/s)^2", ["formula", "weight", "chi2", "constants"], rows)
+    if found.ranking is None:
+        typer.echo("weights from the posterior of Phi: without the stars' coordinates (--catalog) none from the stars")
+    else:
+        typer.echo(f"weights from {found.ranking.n_stars} stars with f(J) fitted for every formula")
+    typer.echo(found.verdict())
+    for failure in found.failures:
+        typer.echo(f"note: {failure}", err=True)
+
+
 def _print_forecast(found: Forecast, r: Any, n_stars: int, title: str) -> None:
     typer.echo(
         f"{title}; the model's potential is within {100 * found.misfit:.2g} % of the true M(<r) at the stars' radii; "
@@ -566,6 +651,23 @@ def _print_truth(posterior: PotentialDraws) -> None:
             row.append(f"{error[i]:+.2f} +- {sd[i]:.2f} %")
         rows.append(row)
     _table("Error against the truth +- posterior sd", ["r [kpc]", "potential", "v_c", "M(<r)"], rows)
+
+
+def _demo_formulas(posterior: PotentialDraws, folder: Path, seed: int) -> None:
+    """Distil for half a minute if physo is there; the true formula is -G M/(b + sqrt(b^2 + r^2))."""
+    from importlib.util import find_spec
+
+    if find_spec("physo") is None:
+        typer.echo("no formulas: physo is not installed (pip install 'bayespot[distill]')")
+        return
+    from bayespot.distill import distill as run_distill
+    from bayespot.grammar import DistillConfig
+    from bayespot.runs import load_run
+
+    # the run keeps its stars, the posterior in memory does not
+    stored, _, _ = load_run(folder.parent)
+    config = DistillConfig(seed=seed, budget_minutes=0.5, families=("kepler",), max_ranked=3)
+    _print_formulas(run_distill(stored, config, folder=folder), 5)
 
 
 def _print_milky_way(posterior: PotentialDraws) -> None:

@@ -131,6 +131,42 @@ def chain_statistics(chains: Tensor) -> tuple[float, float]:
         return max(float(arviz.rhat(x)) for x in arrays), min(float(arviz.ess(x)) for x in arrays)
 
 
+def compare_loo(pointwise: Mapping[Any, np.ndarray]) -> dict[Any, dict[str, float]]:
+    """Compare models by PSIS leave-one-out cross-validation (Vehtari, Gelman & Gabry 2017).
+
+    Parameters
+    ----------
+    pointwise
+        ln p of every star in every draw ``(n_draws, n_stars)`` by model; two models at least.
+
+    Returns
+    -------
+    dict
+        By model ``elpd``, its difference from the best (``elpd_diff``) with standard error ``dse``, the stacking
+        ``weight``, and the fraction of stars whose Pareto shape is above 0.7 (``bad_k``).
+    """
+    arviz = _arviz()
+    names = {str(i): name for i, name in enumerate(pointwise)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loos = {}
+        for label, name in names.items():
+            values = np.asarray(pointwise[name])[None]
+            data = arviz.from_dict(posterior={"draw_index": np.zeros(values.shape[:2])}, log_likelihood={"w": values})
+            loos[label] = arviz.loo(data, pointwise=True, reff=1.0)
+        if len(loos) == 1:
+            rows = {label: [float(one.elpd_loo), 0.0, 0.0, 1.0] for label, one in loos.items()}
+        else:
+            table = arviz.compare(loos, ic="loo", method="stacking")
+            keys = ("elpd_loo", "elpd_diff", "dse", "weight")
+            rows = {label: [float(table.loc[label, key]) for key in keys] for label in names}
+    return {
+        name: dict(zip(("elpd", "elpd_diff", "dse", "weight"), rows[label], strict=True))
+        | {"bad_k": float((np.asarray(loos[label].pareto_k) > 0.7).mean())}
+        for label, name in names.items()
+    }
+
+
 def posterior_arrays(data: arviz.InferenceData, group: str = "posterior") -> dict[str, np.ndarray]:
     """Return a group's arrays by name (the posterior's: by site), chains joined, leading axis draws."""
     if group not in data.groups():

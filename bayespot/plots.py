@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +141,55 @@ def two_panel(field: Field, truth: ArrayLike | None = None, stars_r: ArrayLike |
     limit = 1.15 * np.quantile(widths.max(0), 0.85)
     lower.set_ylim(-limit, limit)
     lower.set_ylabel("error [%]" if truth is not None else "band [%]")
+    lower.set_xlabel(r"$r$ [kpc]")
+    return figure
+
+
+def formulas(ax: Axes, field: Field, curves: Mapping[str, ArrayLike], residual: bool = False) -> Axes:
+    """Draw formulas over the posterior bands of a field of radius.
+
+    Parameters
+    ----------
+    ax
+        Axes with radius along x.
+    field
+        Posterior draws at radii (n,).
+    curves : (n,) each
+        Values of formulas at these radii by label.
+    residual
+        Draw (formula - posterior mean) / posterior sd instead.
+    """
+    if residual:
+        for n_sd, alpha in ((2, 0.2), (1, 0.4)):
+            ax.axhspan(-n_sd, n_sd, color=BLUE, alpha=alpha, lw=0)
+    else:
+        band(ax, field)
+    for i, (label, values) in enumerate(curves.items()):
+        y = (np.asarray(values) - field.mean) / field.sd if residual else np.asarray(values)
+        color = (VERMILION, GREEN, ORANGE, GREY)[i % 4]
+        ax.plot(field.points, y, color=color, label=label, ls=("-", "--", "-.", ":")[i % 4], lw=1.2)
+    ax.set_xscale("log")
+    ax.set_xlim(field.points.min(), field.points.max())
+    ax.set_ylabel("residual [sd]" if residual else _LABELS.get(field.name, field.name))
+    return ax
+
+
+def formulas_figure(field: Field, curves: Mapping[str, ArrayLike], stars_r: ArrayLike | None = None) -> Figure:
+    """Return a figure: formulas over the posterior's bands above, their residuals in posterior sd below."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 5.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
+    formulas(upper, field, curves)
+    if stars_r is not None:
+        stars(upper, stars_r)
+    formulas(lower, field, curves, residual=True)
+    figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", fontsize=8)
+    # a formula that is far off shall not hide how the others fit
+    spread = [np.abs((np.asarray(v) - field.mean) / field.sd).max() for v in curves.values()]
+    limit = float(np.clip(1.2 * min(spread, default=3.0), 3.0, 30.0))
+    lower.set_ylim(-limit, limit)
+    lower.axhline(0, color="black", ls="--", lw=0.9)
     lower.set_xlabel(r"$r$ [kpc]")
     return figure
 

@@ -88,7 +88,8 @@ def save_run(
     """Write a finished fit to ``folder``: complete or not at all.
 
     The folder holds ``config.json``, ``posterior.nc`` (ArviZ InferenceData), ``model.pt``, ``stars.npz`` (positions of
-    up to `MAX_STARS` stars), ``diagnostics.json``, ``summary.ecsv``, ``fields.ecsv`` and ``figures/``.
+    up to `MAX_STARS` stars, and the coordinates of all if there are no more), ``diagnostics.json``, ``summary.ecsv``,
+    ``fields.ecsv`` and ``figures/``.
 
     Raises
     ------
@@ -196,7 +197,9 @@ def _write(
     data = diagnostics.to_inference_data(result.draws, result.sample_stats, attrs, result.n_chains)
     diagnostics.save_netcdf(data, folder / "posterior.nc")
     positions = _star_sample(catalog)
-    np.savez_compressed(folder / "stars.npz", positions=positions)
+    # few stars are kept whole: what a distillation ranks formulas with
+    few = catalog.w.numpy() if len(catalog) <= MAX_STARS else np.empty((0, 6))
+    np.savez_compressed(folder / "stars.npz", positions=positions, w=few)
     _write_tables(folder, _posterior(result, positions), result.diagnostics.elbo)
 
 
@@ -358,7 +361,7 @@ def _read_stars(path: Path) -> dict[str, np.ndarray]:
         return {}
     try:
         with np.load(path) as stars:
-            return {"positions": stars["positions"]}
+            return {name: stars[name] for name in ("positions", "w") if name in stars and len(stars[name])}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise RunError(f"{path}: not a readable table of stars ({error}); delete it or fit again") from error
 

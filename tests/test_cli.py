@@ -78,6 +78,11 @@ def test_existing_files_are_kept(session):
         (("fit", "spherical", "stars.ecsv", "-o", "new", "--guide", "svgd", "--df-guide", "joint"), "SVGD moves"),
         (("predict", "run", "--radii", "1-30", "-o", "a.ecsv"), "LO:HI:N"),
         (("report", "none"), "not a run folder"),
+        (("distill", "run", "--families", "keplr"), "unknown family 'keplr'; choose of kepler"),
+        (("distill", "run", "--budget-minutes", "0"), "budget_minutes must be positive"),
+        (("distill", "run", "--mode", "median"), "mean or class"),
+        (("distill", "none"), "not a run folder"),
+        (("distill", "run", "--resume"), "nothing to resume"),
     ],
 )
 def test_errors_are_one_message(session, arguments, words):
@@ -158,7 +163,7 @@ def test_help_teaches():
     """Every command's help has an example; the models are listed with a line each."""
     done = bayespot("--help", cwd=".")
     assert "bayespot fit spherical stars.ecsv -o run" in done.stdout
-    for command in ("simulate", "forecast", "fit", "predict", "report", "demo"):
+    for command in ("simulate", "forecast", "fit", "predict", "report", "distill", "demo"):
         assert "Example:" in bayespot(command, "--help", cwd=".").stdout
     assert set(_builtin_models()) == {"isochrone", "spherical", "milky_way_globular_clusters", "gaia_sphere"}
     assert all(_builtin_models().values())

@@ -12,7 +12,7 @@ import bayespot
 ROOT = Path(bayespot.__file__).parent
 #: A module may import from its own rank or from those before it.
 ORDER = [
-    ("units", "numerics", "progress"),
+    ("units", "numerics", "least_squares", "progress"),
     ("pyro_modules",),
     ("potential",),
     ("frame",),
@@ -35,8 +35,13 @@ ORDER = [
     ("inference",),
     ("ensemble",),
     ("posterior",),
-    ("predictive", "forecast", "report"),
+    ("predictive", "forecast", "report", "target"),
+    ("grammar",),
     ("plots",),
+    ("formulas", "searches"),
+    ("ranking",),
+    ("distillation",),
+    ("distill",),
     ("runs",),
     ("cli",),
 ]

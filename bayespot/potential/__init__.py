@@ -19,6 +19,7 @@ from bayespot.potential.analytic import (
 from bayespot.potential.base import Potential, radius
 from bayespot.potential.neural import DirectNetwork, MassSlopeNetwork
 from bayespot.potential.profile import RadialProfile
+from bayespot.potential.symbolic import SymbolicPotential
 
 __all__ = [
     "ANALYTIC",
@@ -37,6 +38,7 @@ __all__ = [
     "PowerLaw",
     "RadialProfile",
     "SumPotential",
+    "SymbolicPotential",
     "describe",
     "from_description",
     "radius",
