@@ -180,24 +180,28 @@ def horner_slope(coefficients: Tensor, u: Tensor) -> Tensor:
 
 
 @functools.cache
-def slope_matrix(n: int, even_start: bool = False, width: int = 7) -> Tensor:
-    """Return D (n, n) such that D f is the derivative of f per node spacing, order ``width - 1``.
+def _stencils(width: int) -> Tensor:
+    """Return W (width, width): row i gives the derivative at node i of the polynomial through nodes 0..width-1."""
+    import numpy as np
+
+    nodes = np.arange(width)
+    powers = (nodes - nodes[:, None])[:, None, :].astype(float) ** nodes[None, :, None]
+    first_derivative = np.broadcast_to(np.eye(width)[1][:, None], (width, width, 1))
+    return torch.as_tensor(np.linalg.solve(powers, first_derivative)[..., 0])
+
+
+def node_slopes(f: Tensor, even_start: bool = False, width: int = 7) -> Tensor:
+    """Return the derivative of f (*batch, n) along its last axis per node spacing, order ``width - 1``.
 
     With ``even_start`` f is continued as f(-x) = f(x) through the first node; otherwise the stencil is
     one-sided at the edges.
     """
-    import numpy as np
-
-    matrix = np.zeros((n, n))
-    half = width // 2
-    for i in range(n):
-        first = min(max(i - half, -half if even_start else 0), n - width)
-        nodes = np.arange(first, first + width)
-        powers = (nodes - i)[None, :].astype(float) ** np.arange(width)[:, None]
-        weights = np.linalg.solve(powers, np.eye(width)[1])
-        for node, weight in zip(nodes, weights, strict=True):
-            matrix[i, abs(node)] += weight
-    return torch.as_tensor(matrix)
+    half, W = width // 2, _stencils(width)
+    if even_start:
+        f = torch.cat([f[..., 1 : half + 1].flip(-1), f], -1)
+    middle = f.unfold(-1, width, 1) @ W[half]
+    parts = [middle, f[..., -width:] @ W[half + 1 :].T]
+    return torch.cat(parts if even_start else [f[..., :width] @ W[:half].T, *parts], -1)
 
 
 def bicubic_coefficients(value: Tensor, even_start: bool = False) -> Tensor:
@@ -207,9 +211,9 @@ def bicubic_coefficients(value: Tensor, even_start: bool = False) -> Tensor:
     row multiplies u^a t^b, u and t being the cell coordinates along the first and second axes.
     """
     n, m = value.shape
-    d_first = slope_matrix(n) @ value
-    d_second = value @ slope_matrix(m, even_start).T
-    d_both = d_first @ slope_matrix(m, even_start).T
+    d_first = node_slopes(value.T).T
+    d_second = node_slopes(value, even_start)
+    d_both = node_slopes(d_first, even_start)
     along = cubic_coefficients(value, d_second)  # (n, m-1, 4): polynomials in t at each node
     along_slope = cubic_coefficients(d_first, d_both)
     both = cubic_coefficients(along.permute(1, 2, 0), along_slope.permute(1, 2, 0))  # (m-1, 4b, n-1, 4a)

@@ -22,6 +22,15 @@ def test_cumulative_integral_is_fourth_order():
     assert all(abs(slope - 4) < 0.3 for slope in slopes), slopes
 
 
+@pytest.mark.parametrize(("even", "power"), [(False, 6), (False, 3), (True, 4), (True, 6)])
+def test_slopes_are_exact_for_polynomials(even, power):
+    """Seven points determine a polynomial of degree six: its slope is exact at every node, edges included."""
+    x = torch.arange(20, dtype=torch.float64)
+    rows = torch.stack([(x / 10) ** power, 2 - (x / 10) ** power])
+    slope = power / 10 * (x / 10) ** (power - 1)
+    torch.testing.assert_close(num.node_slopes(rows, even), torch.stack([slope, -slope]), rtol=0, atol=1e-9)
+
+
 def test_bicubic_interpolation():
     """A smooth even function on 24 x 20 nodes: 2e-5 between nodes, even start respected at the edge."""
     x = torch.linspace(0, 2, 24, dtype=torch.float64)

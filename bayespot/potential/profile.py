@@ -15,8 +15,8 @@ from bayespot.numerics import (
     horner,
     horner_slope,
     implicit_root,
+    node_slopes,
     powered,
-    slope_matrix,
 )
 from bayespot.potential.base import Potential
 
@@ -67,7 +67,7 @@ class RadialProfile:
     @cached_property
     def ln_vc2_slope(self) -> Tensor:
         """d ln v_c^2 / ds at the nodes."""
-        return slope_matrix(len(self.vc2), width=5) @ self.vc2.log() / self.ds
+        return node_slopes(self.vc2.log(), width=5) / self.ds
 
     @cached_property
     def _phi_cubics(self) -> Tensor:
