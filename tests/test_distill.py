@@ -22,11 +22,11 @@ from bayespot.formulas import Candidate, canonical, distinct
 from bayespot.grammar import FAMILIES, DistillConfig, Family
 from bayespot.inference import fit
 from bayespot.model import SnapshotModel
-from bayespot.posterior import Posterior
+from bayespot.posterior import EnsemblePosterior, Posterior
 from bayespot.potential import Hernquist, Isochrone, MassSlopeNetwork
 from bayespot.potential.symbolic import parse
 from bayespot.progress import Progress
-from bayespot.ranking import fit_formula, rank, stars_of
+from bayespot.ranking import fit_formula, rank, reference, stars_of
 from bayespot.searches import DistillError, Search, Task, run_searches
 from bayespot.target import Target
 
@@ -272,6 +272,24 @@ def test_stars_of(posterior, isochrone_stars):
         stars_of(posterior, isochrone_stars[:100], 5000, 0)
     bare = Posterior(posterior.model, posterior.draws, {"radii": posterior.meta["radii"]})
     assert stars_of(bare, None, 5000, 0) is None
+
+
+def test_an_ensemble_is_pooled(posterior, isochrone_stars):
+    """Draws of two members that differ by 5 % in mass: the pooled sd of M covers both, M lies between them, and the
+    member of the larger weight is what formulas are ranked beside."""
+    heavy = {**posterior.draws, "potential.ln_mass": posterior.draws["potential.ln_mass"] + 0.05}
+    members = [posterior, Posterior(posterior.model, heavy, posterior.meta)]
+    pooled = EnsemblePosterior(members, [0.4, 0.6])
+    candidate = Candidate(*canonical("GM/(b+sqrt(b**2+r**2))", {"GM": 2.0, "b": 0.5}), "absolute", "test")
+    mass = []
+    for one in (*members, pooled):
+        target = Target.of(one)
+        (formula,) = distinct([candidate], target, 1)
+        mass.append(formula.summary()["M"])
+    assert mass[0]["mean"] < mass[2]["mean"] < mass[1]["mean"]
+    assert mass[2]["sd"] > 0.4 * (mass[1]["mean"] - mass[0]["mean"])
+    assert reference(pooled) is members[1]
+    assert len(stars_of(pooled, isochrone_stars, 300, 0)) == 300
 
 
 def test_a_worker_that_dies(posterior, monkeypatch):
