@@ -111,7 +111,7 @@ def distill(
             tasks, search, lambda task: (target, task.family, config, task.seed, seconds), executor, kept, bar
         )
         bar.stage("distinct formulas")
-        formulas = distinct(_candidates(searches, gauges), target, config.max_candidates)
+        formulas = distinct(_candidates(searches, gauges), target, config.max_candidates, config.gauge)
         if not formulas:
             raise DistillError("no formula found: give a larger budget or more families")
         ranking = None

@@ -15,7 +15,7 @@ from torch import Tensor
 from bayespot.grammar import UNITS
 from bayespot.least_squares import Minimum, levenberg_marquardt
 from bayespot.potential.symbolic import SymbolicPotential, compiled, parse, raw
-from bayespot.target import Gauge, Metric, Target, shape_of
+from bayespot.target import FAR, Gauge, Metric, Target, shape_of
 from bayespot.units import G
 
 if TYPE_CHECKING:
@@ -161,6 +161,8 @@ class Fitter:
 def canonical(text: str, constants: dict[str, float]) -> tuple[str, dict[str, float]]:
     """Return a formula of positive constants with rational numbers, and the constants' absolute values.
 
+    An only length is called b.
+
     Raises
     ------
     ValueError
@@ -168,7 +170,7 @@ def canonical(text: str, constants: dict[str, float]) -> tuple[str, dict[str, fl
 
     Examples
     --------
-    >>> canonical("(GM/(((b)**(2))+r)**(0.5))", {"GM": 1.0, "b": -2.0})
+    >>> canonical("(GM/(((c)**(2))+r)**(0.5))", {"GM": 1.0, "c": -2.0})
     ('GM/sqrt(b**2 + r)', {'GM': 1.0, 'b': 2.0})
     """
     import sympy
@@ -180,7 +182,12 @@ def canonical(text: str, constants: dict[str, float]) -> tuple[str, dict[str, fl
     }
     expression = parse(sympy.nsimplify(raw(text).subs(signed, simultaneous=True), rational=True))
     used = {str(s) for s in expression.free_symbols}
-    return str(expression), {name: abs(value) for name, value in constants.items() if name in used}
+    found = {name: abs(value) for name, value in constants.items() if name in used}
+    if "c" in found and "b" not in found:
+        # an only length is b, whichever of the two the search took
+        b, c = (sympy.Symbol(name, positive=True) for name in ("b", "c"))
+        expression, found = expression.subs(c, b), {"b" if name == "c" else name: v for name, v in found.items()}
+    return str(expression), found
 
 
 def complexity(text: str) -> int:
@@ -221,7 +228,7 @@ def _nodes(expression: sympy.Expr) -> int:
     return sum(1 for _ in sympy.preorder_traversal(expression))
 
 
-def distinct(candidates: Sequence[Candidate], target: Target, most: int) -> list[Formula]:
+def distinct(candidates: Sequence[Candidate], target: Target, most: int, gauge: Gauge = "absolute") -> list[Formula]:
     """Fit candidates, merge those that are the same curve whatever the posterior draw, and refit to the draws.
 
     Parameters
@@ -232,10 +239,13 @@ def distinct(candidates: Sequence[Candidate], target: Target, most: int) -> list
         Posterior of the potential.
     most
         Most formulas to return: those of the highest evidence.
+    gauge
+        Of formulas that a search found in another and that belong in this one: by a velocity, and vanishing at
+        infinity.
     """
     fitters: dict[str, Fitter] = {}
     groups: list[_Group] = []
-    plausible = _plausible(candidates, 3 * most)
+    plausible = _plausible([by_mass(one, gauge) for one in _plausible(candidates, 3 * most)], 3 * most)
     for candidate in [*plausible, *_tied(plausible, most)]:
         gauge = candidate.gauge
         if gauge not in fitters:
@@ -303,6 +313,34 @@ def _plausible(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
         else:
             found[key] = Candidate(text, constants, candidate.gauge, candidate.source)
     return list(found.values())[:most]
+
+
+def by_mass(one: Candidate, gauge: Gauge) -> Candidate:
+    """Return a formula that vanishes at infinity with GM = V2 b in place of V2, so that it is one with those of GM.
+
+    Examples
+    --------
+    >>> by_mass(Candidate("V2*b*log(1 + r/b)/r", {"V2": 2.0, "b": 0.5}, "offset", "flat:1"), "absolute")[:3]
+    ('GM*log(1 + r/b)/r', {'b': 0.5, 'GM': 1.0}, 'absolute')
+    """
+    import sympy
+
+    lengths = [name for name in ("b", "c") if name in one.constants]
+    if "V2" not in one.constants or not lengths:
+        return one
+    names = tuple(one.constants)
+    values = [torch.tensor(value, dtype=torch.float64) for value in one.constants.values()]
+    near, far = compiled(one.text, names)(torch.tensor([1.0, FAR[-1]], dtype=torch.float64), *values).expand(2)
+    if not abs(far) < 1e-3 * abs(near):
+        return one
+    V2, GM = (sympy.Symbol(name, positive=True) for name in ("V2", "GM"))
+    forms = {
+        name: sympy.factor_terms(parse(one.text).subs(V2, GM / sympy.Symbol(name, positive=True))) for name in lengths
+    }
+    best = min(forms, key=lambda name: _nodes(forms[name]))
+    constants = {name: value for name, value in one.constants.items() if name != "V2"}
+    mass = one.constants["V2"] * one.constants[best]
+    return Candidate(str(forms[best]), constants | {"GM": mass}, gauge, one.source)
 
 
 def _tied(candidates: Sequence[Candidate], most: int) -> list[Candidate]:

@@ -9,7 +9,7 @@ from distil_targets import made_target
 
 from bayespot.df import SphericalMixture
 from bayespot.distillation import Distillation
-from bayespot.formulas import Candidate, canonical, distinct, tidy
+from bayespot.formulas import Candidate, by_mass, canonical, distinct, tidy
 from bayespot.grammar import DistillConfig
 from bayespot.least_squares import levenberg_marquardt
 from bayespot.model import SnapshotModel
@@ -153,6 +153,19 @@ def test_equivalent_forms_are_one():
     assert parse(isochrone[0].text) == parse("-G*M/(b + sqrt(b**2 + r**2))")
     assert found[0] is isochrone[0]
     assert len(isochrone[0].sources) >= 5
+
+
+def test_velocities_become_masses():
+    """An NFW found as V2 b ln(1 + r/b)/r in the offset's gauge is the NFW found by GM; a logarithm keeps its V2."""
+    target = made_target(NFW(8e11, 20.0))
+    nfw = [
+        Candidate("V2*c*log(1 + r/c)/r", {"V2": 4.0, "c": 1.0}, "offset", "flat:1"),
+        Candidate("GM*log(1 + r/b)/r", {"GM": 4.0, "b": 1.0}, "absolute", "logarithm:1"),
+    ]
+    (one,) = distinct(nfw, target, 5)
+    assert (one.gauge, set(one.constants), one.sources) == ("absolute", {"M", "b"}, ("flat:1", "logarithm:1"))
+    flat = Candidate("-V2*log(b**2 + r**2)/2", {"V2": 1.0, "b": 0.3}, "offset", "flat:1")
+    assert by_mass(flat, "absolute") == flat
 
 
 def test_constants_have_the_right_posterior():
