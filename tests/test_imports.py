@@ -44,6 +44,7 @@ ORDER = [
     ("distill",),
     ("runs",),
     ("cli",),
+    ("__main__",),
 ]
 RANK = {name: i for i, names in enumerate(ORDER) for name in names}
 
