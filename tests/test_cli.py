@@ -164,7 +164,9 @@ def test_python_dash_m():
     """`python -m bayespot` is the same command; so is its exit status."""
     done = subprocess.run([sys.executable, "-m", "bayespot", "models"], capture_output=True, text=True, check=False)
     assert (done.returncode, "spherical" in done.stdout) == (0, True), done.stderr
-    done = subprocess.run([sys.executable, "-m", "bayespot", "report", "none"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "bayespot", "report", "none"], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, "not a run folder" in done.stderr) == (2, True), done.stderr
 
 
