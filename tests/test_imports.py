@@ -38,11 +38,13 @@ ORDER = [
     ("predictive", "forecast", "report", "target"),
     ("grammar",),
     ("plots",),
+    ("figures",),
     ("formulas", "searches"),
     ("ranking",),
     ("distillation",),
     ("distill",),
     ("runs",),
+    ("page",),
     ("cli",),
     ("__main__",),
 ]

@@ -134,7 +134,7 @@ def fit_to_folder(
 
     from bayespot.ensemble import fit_ensemble
     from bayespot.inference import fit as run_fit
-    from bayespot.runs import check_free, load_model_module, load_run, partial_folder, save_ensemble, save_run
+    from bayespot.runs import check_free, load_model_module, load_run, partial_folder, save_run
     from bayespot.verdict import verdict
 
     check_free(folder, overwrite, resume)
@@ -154,7 +154,7 @@ def fit_to_folder(
             ensemble = fit_ensemble(
                 built, catalog, config, n_members, jobs=jobs, checkpoint=partial, resume=resume, prepare=prepare
             )
-            save_ensemble(folder, ensemble, catalog, **about)
+            save_run(folder, ensemble, catalog, **about)
         else:
             result = run_fit(built, catalog, config, checkpoint=partial / "checkpoint.pt", resume=resume)
             save_run(folder, result, catalog, **about)

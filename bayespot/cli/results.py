@@ -34,16 +34,25 @@ def predict(
 
 
 def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
-    """Say in words what a run found and whether it can be trusted, and draw its figures again.
+    """Say in words what a run found and whether it can be trusted; write RUN/report.html and the figures.
+
+    The page holds everything (figures, tables, verdict, diagnostics, checks, formulas, versions, the command) and needs
+    no other file; figures/ has every figure as PNG and PDF.
 
     Example: `bayespot report run`
     """
-    from bayespot.runs import draw_figures, load_run
+    from bayespot.figures import draw_figures
+    from bayespot.page import write_page
+    from bayespot.runs import load_run
 
     posterior, config, diagnosis = load_run(run)
     _print_report(posterior, config, diagnosis)
-    for path in draw_figures(run / "figures", posterior, diagnosis["elbo"]):
-        typer.echo(f"wrote {path}")
+    written = draw_figures(run / "figures", posterior, diagnosis["elbo"], ("png", "pdf"))
+    page = write_page(run, posterior, config, diagnosis)
+    typer.echo(
+        f"figures: {', '.join(path.name for path in written if path.suffix == '.png')}, and as PDF, in {run}/figures"
+    )
+    typer.echo(f"wrote {page}")
 
 
 def check(

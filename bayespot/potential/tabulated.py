@@ -62,7 +62,7 @@ class TabulatedSphere(Potential):
                 f"phi must rise with r; at {outward.sum()} of {len(s)} radii it does not, the first at "
                 f"{np.exp(s[np.argmax(outward)]):.4g} kpc: smooth the table or leave those radii out"
             )
-        pieces = PPoly.from_spline(spline)
+        pieces = PPoly.from_spline((spline.t, spline.c, spline.k))
         # the spline's knots are repeated at the ends, with pieces of no length there
         used = np.diff(pieces.x) > 0
         self.register_buffer("_knots", torch.as_tensor(np.append(pieces.x[:-1][used], s[-1])))

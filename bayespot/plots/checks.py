@@ -1,0 +1,146 @@
+"""Whether to trust a fit: the ELBO, posterior predictive checks, and what ArviZ draws of parameters and chains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bayespot.plots.style import ALPHA68, ALPHA95, BLUE, DOUBLE, TRUTH, new_figure, radius_axis
+from bayespot.predictive import Predictive
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_CHECKS = {
+    "counts": "stars per bin",
+    "sigma_r": r"$\sigma_r$ [km s$^{-1}$]",
+    "sigma_t": r"$\sigma_t$ [km s$^{-1}$]",
+    "beta": r"$\beta$",
+}
+_TITLES = {
+    "counts": "radial profile",
+    "sigma_r": "radial dispersion",
+    "sigma_t": "tangential dispersion",
+    "beta": "anisotropy",
+    "angles": "phase mixing",
+}
+
+
+def elbo_trace(ax: Axes, elbo: Sequence[float]) -> Axes:
+    """Draw the ELBO against the SVI step, relative to the mean of its last quarter."""
+    values = np.asarray(elbo)
+    tail = values[-max(len(values) // 4, 1) :]
+    ax.plot(np.arange(1, len(values) + 1), values - tail.mean(), color=BLUE, lw=0.8)
+    ax.axhline(0, **TRUTH)
+    spread = max(float(np.quantile(np.abs(values - tail.mean()), 0.97)), 1e-9)
+    ax.set_ylim(-1.3 * spread, 1.3 * spread)
+    ax.set_xlabel("SVI step")
+    ax.set_ylabel("ELBO $-$ final mean [nat]")
+    return ax
+
+
+def predictive_check(ax: Axes, check: Predictive, name: str) -> Axes:
+    """Draw a radial statistic of the catalogue over the bands of its replicas.
+
+    Parameters
+    ----------
+    ax
+        Axes.
+    check
+        What `posterior_predictive` returned.
+    name
+        ``"counts"``, ``"sigma_r"``, ``"sigma_t"``, ``"beta"``, or ``"angles"``: chi-square of the observed angles
+        against that of the replicated ones, draw by draw.
+    """
+    if name == "angles":
+        seen, drawn = check.observed[name], check.replicated[name]
+        ax.scatter(drawn, seen, s=8, color=BLUE, lw=0)
+        ends = [float(min(seen.min(), drawn.min())), float(max(seen.max(), drawn.max()))]
+        ax.plot(ends, ends, **TRUTH, label="equal")
+        ax.set_xlabel(r"angle $\chi^2$, replicas")
+        ax.set_ylabel(r"angle $\chi^2$, catalogue")
+        return ax
+    r = check.r
+    low95, low68, median, high68, high95 = np.nanquantile(check.replicated[name], [0.025, 0.16, 0.5, 0.84, 0.975], 0)
+    ax.fill_between(r, low95, high95, color=BLUE, alpha=ALPHA95, lw=0, label="replicas, 95 %")
+    ax.fill_between(r, low68, high68, color=BLUE, alpha=ALPHA68, lw=0, label="replicas, 68 %")
+    ax.plot(r, median, color=BLUE, lw=1)
+    ax.plot(r, check.observed[name][0], "o", ms=3, color="black", label="catalogue")
+    radius_axis(ax)
+    ax.set_ylabel(_CHECKS[name])
+    return ax
+
+
+def predictive_figure(check: Predictive, figure: Any = None) -> Any:
+    """Return a figure, two columns wide, with every statistic of a posterior predictive check and its p-value."""
+    names = [*_CHECKS, "angles"]
+    figure = new_figure(figure, DOUBLE, 0.6 * DOUBLE)
+    panels = figure.subplots(2, 3)
+    for ax, name in zip(panels.flat, names, strict=False):
+        predictive_check(ax, check, name)
+        ax.set_title(f"{_TITLES[name]}: p = {check.p_values[name]:.2g}")
+    panels.flat[-1].axis("off")
+    entries = [panels.flat[i].get_legend_handles_labels() for i in (0, -2)]
+    panels.flat[-1].legend(*(a + b for a, b in zip(*entries, strict=True)), loc="center left")
+    return figure
+
+
+def parameters(data: Any, names: Sequence[str], truth: Mapping[str, float] | None = None) -> Any:
+    """Return ArviZ's pair plot of scalar parameters, two columns wide at most: 68 and 95 % contours and marginals.
+
+    Parameters
+    ----------
+    data
+        InferenceData with a group ``posterior``.
+    names
+        Scalar sites of it, two at least.
+    truth
+        True values by site, drawn dashed.
+    """
+    import warnings
+
+    from matplotlib.figure import Figure
+
+    from bayespot.diagnostics import load_arviz
+
+    width = min(DOUBLE, 1.6 * len(names))
+    figure = Figure(figsize=(width, width), layout="constrained")
+    axes = figure.subplots(len(names), len(names), squeeze=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        load_arviz().plot_pair(
+            data,
+            var_names=list(names),
+            kind="kde",
+            marginals=True,
+            ax=axes,
+            textsize=8,
+            kde_kwargs={
+                "hdi_probs": [0.68, 0.95],
+                "contour_kwargs": {"colors": BLUE, "linewidths": 1.0},
+                "contourf_kwargs": {"alpha": 0},
+            },
+            marginal_kwargs={"color": BLUE, "plot_kwargs": {"lw": 1.2}},
+            reference_values=None if truth is None else dict(truth),
+        )
+    for i in range(len(names)):
+        for j in range(i + 1, len(names)):
+            axes[i, j].axis("off")
+        axes[-1, i].set_xlabel(names[i].removeprefix("potential."))
+        if i:
+            axes[i, 0].set_ylabel(names[i].removeprefix("potential."))
+    return figure
+
+
+def chain_ranks(data: Any, names: Sequence[str]) -> Any:
+    """Return ArviZ's rank plots of scalar or vector sites, chain by chain: flat where the chains agree."""
+    import warnings
+
+    from bayespot.diagnostics import load_arviz
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        axes = load_arviz().plot_rank(data, var_names=list(names), kind="vlines", figsize=(DOUBLE, DOUBLE / 2))
+    return np.ravel(axes)[0].figure
