@@ -53,7 +53,9 @@ def with_fields(data: arviz.InferenceData, radii: np.ndarray, fields: Mapping[st
     for name, field in fields.items():
         more["posterior"][name].attrs["unit"] = field.unit
     more["posterior"]["r"].attrs["unit"] = "kpc"
-    data.posterior = data.posterior.merge(more.posterior)
+    merged = data["posterior"].merge(more["posterior"])
+    delattr(data, "posterior")
+    data.add_groups({"posterior": merged})
     return data
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bayespot.files import replacing
 from bayespot.report import describe, reweighted_where_it_matters
 from bayespot.verdict import LEVELS, verdict
 
@@ -120,12 +120,8 @@ def write_page(
         What `bayespot.runs.load_run` returned.
     """
     path = folder / "report.html"
-    temporary = path.with_name(f".report.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(render(folder, posterior, config, diagnosis), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

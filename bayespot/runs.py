@@ -19,6 +19,7 @@ import torch
 
 from bayespot import diagnostics, plots
 from bayespot.figures import default_radii, draw_figures
+from bayespot.files import WriteError, save_torch, write_folder
 from bayespot.fit_result import EnsembleResult, FitResult
 from bayespot.model import SnapshotModel
 from bayespot.posterior import (
@@ -109,24 +110,10 @@ def _save(folder: Path, write: Callable[[Path], None], overwrite: bool) -> Path:
     """Have a run written beside its place and move it there when it is complete."""
     if folder.exists() and not overwrite:
         raise RunError(f"{folder} exists; choose another folder or pass --overwrite")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        write(temporary)
-        if folder.exists():
-            # the old run goes only once the new one is complete
-            old = folder.with_name(f".{folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(folder, old)
-            os.rename(temporary, folder)
-            shutil.rmtree(old)
-        else:
-            os.rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(partial_folder(folder), ignore_errors=True)
+    partial = partial_folder(folder)
+    kept = f"; nothing is lost, {partial} keeps the fit: repeat with --resume" if partial.exists() else ""
+    write_folder(folder, write, kept)
+    shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
@@ -155,7 +142,7 @@ def _write_tables(folder: Path, posterior: PotentialDraws, elbo: list[float]) ->
 def _write(folder: Path, result: FitResult, catalog: Catalog, origin: _Origin) -> None:
     _write_json(folder / "config.json", _config(result, origin))
     _write_json(folder / "diagnostics.json", asdict(result.diagnostics))
-    torch.save(result.model, folder / "model.pt")
+    save_torch(result.model, folder / "model.pt")
     if origin.model_file:
         shutil.copy(origin.model_file, folder / "model.py")
     attrs = {"n_stars": len(catalog), "seed": result.config.seed, "model": origin.model_name}
@@ -220,18 +207,24 @@ def save_predictive(folder: Path, check: Predictive) -> Path:
         {f"p_value_{name}": p for name, p in check.p_values.items()},
     )
     figure_path = folder / "figures" / "predictive.png"
-    figure_path.parent.mkdir(exist_ok=True)
     temporary = folder / f".predictive.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
+        figure_path.parent.mkdir(exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
         diagnostics.save_netcdf(data, temporary / "posterior.nc")
         (temporary / "diagnostics.json").write_text(json.dumps({**diagnosis, "predictive": summary}, indent=1))
         with plots.style():
-            plots.save(plots.predictive_figure(check), temporary / figure_path.name)
+            figure = plots.predictive_figure(check)
+            for suffix in (".png", ".pdf"):
+                plots.save(figure, temporary / figure_path.with_suffix(suffix).name)
         os.replace(temporary / "posterior.nc", folder / "posterior.nc")
         os.replace(temporary / "diagnostics.json", folder / "diagnostics.json")
-        os.replace(temporary / figure_path.name, figure_path)
+        for suffix in (".png", ".pdf"):
+            place = figure_path.with_suffix(suffix)
+            os.replace(temporary / place.name, place)
+    except OSError as error:
+        raise WriteError.of(folder, error, "; the run is as it was") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return figure_path

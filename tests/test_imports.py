@@ -12,11 +12,12 @@ import bayespot
 ROOT = Path(bayespot.__file__).parent
 #: A module may import from its own rank or from those before it.
 ORDER = [
-    ("units", "numerics", "least_squares", "progress"),
+    ("units", "numerics", "least_squares", "progress", "files"),
     ("pyro_modules",),
     ("potential",),
     ("frame",),
-    ("catalog_io",),
+    ("catalog_columns",),
+    ("catalog_io", "catalog_checks", "catalog_gaia"),
     ("catalog",),
     ("equilibrium",),
     ("mock", "literature"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,6 +87,8 @@ def fit(
     )
     # whether the stars may be one side of the system depends on the model's selection
     stars = Catalog.read(catalog, drop_invalid=drop_invalid, allow_missing=allow_missing, check_offset=False)
+    for doubt in stars.doubts():
+        typer.echo(f"note: {doubt}", err=True)
     fit_to_folder(model, stars, config, output, resume=resume, overwrite=overwrite, n_members=ensemble or 1, jobs=jobs)
     typer.echo(f"{output}: done; next: bayespot report {output}")
 
@@ -159,7 +162,11 @@ def fit_to_folder(
             result = run_fit(built, catalog, config, checkpoint=partial / "checkpoint.pt", resume=resume)
             save_run(folder, result, catalog, **about)
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; {partial} keeps what was reached: repeat with --resume", err=True)
+        if any(path.is_file() for path in partial.rglob("*")):
+            typer.echo(f"interrupted; {partial} keeps what was reached: repeat with --resume", err=True)
+        else:
+            shutil.rmtree(partial, ignore_errors=True)
+            typer.echo("interrupted before the first checkpoint: nothing is kept, fit again", err=True)
         raise typer.Exit(130) from None
     posterior, _, diagnosis = load_run(folder)
     for warning in verdict(diagnosis).reasons:

@@ -31,11 +31,10 @@ def parse_radii(text: str) -> Any:
 
 def write_table(table: QTable, path: Path) -> None:
     """Write an ECSV file, complete or not at all."""
-    import os
+    from bayespot.files import replacing
 
-    temporary = path.with_name(f".{path.name}.tmp")
-    table.write(temporary, format="ascii.ecsv", overwrite=True)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        table.write(temporary, format="ascii.ecsv", overwrite=True)
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from bayespot.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,8 +101,9 @@ def power_of_ten(value: float) -> str:
 
 
 def save(figure: Figure, path: Any) -> None:
-    """Write a figure (PNG or PDF by suffix) without touching pyplot's state."""
+    """Write a figure (PNG or PDF by suffix), complete or not at all, without touching pyplot's state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
-    figure.savefig(path)
+    with replacing(Path(path)) as temporary:
+        figure.savefig(temporary)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from bayespot.files import replacing
 from bayespot.potential.base import Potential, Symmetry
 from bayespot.potential.callables import CallablePotential, require_fixed
 from bayespot.potential.profile import require_spherical
@@ -121,9 +122,5 @@ def write_agama(
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists; choose another name or pass overwrite=True")
     text = agama_text(potential, radii)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
