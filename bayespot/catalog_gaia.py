@@ -57,13 +57,13 @@ def _take_distance(table: Table, stem: str) -> None:
     """Replace the parallax by a distance in kpc from columns in pc (unless they have another unit)."""
     from astropy import units as u
 
+    if "_med_" not in stem:
+        raise CatalogError(f"distance must name a median with _med_ in it, such as r_med_geo; got {stem!r}")
     kpc = {}
     for name in (stem, stem.replace("_med_", "_lo_"), stem.replace("_med_", "_hi_")):
         unit = u.Unit(table[name].unit) if name in table.colnames and table[name].unit else u.pc
         kpc[name] = (_numbers(table, name) * unit).to_value(u.kpc)
-    middle, low, high = kpc.values() if len(kpc) == 3 else (None, None, None)
-    if middle is None:
-        raise CatalogError(f"distance must name a median with _med_ in it, such as r_med_geo; got {stem!r}")
+    middle, low, high = kpc.values()
     table.remove_columns([c for c in table.colnames if c.startswith("parallax") or "_parallax_" in c])
     table["distance"], table["distance_error"] = middle * u.kpc, (high - low) / 2 * u.kpc
 

@@ -98,5 +98,7 @@ def few_parameters(posterior: PotentialDraws) -> list[str]:
 
 def _true_parameters(truth: Any, names: list[str]) -> dict[str, float] | None:
     """The truth's parameters by site, where it has all of them."""
-    found = {name: getattr(truth, name.removeprefix("potential."), None) for name in names}
-    return None if truth is None or None in found.values() else {name: float(v) for name, v in found.items()}
+    found: dict[str, Any] = {name: getattr(truth, name.removeprefix("potential."), None) for name in names}
+    if truth is None or any(value is None for value in found.values()):
+        return None
+    return {name: float(value) for name, value in found.items()}

@@ -9,8 +9,8 @@ import platform
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +20,7 @@ import torch
 from bayespot import diagnostics, plots
 from bayespot.figures import default_radii, draw_figures
 from bayespot.files import WriteError, save_torch, write_folder
-from bayespot.fit_result import EnsembleResult, FitResult
+from bayespot.fit_result import Diagnostics, EnsembleResult, FitResult
 from bayespot.model import SnapshotModel
 from bayespot.posterior import (
     EnsemblePosterior,
@@ -265,7 +265,10 @@ def load_run(folder: str | os.PathLike[str]) -> tuple[PotentialDraws, dict[str, 
             f"{folder / 'config.json'}: run format {found}, this bayespot reads {FORMAT}; fit again or install "
             f"bayespot {config.get('versions', {}).get('bayespot', 'of that version')}"
         )
+    _require(folder / "config.json", config, ("model", "command", "fit", "catalog", "versions"))
     diagnosis = _read_json(folder / "diagnostics.json")
+    wanted = [f.name for f in fields(Diagnostics) if f.default is MISSING and f.default_factory is MISSING]
+    _require(folder / "diagnostics.json", diagnosis, ("weights", "members") if "ensemble" in config else wanted)
     if "ensemble" in config:
         n = config["ensemble"]["n_members"]
         members = [cast("Posterior", load_run(folder / f"member-{k}")[0]) for k in range(n)]
@@ -304,10 +307,21 @@ def _restore_user_module(path: Path, stem: str) -> None:
     sys.modules[f"bayespot_user_model_{stem}"] = module
 
 
+def _require(path: Path, content: dict[str, Any], keys: Sequence[str]) -> None:
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise RunError(
+            f"{path} has no {', '.join(missing)}: it is of another version or was changed; fit again, or restore it"
+        )
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing; {path.parent} is no complete run: fit again") from error
     except json.JSONDecodeError as error:
         raise RunError(f"{path}: not valid JSON ({error}); restore it or fit again") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path} holds a {type(content).__name__}, not an object; restore it or fit again")
+    return content

@@ -47,7 +47,7 @@ def test_first_session(session):
     assert str(table["circular_speed_q50"].unit) == "km / s"
     done = bayespot("report", "run", cwd=session)
     assert done.returncode == 0, done.stderr
-    for words in ("400 stars", "k-hat", "v_c [km/s]", "circular_speed.png", "uncertainty_maps.png", "sd_profiles.png"):
+    for words in ("400 stars", "k-hat", "v_c [km/s]", "circular_speed.png", "uncertainty_maps.png", "report.html"):
         assert words in done.stdout
     assert done.stderr == ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -117,7 +118,10 @@ def load_model(model: str) -> tuple[Any, Path | None]:
     elif model in builtin_models():
         return importlib.import_module(f"bayespot.models.{model}"), None
     else:
-        raise ValueError(f"unknown model {model!r}; choose {', '.join(builtin_models())}, or give a .py file")
+        raise ValueError(
+            f"unknown model {model!r}; choose {', '.join(builtin_models())}, or give a .py file: "
+            "bayespot fit MODEL CATALOG -o RUN"
+        )
     if not callable(getattr(module, "build", None)):
         raise ValueError(f"{model} has no function build(catalog) -> SnapshotModel; add it")
     return module, path
@@ -146,7 +150,7 @@ def fit_to_folder(
     built = module.build(catalog)
     if built.selection is None:
         catalog.check_geometry()
-    command = " ".join(["bayespot", *sys.argv[1:]])
+    command = shlex.join(["bayespot", *sys.argv[1:]])
     about: dict[str, Any] = {"model_name": model, "model_file": path, "command": command, "overwrite": overwrite}
     try:
         if n_members > 1:

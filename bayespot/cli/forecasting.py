@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bayespot.cli.fitting import load_model
-from bayespot.cli.tables import parse_radii, print_table, write_table
+from bayespot.cli.tables import check_table_place, parse_radii, print_table, write_table
 
 if TYPE_CHECKING:
     from bayespot.forecast import Forecast
@@ -53,9 +53,12 @@ def forecast(
 
     if output is not None and figure is None:
         figure = output.with_suffix(".png")
-    for path in (output, figure):
-        if path is not None and path.exists() and not overwrite:
-            raise ValueError(f"{path} exists; choose another name or pass --overwrite")
+    if output is not None:
+        check_table_place(output, overwrite)
+    if figure is not None and figure.exists() and not overwrite:
+        raise ValueError(f"{figure} exists; choose another name or pass --overwrite")
+    if figure is not None and not figure.parent.is_dir():
+        raise ValueError(f"{figure}: the folder {figure.parent} does not exist; create it first")
     if figure is not None and figure.suffix not in (".png", ".pdf"):
         raise ValueError(f"a figure is a .png or .pdf file, got {figure}")
     module, _ = load_model(model)

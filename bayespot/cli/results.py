@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bayespot.cli.tables import OUTPUT, interval, parse_radii, print_table, write_table
+from bayespot.cli.tables import OUTPUT, check_table_place, interval, parse_radii, print_table, write_table
 
 if TYPE_CHECKING:
     from bayespot.posterior import PotentialDraws
@@ -26,8 +26,7 @@ def predict(
     from bayespot.runs import load_run
 
     r = parse_radii(radii)
-    if output.exists() and not overwrite:
-        raise ValueError(f"{output} exists; choose another name or pass --overwrite")
+    check_table_place(output, overwrite)
     posterior, _, _ = load_run(run)
     write_table(posterior.predict(r), output)
     typer.echo(f"{output}: {len(r)} radii, {posterior.n_draws} draws")

@@ -29,6 +29,18 @@ def parse_radii(text: str) -> Any:
     return np.geomspace(low_r, high_r, count)
 
 
+def check_table_place(path: Path, overwrite: bool) -> None:
+    """Refuse a place where `write_table` could not write, before the work that it takes to fill it."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give a file name, for instance {path / 'fields.ecsv'}")
+    if path.suffix.lower() not in ("", ".ecsv", ".txt"):
+        raise ValueError(f"{path}: tables are written as ECSV (text with units); give a name that ends in .ecsv")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists; choose another name or pass --overwrite")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: the folder {path.parent} does not exist; create it first")
+
+
 def write_table(table: QTable, path: Path) -> None:
     """Write an ECSV file, complete or not at all."""
     from bayespot.files import replacing
