@@ -119,19 +119,34 @@ def parameters(data: Any, names: Sequence[str], truth: Mapping[str, float] | Non
             textsize=8,
             kde_kwargs={
                 "hdi_probs": [0.68, 0.95],
-                "contour_kwargs": {"colors": BLUE, "linewidths": 1.0},
-                "contourf_kwargs": {"alpha": 0},
+                "contour_kwargs": {"colors": BLUE, "linewidths": 0.8},
+                "contourf_kwargs": {"colors": ["white", *(_paler(alpha) for alpha in (ALPHA95, ALPHA68))]},
             },
-            marginal_kwargs={"color": BLUE, "plot_kwargs": {"lw": 1.2}},
-            reference_values=None if truth is None else dict(truth),
+            marginal_kwargs={"color": BLUE, "plot_kwargs": {"linewidth": 1.2}},
         )
-    for i in range(len(names)):
-        for j in range(i + 1, len(names)):
-            axes[i, j].axis("off")
-        axes[-1, i].set_xlabel(names[i].removeprefix("potential."))
-        if i:
-            axes[i, 0].set_ylabel(names[i].removeprefix("potential."))
+    short = [name.removeprefix("potential.") for name in names]
+    for i, ax in enumerate(axes.diagonal()):
+        # ArviZ turns the last of two marginals on its side
+        on_side = len(names) == 2 and i == 1
+        (ax.set_xticks if on_side else ax.set_yticks)([])
+        if truth is not None:
+            (ax.axhline if on_side else ax.axvline)(truth[names[i]], **TRUTH)
+        for j in range(len(names)):
+            if j > i:
+                axes[i, j].set_axis_off()
+            axes[i, j].set_xlabel(short[j] if i == len(names) - 1 and not (on_side and j == i) else "")
+            axes[i, j].set_ylabel(short[i] if j == 0 and i else "")
+            if truth is not None and j < i:
+                axes[i, j].axvline(truth[names[j]], **TRUTH)
+                axes[i, j].axhline(truth[names[i]], **TRUTH)
     return figure
+
+
+def _paler(alpha: float) -> tuple[float, ...]:
+    """Return the blue of the bands as it looks on white at an opacity."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(1 - alpha * (1 - part) for part in to_rgb(BLUE))
 
 
 def chain_ranks(data: Any, names: Sequence[str]) -> Any:
