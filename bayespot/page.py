@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayespot.files import replacing
+from bayespot.plots.style import SINGLE
 from bayespot.report import describe, reweighted_where_it_matters
 from bayespot.verdict import LEVELS, verdict
 
@@ -94,6 +95,8 @@ class Picture:
     alt: str
     caption: str
     double: bool
+    #: In rem, in proportion to its printed width.
+    width: float
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ def mathml(text: str) -> str:
     from bayespot.potential.symbolic import parse
 
     body = printed(parse(text), printer="presentation", mul_symbol="&#xB7;")
-    return f'<math xmlns="http://www.w3.org/1998/Math/MathML">{body}</math>'
+    return f'<math xmlns="http://www.w3.org/1998/Math/MathML" displaystyle="true">{body}</math>'
 
 
 def _lead(config: Mapping[str, Any], diagnosis: Mapping[str, Any], n_draws: int) -> str:
@@ -211,6 +214,14 @@ def interval(low: float, middle: float, high: float) -> str:
     return f"{middle:.3f} [{low:.3f}, {high:.3f}] × 10{str(power).translate(_SUPERSCRIPT)}"
 
 
+def plus_minus(mean: float, sd: float) -> str:
+    """Return ``mean ± sd``, with a common power of ten where the mean is large or small."""
+    if not np.isfinite([mean, sd]).all() or mean == 0 or 1e-2 <= abs(mean) < 1e4:
+        return f"{mean:.4g} ± {sd:.2g}"
+    power = int(np.floor(np.log10(abs(mean))))
+    return f"({mean / 10.0**power:.3f} ± {sd / 10.0**power:.3f}) × 10{str(power).translate(_SUPERSCRIPT)}"
+
+
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -220,7 +231,10 @@ def _pictures(folder: Path, names: Sequence[str]) -> list[Picture]:
         path = folder / ("distillation" if name == "formulas" else "figures") / f"{name}.png"
         if path.exists():
             alt, caption, double = CAPTIONS[name]
-            found.append(Picture(name, base64.b64encode(path.read_bytes()).decode(), alt, caption, double))
+            content = path.read_bytes()
+            # a PNG's width is in its header; 300 pixels per inch, a column is 26 rem wide
+            width = round(26 * int.from_bytes(content[16:20], "big") / 300 / SINGLE, 1)
+            found.append(Picture(name, base64.b64encode(content).decode(), alt, caption, double, width))
     return found
 
 
@@ -262,7 +276,8 @@ def _formulas(folder: Path) -> dict[str, Any] | None:
         rows = []
         for one in found["formulas"][:MAX_FORMULAS]:
             constants = ", ".join(
-                f"{name} = {c['mean']:.5g} ± {c['sd']:.2g} {c['unit']}".rstrip() for name, c in one["constants"].items()
+                f"{name} = {plus_minus(c['mean'], c['sd'])} {c['unit']}".rstrip()
+                for name, c in one["constants"].items()
             )
             rows.append(
                 {

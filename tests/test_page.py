@@ -20,7 +20,7 @@ from bayespot import Isochrone, SnapshotModel, SphericalMixture, load_run, plots
 from bayespot.cli.results import report
 from bayespot.figures import draw_figures
 from bayespot.fit_result import Diagnostics, FitConfig, FitResult
-from bayespot.page import CAPTIONS, interval, mathml, write_page
+from bayespot.page import CAPTIONS, interval, mathml, plus_minus, write_page
 
 FORMULAS = [
     {
@@ -192,6 +192,8 @@ def test_mathml_and_numbers():
     assert interval(95.0, 101.234, 110.0) == "101.2 [95, 110]"
     assert interval(3.4e9, 4.25e9, 5.1e9) == "4.250 [3.400, 5.100] × 10⁹"
     assert interval(-31000.4, -30000.0, -29000.0) == "-30000 [-31000, -29000]"
+    assert plus_minus(1.02e11, 2e9) == "(1.020 ± 0.020) × 10¹¹"
+    assert plus_minus(3.1, 0.1) == "3.1 ± 0.1"
     assert interval(1e-5, 2e-5, 4e-5) == "2.000 [1.000, 4.000] × 10⁻⁵"
 
 
@@ -225,10 +227,12 @@ def test_page_in_a_browser(run, browser):
     widths = browser.execute_script("return [...document.images].map(i => i.naturalWidth)")
     assert len(widths) == len(CAPTIONS)
     assert all(width > 0 for width in widths), widths
-    heights = browser.execute_script("return [...document.querySelectorAll('math')].map(m => m.offsetHeight)")
-    assert len(heights) == len(FORMULAS)
-    # a fraction is higher than a line of text
-    assert min(heights) > 30, heights
+    stacked = browser.execute_script(
+        "return [...document.querySelectorAll('mfrac')].map(f => f.children[1].getBoundingClientRect().top"
+        " - f.children[0].getBoundingClientRect().bottom)"
+    )
+    assert len(stacked) >= len(FORMULAS)
+    assert all(gap > -2 for gap in stacked), f"fractions are not drawn as fractions: {stacked}"
     for width in (1100, 500):
         browser.set_window_size(width, 1400)
         over = browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")

@@ -86,6 +86,7 @@ def fit(
         df_guide=df_guide,
         svi_steps=svi_steps,
     )
+    load_model(model)  # arguments the wrong way round: said of the model, not of a file that is none
     # whether the stars may be one side of the system depends on the model's selection
     stars = Catalog.read(catalog, drop_invalid=drop_invalid, allow_missing=allow_missing, check_offset=False)
     for doubt in stars.doubts():

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bayespot.plots.style import ALPHA68, ALPHA95, BLUE, DOUBLE, TRUTH, new_figure, radius_axis
+from bayespot.plots.style import (
+    ALPHA68,
+    ALPHA95,
+    BLUE,
+    DOUBLE,
+    GREEN,
+    ORANGE,
+    TRUTH,
+    VERMILION,
+    new_figure,
+    radius_axis,
+)
 from bayespot.predictive import Predictive
 
 if TYPE_CHECKING:
@@ -149,13 +160,24 @@ def _paler(alpha: float) -> tuple[float, ...]:
     return tuple(1 - alpha * (1 - part) for part in to_rgb(BLUE))
 
 
-def chain_ranks(data: Any, names: Sequence[str]) -> Any:
-    """Return ArviZ's rank plots of scalar or vector sites, chain by chain: flat where the chains agree."""
+def chain_ranks(ax: Axes, data: Any, name: str) -> Axes:
+    """Draw ArviZ's rank plot of a scalar site, chain by chain: level where the chains agree.
+
+    Parameters
+    ----------
+    ax
+        Axes.
+    data
+        InferenceData with several chains, as NUTS leaves in a run's ``posterior.nc``.
+    name
+        A scalar site of its group ``posterior``.
+    """
     import warnings
 
     from bayespot.diagnostics import load_arviz
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        axes = load_arviz().plot_rank(data, var_names=list(names), kind="vlines", figsize=(DOUBLE, DOUBLE / 2))
-    return np.ravel(axes)[0].figure
+        load_arviz().plot_rank(data, var_names=[name], kind="vlines", ax=ax, colors=[BLUE, VERMILION, GREEN, ORANGE])
+    ax.set_title(name.removeprefix("potential."))
+    return ax
