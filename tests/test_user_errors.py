@@ -134,11 +134,30 @@ def test_too_few_stars(desk, refused):
 
 
 def test_unbound_stars(desk, refused):
-    """Stars at a third of the speed of light are bound in no galaxy: a failed fit, with status 1, says so."""
-    bare(desk, "hot.csv", vx=lambda v: v * 500, vy=lambda v: v * 500, vz=lambda v: v * 500)
-    message = refused("fit", "isochrone", "hot.csv", "-o", "new", *FAST, status=1)
-    for words in ("stars", "unbound", "velocities in m/s"):
+    """A model whose mass is far too small to bind any star: a failed fit, with status 1, says how many and what to
+    check; nothing is left to resume."""
+    (desk / "light.py").write_text(
+        "import torch\n"
+        "from pyro.distributions import LogNormal\n"
+        "from bayespot import Isochrone, SnapshotModel, SphericalMixture\n"
+        "def build(catalog):\n"
+        "    size = LogNormal(torch.tensor(1.0).double(), torch.tensor(0.1).double())\n"
+        "    return SnapshotModel(Isochrone(1e6, size), SphericalMixture())\n"
+    )
+    message = refused("fit", "light.py", "stars.ecsv", "-o", "new", *FAST, status=1)
+    for words in ("300 of 300 stars stay unbound", "units (kpc, km/s)", "prior of the mass"):
         assert words in message, message
+
+
+def test_implausible_units_are_noted(desk, monkeypatch, capsys):
+    """Bare metres per second too slow for light speed: the fit goes on, with a note that asks for the unit."""
+    monkeypatch.chdir(desk)
+    bare(desk, "metres.csv", vx=lambda v: v * 100, vy=lambda v: v * 100, vz=lambda v: v * 100)
+    monkeypatch.setattr("bayespot.cli.fitting.fit_to_folder", lambda *_, **__: None)
+    assert call("fit", "isochrone", "metres.csv", "-o", "metres") == 0
+    note = capsys.readouterr().err
+    for words in ("note: ", "median speed", "m/s", "Give the units"):
+        assert words in note
 
 
 def test_expanding_system(desk, monkeypatch, capsys):
