@@ -318,3 +318,31 @@ def test_config_is_json(result, isochrone_stars, tmp_path):
     assert config["fit"]["n_draws"] == FitConfig().n_draws
     assert config["command"] == "bayespot fit"
     assert config["catalog"]["meta"]["truth"]["potential"]["name"] == "Isochrone"
+
+
+def test_inference_data(result):
+    """ArviZ gets every site, and at radii the fields with a coordinate r and their units; the draws are the same."""
+    posterior = Posterior.from_result(result)
+    data = posterior.to_inference_data([1.0, 10.0])
+    group = data.posterior
+    assert set(posterior.draws) | set(RADIAL_FIELDS) == set(group.data_vars)
+    assert group["r"].values.tolist() == [1.0, 10.0]
+    for name in RADIAL_FIELDS:
+        assert group[name].attrs["unit"] == UNITS[name]
+        np.testing.assert_array_equal(group[name].values[0], posterior.field(name, [1.0, 10.0]).draws)
+    name = "potential.ln_mass"
+    np.testing.assert_array_equal(posterior.to_inference_data().posterior[name].values[0], posterior.draws[name])
+
+
+def test_field_tables(result):
+    """A field becomes a QTable in its unit, at radii or at positions, with mean, sd and quantiles."""
+    posterior = Posterior.from_result(result)
+    field = posterior.field("density", [1.0, 10.0])
+    table = field.to_table()
+    assert isinstance(table, QTable)
+    assert table["r"].unit == u.kpc
+    np.testing.assert_allclose(table["mean"].to_value(u.Msun / u.pc**3), field.mean / 1e9)
+    np.testing.assert_array_equal(table["q50"].value, field.quantile(0.5))
+    places = posterior.field("acceleration", [[8.0, 1.0, 0.5]]).to_table()
+    assert places["z"][0] == 0.5 * u.kpc
+    assert places["mean"].shape == (1, 3)

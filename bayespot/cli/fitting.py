@@ -95,6 +95,10 @@ def fit(
     typer.echo(f"{output}: done; next: bayespot report {output}")
 
 
+def _holds_files(folder: Path) -> bool:
+    return any(path.is_file() for path in folder.rglob("*"))
+
+
 def builtin_models() -> dict[str, str]:
     import ast
     from importlib.resources import files
@@ -167,12 +171,15 @@ def fit_to_folder(
             result = run_fit(built, catalog, config, checkpoint=partial / "checkpoint.pt", resume=resume)
             save_run(folder, result, catalog, **about)
     except KeyboardInterrupt:
-        if any(path.is_file() for path in partial.rglob("*")):
+        if _holds_files(partial):
             typer.echo(f"interrupted; {partial} keeps what was reached: repeat with --resume", err=True)
         else:
-            shutil.rmtree(partial, ignore_errors=True)
             typer.echo("interrupted before the first checkpoint: nothing is kept, fit again", err=True)
         raise typer.Exit(130) from None
+    finally:
+        # an empty folder would look like an interrupted fit
+        if not _holds_files(partial):
+            shutil.rmtree(partial, ignore_errors=True)
     posterior, _, diagnosis = load_run(folder)
     for warning in verdict(diagnosis).reasons:
         typer.echo(f"note: {warning}", err=True)
