@@ -28,7 +28,9 @@ class WriteError(OSError):
     def of(cls, path: Path, error: OSError, note: str = "") -> WriteError:
         """Return what ``error`` means for ``path``; ``note`` ends the message."""
         reason = error.strerror or str(error) or type(error).__name__
-        remedy = _REMEDIES.get(error.errno or 0, "check the place and try again")
+        # astropy reports a full disk in words of its own, without the number
+        code = errno.ENOSPC if "space" in reason.lower() else error.errno or 0
+        remedy = _REMEDIES.get(code, "check the place and try again")
         return cls(error.errno, f"{path}: cannot be written ({reason}): {remedy}{note}")
 
     def __str__(self) -> str:

@@ -298,6 +298,8 @@ def test_write_errors(tmp_path):
             half_written(path, code)
         assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
         assert caught.value.errno == code
+    words = WriteError.of(path, OSError("Not enough space on disk: requested 960000, available 0"))
+    assert "free some space" in str(words)
     with pytest.raises(WriteError, match="nothing is lost"):
         write_folder(tmp_path / "folder", lambda place: full(), "; nothing is lost")
     assert list(tmp_path.iterdir()) == []
@@ -306,7 +308,7 @@ def test_write_errors(tmp_path):
 def test_interrupted_by_a_signal(desk):
     """Ctrl-C (SIGINT) in a fit: status 130 and the hint; the same command without --resume is refused, with it the run
     is finished and equals one that was never interrupted."""
-    options = ["fit", "isochrone", "stars.ecsv", "--svi-steps", "1500", "--n-draws", "60", "--n-components", "1"]
+    options = ["fit", "isochrone", "stars.ecsv", "--svi-steps", "600", "--n-draws", "60", "--n-components", "1"]
     started = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "bayespot", *options, "-o", "stopped"],
         cwd=desk,
