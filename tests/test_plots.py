@@ -110,5 +110,7 @@ def test_save_is_complete_or_nothing(tmp_path):
             assert (tmp_path / name).read_bytes().startswith(start)
         with pytest.raises(ValueError, match="xyz"):
             plots.save(figure, tmp_path / "a.xyz")
-    assert b"TrueType" in (tmp_path / "a.pdf").read_bytes()
+    content = (tmp_path / "a.pdf").read_bytes()
+    assert b"/FontFile2" in content
+    assert b"/Type3" not in content
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pdf", "a.png"]
