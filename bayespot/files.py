@@ -27,7 +27,9 @@ class WriteError(OSError):
     @classmethod
     def of(cls, path: Path, error: OSError, note: str = "") -> WriteError:
         """Return what ``error`` means for ``path``; ``note`` ends the message."""
-        reason = error.strerror or str(error) or type(error).__name__
+        # of a file in a folder that is being written: the folder's message says it all
+        inner = os.strerror(error.errno) if isinstance(error, WriteError) and error.errno else None
+        reason = inner or error.strerror or str(error) or type(error).__name__
         # astropy reports a full disk in words of its own, without the number
         code = errno.ENOSPC if "space" in reason.lower() else error.errno or 0
         remedy = _REMEDIES.get(code, "check the place and try again")

@@ -300,6 +300,9 @@ def test_write_errors(tmp_path):
         assert caught.value.errno == code
     words = WriteError.of(path, OSError("Not enough space on disk: requested 960000, available 0"))
     assert "free some space" in str(words)
+    nested = WriteError.of(tmp_path, WriteError.of(path, OSError(errno.ENOSPC, "No space left on device")))
+    assert str(nested).count("cannot be written (No space left on device)") == 1
+    assert path.name not in str(nested)
     with pytest.raises(WriteError, match="nothing is lost"):
         write_folder(tmp_path / "folder", lambda place: full(), "; nothing is lost")
     assert list(tmp_path.iterdir()) == []
