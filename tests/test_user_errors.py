@@ -312,8 +312,12 @@ def test_interrupted_by_a_signal(desk):
     """Ctrl-C (SIGINT) in a fit: status 130 and the hint; the same command without --resume is refused, with it the run
     is finished and equals one that was never interrupted."""
     options = ["fit", "isochrone", "stars.ecsv", "--svi-steps", "600", "--n-draws", "60", "--n-components", "1"]
+    # a test run in the background ignores SIGINT, and so would its children
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from bayespot.cli import main; main()"
+    )
     started = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "bayespot", *options, "-o", "stopped"],
+        [sys.executable, "-W", "ignore", "-c", code, *options, "-o", "stopped"],
         cwd=desk,
         stderr=subprocess.PIPE,
         text=True,
