@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Catalog": "catalog",
-    "CatalogError": "catalog_io",
+    "CatalogError": "catalog_columns",
     "Potential": "potential",
     "Isochrone": "potential",
     "MassSlopeNetwork": "potential",
@@ -34,7 +34,7 @@ __all__ = ["__version__", *_HOMES]
 if TYPE_CHECKING:
     from bayespot.actions.spherical import SphericalActions as SphericalActions
     from bayespot.catalog import Catalog as Catalog
-    from bayespot.catalog_io import CatalogError as CatalogError
+    from bayespot.catalog_columns import CatalogError as CatalogError
     from bayespot.df import SphericalMixture as SphericalMixture
     from bayespot.ensemble import fit_ensemble as fit_ensemble
     from bayespot.fit_result import FitConfig as FitConfig

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayespot.catalog_io import (
+from bayespot.catalog_checks import check_speeds, check_spread, doubts, require_finite, require_positive
+from bayespot.catalog_columns import (
     CARTESIAN,
     COVARIANCE,
     CatalogError,
@@ -21,9 +22,9 @@ from bayespot.catalog_io import (
     observed_columns,
     phase_space,
     read_names,
-    read_table,
-    write_table,
 )
+from bayespot.catalog_gaia import gaia_columns
+from bayespot.catalog_io import read_table, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,18 +102,18 @@ class Catalog:
         object.__setattr__(self, "meta", copy.deepcopy(dict(self.meta)))
         if w.dim() != 2 or w.shape[1] != 6:
             raise CatalogError(f"w must have shape (n, 6), got {tuple(w.shape)}; stack x, y, z, vx, vy, vz")
-        _require_finite("w", w)
+        require_finite("w", w)
         if self.covariance is not None:
             covariance = torch.as_tensor(self.covariance, dtype=torch.float64).detach().clone()
             object.__setattr__(self, "covariance", covariance)
             if covariance.shape != (len(w), 6, 6):
                 raise CatalogError(f"covariance must have shape ({len(w)}, 6, 6), got {tuple(covariance.shape)}")
-            _require_finite("covariance", covariance.flatten(1))
-            _require_positive("covariance", covariance)
+            require_finite("covariance", covariance.flatten(1))
+            require_positive("covariance", covariance)
         if self.observed is not None:
             if self.observed.values.shape != w.shape or self.observed.covariance.shape != (len(w), 6, 6):
                 raise CatalogError(f"observed values and covariance must be ({len(w)}, 6) and ({len(w)}, 6, 6)")
-            _require_positive("covariance of the observables", self.observed.covariance)
+            require_positive("covariance of the observables", self.observed.covariance)
         if self.names is not None:
             object.__setattr__(self, "names", tuple(self.names))
             if len(self.names) != len(w):
@@ -191,6 +192,7 @@ class Catalog:
             meta,
             None if found.observed is None else _observed(found.observed),
         )
+        check_speeds(catalog.v)
         catalog.check_geometry(offset=check_offset)
         return catalog
 
@@ -214,6 +216,50 @@ class Catalog:
         )
 
     @classmethod
+    def from_gaia(
+        cls,
+        table: Table,
+        *,
+        parallax_zero_point: float = 0.0,
+        min_parallax_over_error: float | None = None,
+        max_ruwe: float | None = None,
+        distance: str | None = None,
+        drop_invalid: bool = False,
+        check_offset: bool = False,
+        allow_missing: bool = False,
+    ) -> Catalog:
+        """Build a catalogue from a table of the Gaia archive, as a query returns it.
+
+        Column names in any case (the archive's client writes ``SOURCE_ID``), units from the table or else Gaia's. What
+        the cuts drop is counted in ``meta["notes"]``; a model of so cut stars needs the cuts in its selection.
+
+        Parameters
+        ----------
+        table
+            With ``ra dec parallax pmra pmdec radial_velocity``, their ``*_error`` and ``*_corr``.
+        parallax_zero_point
+            Subtracted from the parallaxes, mas (Lindegren et al. 2021, A&A 649, A4: -0.017 to -0.039).
+        min_parallax_over_error
+            Keep stars with at least this ``parallax / parallax_error``.
+        max_ruwe
+            Keep stars with ``ruwe`` up to this; 1.4 is Gaia's advice.
+        distance
+            Stem of columns to take the distance from instead of the parallax, with their quantiles as error:
+            ``"r_med_geo"`` of Bailer-Jones et al. (2021), in pc, with ``r_lo_geo`` and ``r_hi_geo``.
+        drop_invalid, check_offset, allow_missing
+            As in `read`; ``check_offset`` is off, as stars around the Sun do not surround the Galactic centre.
+
+        Raises
+        ------
+        CatalogError
+            Names the column that is missing, and the remedy.
+        """
+        prepared = gaia_columns(table, parallax_zero_point, min_parallax_over_error, max_ruwe, distance)
+        return cls.from_table(
+            prepared, drop_invalid=drop_invalid, check_offset=check_offset, allow_missing=allow_missing
+        )
+
+    @classmethod
     def example(cls, name: str = "globular_clusters") -> Catalog:
         """Return a packaged catalogue of the Milky Way: ``"globular_clusters"`` or ``"satellites"``."""
         from importlib.resources import as_file, files
@@ -229,26 +275,11 @@ class Catalog:
         With the median position c (per axis) and the median distance D from it, n >= 10 stars must have
         |c| <= (1/2 + 4/sqrt(n)) D. The second term lets c scatter: for n isotropic normal positions by 1.4 D/sqrt(n).
         """
-        n = len(self)
-        spread = {}
-        for what, values in (("at one point", self.x), ("moving alike", self.v)):
-            distance = torch.linalg.vector_norm(values - values.median(0).values, dim=-1)
-            size = torch.linalg.vector_norm(values, dim=-1).max()
-            if n > 1 and float(distance.max()) <= 1e-12 * float(size):
-                raise CatalogError(
-                    f"all stars are {what}: {n} rows have the same "
-                    f"{'x, y, z' if what == 'at one point' else 'vx, vy, vz'}; check which columns were read"
-                )
-            spread[what] = float(distance.median())
-        centre = self.x.median(0).values
-        distance_off, size_all = float(torch.linalg.vector_norm(centre)), spread["at one point"]
-        if offset and n >= 10 and distance_off > (0.5 + 4 / n**0.5) * size_all:
-            raise CatalogError(
-                f"columns x, y, z: the median position of {n} stars, ({', '.join(f'{c:.3g}' for c in centre)}) kpc, is "
-                f"{distance_off:.3g} kpc from the origin, with a spread of {size_all:.3g} kpc: the coordinates do not "
-                "look Galactocentric (or centred on the system). Subtract the centre, or if the stars are one side of "
-                "the system on purpose declare the model's selection, and read with check_offset=False in Python"
-            )
+        check_spread(self.x, self.v, offset)
+
+    def doubts(self) -> list[str]:
+        """Return, in words, why the units of the coordinates may be wrong; empty where they look like a galaxy's."""
+        return doubts(self.x, self.v)
 
     def require(self, n_parameters: int) -> None:
         """Raise CatalogError if there are fewer stars than free parameters."""
@@ -312,7 +343,7 @@ class Catalog:
                 f"radius: 1 % {q[0]:.4g}, median {q[1]:.4g}, 99 % {q[2]:.4g} kpc",
                 f"rms speed {speed:.4g} km/s, net rotation (sum Lz / sum L) {spin:.3f}",
             ]
-        return "\n".join(lines + [f"note: {note}" for note in self.meta.get("notes", [])])
+        return "\n".join(lines + [f"note: {note}" for note in [*self.meta.get("notes", []), *self.doubts()]])
 
     def to_table(self) -> QTable:
         """Return an astropy QTable with units; the covariance's upper triangle as columns ``cov_x_x cov_x_y ...``."""
@@ -349,32 +380,3 @@ class Catalog:
 def _observed(columns: ObservedColumns) -> Observed:
     values, covariance = (torch.as_tensor(np.array(a)) for a in (columns.values, columns.covariance))
     return Observed(columns.names, values, covariance)
-
-
-def _require_positive(what: str, covariance: Tensor) -> None:
-    """Raise unless every matrix is symmetric and has no negative eigenvalue, in units of its own variances."""
-    variance = covariance.diagonal(dim1=-2, dim2=-1)
-    scale = variance.clamp(min=0).sqrt()
-    safe = torch.where(scale > 0, scale, 1.0)
-    correlation = covariance / (safe[:, :, None] * safe[:, None, :])
-    odd = (correlation - correlation.transpose(1, 2)).abs().amax((1, 2)) > 1e-6
-    # a coordinate without variance has no covariance either
-    loose = ((scale == 0)[:, :, None] & (covariance.abs() > 0)).any(-1).any(-1)
-    lowest = torch.linalg.eigvalsh((correlation + correlation.transpose(1, 2)) / 2)[:, 0]
-    bad = odd | loose | (variance < 0).any(-1) | (lowest < -1e-6)
-    if bool(bad.any()):
-        row = int(bad.int().argmax())
-        raise CatalogError(
-            f"{what}: {int(bad.sum())} of {len(bad)} matrices are not positive definite, the first in row {row} "
-            f"(counting from 0; lowest eigenvalue of its correlation matrix {float(lowest[row]):.3g}); correct its "
-            "variances and correlations or drop the star"
-        )
-
-
-def _require_finite(what: str, values: Tensor) -> None:
-    bad = ~torch.isfinite(values).all(-1)
-    if bool(bad.any()):
-        raise CatalogError(
-            f"{what}: {int(bad.sum())} of {len(bad)} stars have NaN or infinite entries, the first in row "
-            f"{int(bad.int().argmax())} (counting from 0); drop them"
-        )

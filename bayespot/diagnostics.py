@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import arviz
 
 
-def _arviz() -> Any:
+def load_arviz() -> Any:
+    """Return the arviz module, without the notice that 0.23 prints at import."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # 0.23 announces the 1.0 refactoring at import
         import arviz
@@ -37,14 +38,30 @@ def to_inference_data(
         return {name: x.reshape(n_chains, -1, *x.shape[1:]) for name, x in arrays.items()}
 
     posterior, stats = chains(draws), chains(sample_stats or {})
-    data = _arviz().from_dict(posterior=posterior, sample_stats=stats or None)
+    data = load_arviz().from_dict(posterior=posterior, sample_stats=stats or None)
     data.attrs.update(attrs or {})
+    return data
+
+
+def with_fields(data: arviz.InferenceData, radii: np.ndarray, fields: Mapping[str, Any]) -> arviz.InferenceData:
+    """Add fields of radius (objects with ``draws`` (n_draws, n) and ``unit``) to the group ``posterior``."""
+    more = load_arviz().from_dict(
+        posterior={name: field.draws[None] for name, field in fields.items()},
+        coords={"r": radii},
+        dims={name: ["r"] for name in fields},
+    )
+    for name, field in fields.items():
+        more["posterior"][name].attrs["unit"] = field.unit
+    more["posterior"]["r"].attrs["unit"] = "kpc"
+    merged = data["posterior"].merge(more["posterior"])
+    delattr(data, "posterior")
+    data.add_groups({"posterior": merged})
     return data
 
 
 def no_inference_data() -> arviz.InferenceData:
     """Return InferenceData without groups."""
-    return _arviz().InferenceData()
+    return load_arviz().InferenceData()
 
 
 def with_predictive(
@@ -54,7 +71,7 @@ def with_predictive(
 
     Statistics that depend on the draw's potential (angles) are in ``observed_data`` with their own axis of draws.
     """
-    more = _arviz().from_dict(
+    more = load_arviz().from_dict(
         posterior_predictive={name: np.asarray(value)[None] for name, value in replicated.items()},
         observed_data={name: np.asarray(value) for name, value in observed.items()},
     )
@@ -76,7 +93,7 @@ def load_netcdf(path: str | os.PathLike[str]) -> arviz.InferenceData:
     if not Path(path).exists():
         raise ValueError(f"{path}: no such file; a complete run has it, so fit again")
     try:
-        data = _arviz().from_netcdf(str(path), engine="h5netcdf")
+        data = load_arviz().from_netcdf(str(path), engine="h5netcdf")
         data.load()
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: not a readable NetCDF posterior ({error}); fit again") from error
@@ -95,7 +112,7 @@ def psis(log_weights: Tensor) -> tuple[Tensor, float]:
         return log_weights, math.inf
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        smoothed, k = _arviz().psislw(weights.copy())
+        smoothed, k = load_arviz().psislw(weights.copy())
     # ArviZ returns weights that add up to one
     return torch.as_tensor(np.asarray(smoothed)) + log_weights.detach().logsumexp(0), float(k)
 
@@ -124,7 +141,7 @@ def chain_statistics(chains: Tensor) -> tuple[float, float]:
 
     Rank-normalised and split (Vehtari et al. 2021, Bayesian Analysis 16, 667).
     """
-    arviz = _arviz()
+    arviz = load_arviz()
     arrays = [np.asarray(chains[..., k].detach()) for k in range(chains.shape[-1])]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -145,7 +162,7 @@ def compare_loo(pointwise: Mapping[Any, np.ndarray]) -> dict[Any, dict[str, floa
         By model ``elpd``, its difference from the best (``elpd_diff``) with standard error ``dse``, the stacking
         ``weight``, and the fraction of stars whose Pareto shape is above 0.7 (``bad_k``).
     """
-    arviz = _arviz()
+    arviz = load_arviz()
     names = {str(i): name for i, name in enumerate(pointwise)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -211,18 +211,19 @@ class Distillation:
         }
 
     def save(self, folder: Path) -> None:
-        """Write ``table.ecsv``, ``candidates.json``, ``formulas.tex`` and ``formulas.png`` to an existing folder."""
-        import os
-
+        """Write ``table.ecsv``, ``candidates.json``, ``formulas.tex`` and the figure (PNG, PDF) to a folder."""
         from bayespot import plots
+        from bayespot.files import replacing
 
         write_json(folder / "candidates.json", self.records())
-        temporary = folder / ".table.tmp"
-        self.table().write(temporary, format="ascii.ecsv", overwrite=True)
-        os.replace(temporary, folder / "table.ecsv")
-        (folder / "formulas.tex").write_text(self.latex())
+        with replacing(folder / "table.ecsv") as temporary:
+            self.table().write(temporary, format="ascii.ecsv", overwrite=True)
+        with replacing(folder / "formulas.tex") as temporary:
+            temporary.write_text(self.latex())
         with plots.style():
-            plots.save(plots.formulas_figure(self.field(), self.curves(), self.target.stars_r), folder / "formulas.png")
+            figure = plots.formulas_figure(self.field(), self.curves(), self.target.stars_r)
+            for name in ("formulas.png", "formulas.pdf"):
+                plots.save(figure, folder / name)
 
     def field(self) -> Field:
         """Return the posterior draws of Phi that were distilled, in (km/s)^2."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from bayespot.actions.spherical import SphericalActions
 from bayespot.df.base import LogFraction
 from bayespot.df.components import CANDIDATES, choose_n_components
 from bayespot.diagnosis import ANGLE_STARS, Draws, diagnose
+from bayespot.files import replacing, save_torch
 from bayespot.fit_result import FitConfig, FitError, FitResult
 from bayespot.guides import Family, WhitenedGuide
 from bayespot.latent import LatentSpace, stars_in
@@ -138,10 +138,9 @@ class _Fit:
     def save(self, force: bool = True) -> None:
         if self.checkpoint is None or not (force or time.monotonic() - self._saved > _CHECKPOINT_SECONDS):
             return
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.checkpoint.with_suffix(".tmp")
-        torch.save(self.state, partial)
-        os.replace(partial, self.checkpoint)
+        with replacing(self.checkpoint) as temporary:
+            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            save_torch(self.state, temporary)
         self._saved = time.monotonic()
 
     def load(self) -> None:

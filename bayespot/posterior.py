@@ -18,6 +18,7 @@ from bayespot.potential.base import Potential
 from bayespot.units import UNITS, unit
 
 if TYPE_CHECKING:
+    import arviz
     from astropy.table import QTable
     from numpy.typing import ArrayLike, NDArray
 
@@ -59,6 +60,19 @@ class Field:
     def quantile(self, q: float | Sequence[float]) -> NDArray[Any]:
         """Posterior quantiles along a leading axis (none for a scalar ``q``)."""
         return np.quantile(self.draws, q, axis=0)
+
+    def to_table(self) -> QTable:
+        """Return a table with units: ``r`` (or ``x y z``), ``mean``, ``sd`` and the quantiles ``q2.5`` to ``q97.5``."""
+        from astropy import units as u
+        from astropy.table import QTable
+
+        places = {"r": self.points} if self.points.ndim == 1 else dict(zip("xyz", self.points.T, strict=True))
+        table = QTable({name: value * u.kpc for name, value in places.items()}, meta={"field": self.name})
+        columns = {"mean": self.mean, "sd": self.sd}
+        columns |= {f"q{100 * q:g}": value for q, value in zip(QUANTILES, self.quantile(QUANTILES), strict=True)}
+        for name, value in columns.items():
+            table[name] = value * u.Unit(self.unit)
+        return table
 
 
 #: Planes of `Posterior.plane`.
@@ -140,6 +154,26 @@ class PotentialDraws(ABC):
     @abstractmethod
     def summary(self) -> QTable:
         """Return mean, standard deviation and quantiles of every latent parameter."""
+
+    def to_inference_data(self, radii: ArrayLike | None = None) -> arviz.InferenceData:
+        """Return the draws as ArviZ InferenceData, one chain; sites that every draw has in the same shape.
+
+        Parameters
+        ----------
+        radii : (n,)
+            In kpc; then the group ``posterior`` also has `RADIAL_FIELDS` at these radii, with a coordinate ``r`` and
+            their units as attributes.
+        """
+        from bayespot.diagnostics import to_inference_data, with_fields
+
+        values = [self.source(i)[1] for i in range(self.n_draws)]
+        shapes = [{name: value.shape for name, value in one.items()} for one in values]
+        common = [name for name, shape in shapes[0].items() if all(one.get(name) == shape for one in shapes)]
+        data = to_inference_data({name: torch.stack([one[name] for one in values]) for name in common})
+        if radii is None:
+            return data
+        r = np.atleast_1d(np.asarray(radii, dtype=float))
+        return with_fields(data, r, {name: self.field(name, r) for name in RADIAL_FIELDS})
 
     def potential_at(self, i: int) -> Potential:
         """Return the potential of draw ``i`` with its parameters fixed."""

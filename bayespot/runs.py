@@ -9,8 +9,8 @@ import platform
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,16 +18,15 @@ import numpy as np
 import torch
 
 from bayespot import diagnostics, plots
-from bayespot.fit_result import EnsembleResult, FitResult
-from bayespot.mock import truth_potential
+from bayespot.figures import default_radii, draw_figures
+from bayespot.files import WriteError, save_torch, write_folder
+from bayespot.fit_result import Diagnostics, EnsembleResult, FitResult
 from bayespot.model import SnapshotModel
 from bayespot.posterior import (
-    PLANE_FIELDS,
     EnsemblePosterior,
     Posterior,
     PotentialDraws,
     member_spread,
-    truth_field,
 )
 from bayespot.predictive import Predictive
 
@@ -35,10 +34,6 @@ if TYPE_CHECKING:
     from bayespot.catalog import Catalog
 
 FORMAT = 1
-#: Fields that a run draws, one figure each.
-FIGURES = ("potential", "circular_speed", "enclosed_mass", "density")
-#: Fields whose uncertainty a run draws against radius.
-SD_FIELDS = ("potential", "radial_acceleration", "density")
 #: Most stars whose positions a run keeps, for maps of their density.
 MAX_STARS = 10_000
 
@@ -77,7 +72,7 @@ def load_model_module(path: Path) -> Any:
 
 def save_run(
     folder: Path,
-    result: FitResult,
+    result: FitResult | EnsembleResult,
     catalog: Catalog,
     *,
     model_name: str = "",
@@ -85,90 +80,49 @@ def save_run(
     command: str = "",
     overwrite: bool = False,
 ) -> Path:
-    """Write a finished fit to ``folder``: complete or not at all.
+    """Write a finished fit, or an ensemble, to ``folder``: complete or not at all.
 
     The folder holds ``config.json``, ``posterior.nc`` (ArviZ InferenceData), ``model.pt``, ``stars.npz`` (positions of
     up to `MAX_STARS` stars, and the coordinates of all if there are no more), ``diagnostics.json``, ``summary.ecsv``,
-    ``fields.ecsv`` and ``figures/``.
+    ``fields.ecsv`` and ``figures/``. An ensemble's holds such a folder per member, ``member-0`` and so on, and
+    ``config.json``, ``diagnostics.json``, tables and figures of the mixture.
 
     Raises
     ------
     RunError
-        If the folder exists and ``overwrite`` is False.
+        If the folder exists and ``overwrite`` is False, or it cannot be written.
     """
-    return _save(Path(folder), lambda place: _write(place, result, catalog, model_name, model_file, command), overwrite)
+    origin = _Origin(model_name, model_file, command)
+    write = _write_ensemble if isinstance(result, EnsembleResult) else _write
+    return _save(Path(folder), lambda place: write(place, result, catalog, origin), overwrite)  # type: ignore[arg-type]
 
 
-def save_ensemble(
-    folder: Path,
-    result: EnsembleResult,
-    catalog: Catalog,
-    *,
-    model_name: str = "",
-    model_file: Path | None = None,
-    command: str = "",
-    overwrite: bool = False,
-) -> Path:
-    """Write a finished ensemble: a run folder per member, ``member-0`` and so on, and what follows from all.
+@dataclass(frozen=True)
+class _Origin:
+    """Where a run comes from: its model's name, the user's model file, and the command line."""
 
-    ``config.json``, ``diagnostics.json``, ``summary.ecsv``, ``fields.ecsv`` and ``figures/`` are of the mixture.
-    Complete or not at all, as `save_run`.
-    """
-
-    def write(place: Path) -> None:
-        for k, member in enumerate(result.members):
-            (place / f"member-{k}").mkdir()
-            _write(place / f"member-{k}", member, catalog, model_name, model_file, command)
-        first = result.members[0]
-        config = _config(first, model_name, model_file, command)
-        config["ensemble"] = {"n_members": len(result.members), "weighting": result.weighting}
-        _write_json(place / "config.json", config)
-        positions = _star_sample(catalog)
-        posterior = EnsemblePosterior([_posterior(member, positions) for member in result.members], result.weights)
-        r = default_radii(first.catalog)
-        diagnosis = {
-            "weights": result.weights,
-            "spread": member_spread(posterior, r[:: len(r) // 10]),
-            "elbo": [],
-            "members": [asdict(member.diagnostics) for member in result.members],
-        }
-        _write_json(place / "diagnostics.json", diagnosis)
-        _write_tables(place, posterior, [])
-
-    return _save(Path(folder), write, overwrite)
+    model_name: str
+    model_file: Path | None
+    command: str
 
 
 def _save(folder: Path, write: Callable[[Path], None], overwrite: bool) -> Path:
     """Have a run written beside its place and move it there when it is complete."""
     if folder.exists() and not overwrite:
         raise RunError(f"{folder} exists; choose another folder or pass --overwrite")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        write(temporary)
-        if folder.exists():
-            # the old run goes only once the new one is complete
-            old = folder.with_name(f".{folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(folder, old)
-            os.rename(temporary, folder)
-            shutil.rmtree(old)
-        else:
-            os.rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(partial_folder(folder), ignore_errors=True)
+    partial = partial_folder(folder)
+    kept = f"; nothing is lost, {partial} keeps the fit: repeat with --resume" if partial.exists() else ""
+    write_folder(folder, write, kept)
+    shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
-def _config(result: FitResult, model_name: str, model_file: Path | None, command: str) -> dict[str, Any]:
+def _config(result: FitResult, origin: _Origin) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "model": model_name,
-        "model_file": f"{model_file.stem}" if model_file else None,
-        "command": command,
+        "model": origin.model_name,
+        "model_file": origin.model_file.stem if origin.model_file else None,
+        "command": origin.command,
         "fit": asdict(result.config),
         "catalog": result.catalog,
         "versions": versions(),
@@ -185,15 +139,13 @@ def _write_tables(folder: Path, posterior: PotentialDraws, elbo: list[float]) ->
     draw_figures(folder / "figures", posterior, elbo)
 
 
-def _write(
-    folder: Path, result: FitResult, catalog: Catalog, model_name: str, model_file: Path | None, command: str
-) -> None:
-    _write_json(folder / "config.json", _config(result, model_name, model_file, command))
+def _write(folder: Path, result: FitResult, catalog: Catalog, origin: _Origin) -> None:
+    _write_json(folder / "config.json", _config(result, origin))
     _write_json(folder / "diagnostics.json", asdict(result.diagnostics))
-    torch.save(result.model, folder / "model.pt")
-    if model_file:
-        shutil.copy(model_file, folder / "model.py")
-    attrs = {"n_stars": len(catalog), "seed": result.config.seed, "model": model_name}
+    save_torch(result.model, folder / "model.pt")
+    if origin.model_file:
+        shutil.copy(origin.model_file, folder / "model.py")
+    attrs = {"n_stars": len(catalog), "seed": result.config.seed, "model": origin.model_name}
     data = diagnostics.to_inference_data(result.draws, result.sample_stats, attrs, result.n_chains)
     diagnostics.save_netcdf(data, folder / "posterior.nc")
     positions = _star_sample(catalog)
@@ -201,6 +153,27 @@ def _write(
     few = catalog.w.numpy() if len(catalog) <= MAX_STARS else np.empty((0, 6))
     np.savez_compressed(folder / "stars.npz", positions=positions, w=few)
     _write_tables(folder, _posterior(result, positions), result.diagnostics.elbo)
+
+
+def _write_ensemble(folder: Path, result: EnsembleResult, catalog: Catalog, origin: _Origin) -> None:
+    for k, member in enumerate(result.members):
+        (folder / f"member-{k}").mkdir()
+        _write(folder / f"member-{k}", member, catalog, origin)
+    first = result.members[0]
+    config = _config(first, origin)
+    config["ensemble"] = {"n_members": len(result.members), "weighting": result.weighting}
+    _write_json(folder / "config.json", config)
+    positions = _star_sample(catalog)
+    posterior = EnsemblePosterior([_posterior(member, positions) for member in result.members], result.weights)
+    r = default_radii(first.catalog)
+    diagnosis = {
+        "weights": result.weights,
+        "spread": member_spread(posterior, r[:: len(r) // 10]),
+        "elbo": [],
+        "members": [asdict(member.diagnostics) for member in result.members],
+    }
+    _write_json(folder / "diagnostics.json", diagnosis)
+    _write_tables(folder, posterior, [])
 
 
 def _posterior(result: FitResult, positions: np.ndarray) -> Posterior:
@@ -212,56 +185,10 @@ def _posterior(result: FitResult, positions: np.ndarray) -> Posterior:
     )
 
 
-def default_radii(catalog: dict[str, Any], n: int = 60) -> np.ndarray:
-    """Return log-spaced radii from the 1 % to the 99 % quantile of the stars."""
-    return np.geomspace(catalog["r_q"][1], catalog["r_q"][7], n)
-
-
 def _star_sample(catalog: Catalog) -> np.ndarray:
     """Positions in kpc of a random subset of the stars."""
     order = torch.randperm(len(catalog), generator=torch.Generator().manual_seed(0))[:MAX_STARS]
     return catalog.x[order.sort().values].numpy().astype(np.float32)
-
-
-def star_positions(meta: dict[str, Any]) -> np.ndarray | None:
-    """Return positions of a sample of a run's stars; those of older runs are placed at random about the centre."""
-    if "positions" in meta:
-        return meta["positions"]
-    if "radii" not in meta:
-        return None
-    directions = np.random.default_rng(0).normal(size=(40, len(meta["radii"]), 3))
-    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
-    return (np.asarray(meta["radii"])[:, None] * directions).reshape(-1, 3)
-
-
-def draw_figures(folder: Path, posterior: PotentialDraws, elbo: list[float]) -> list[Path]:
-    """Draw the fields of `FIGURES`, their uncertainty against radius and in a plane, and the ELBO; return the files."""
-    from matplotlib.figure import Figure
-
-    folder.mkdir(parents=True, exist_ok=True)
-    r = default_radii(posterior.meta, 100)
-    truth = truth_potential(posterior.meta.get("meta", {}))
-    few = posterior.thinned(300)
-    written = []
-    with plots.style():
-        for name in FIGURES:
-            true = None if truth is None else truth_field(truth, name, r)
-            figure = plots.two_panel(few.field(name, r), true, posterior.meta.get("radii"))
-            written.append(folder / f"{name}.png")
-            plots.save(figure, written[-1])
-        figure = plots.sd_profiles([few.field(name, r) for name in SD_FIELDS], posterior.meta.get("radii"))
-        written.append(folder / "sd_profiles.png")
-        plots.save(figure, written[-1])
-        maps = [few.plane(name) for name in PLANE_FIELDS]
-        figure = plots.uncertainty_maps(maps, star_positions(posterior.meta), posterior.meta["n_stars"])
-        written.append(folder / "uncertainty_maps.png")
-        plots.save(figure, written[-1])
-        if elbo:
-            figure = Figure(figsize=(4.6, 3), layout="constrained")
-            plots.elbo_trace(figure.subplots(), elbo)
-            written.append(folder / "elbo.png")
-            plots.save(figure, written[-1])
-    return written
 
 
 def save_predictive(folder: Path, check: Predictive) -> Path:
@@ -280,18 +207,24 @@ def save_predictive(folder: Path, check: Predictive) -> Path:
         {f"p_value_{name}": p for name, p in check.p_values.items()},
     )
     figure_path = folder / "figures" / "predictive.png"
-    figure_path.parent.mkdir(exist_ok=True)
     temporary = folder / f".predictive.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
+        figure_path.parent.mkdir(exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
         diagnostics.save_netcdf(data, temporary / "posterior.nc")
         (temporary / "diagnostics.json").write_text(json.dumps({**diagnosis, "predictive": summary}, indent=1))
         with plots.style():
-            plots.save(plots.predictive_figure(check), temporary / figure_path.name)
+            figure = plots.predictive_figure(check)
+            for suffix in (".png", ".pdf"):
+                plots.save(figure, temporary / figure_path.with_suffix(suffix).name)
         os.replace(temporary / "posterior.nc", folder / "posterior.nc")
         os.replace(temporary / "diagnostics.json", folder / "diagnostics.json")
-        os.replace(temporary / figure_path.name, figure_path)
+        for suffix in (".png", ".pdf"):
+            place = figure_path.with_suffix(suffix)
+            os.replace(temporary / place.name, place)
+    except OSError as error:
+        raise WriteError.of(folder, error, "; the run is as it was") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return figure_path
@@ -332,7 +265,10 @@ def load_run(folder: str | os.PathLike[str]) -> tuple[PotentialDraws, dict[str, 
             f"{folder / 'config.json'}: run format {found}, this bayespot reads {FORMAT}; fit again or install "
             f"bayespot {config.get('versions', {}).get('bayespot', 'of that version')}"
         )
+    _require(folder / "config.json", config, ("model", "command", "fit", "catalog", "versions"))
     diagnosis = _read_json(folder / "diagnostics.json")
+    wanted = [f.name for f in fields(Diagnostics) if f.default is MISSING and f.default_factory is MISSING]
+    _require(folder / "diagnostics.json", diagnosis, ("weights", "members") if "ensemble" in config else wanted)
     if "ensemble" in config:
         n = config["ensemble"]["n_members"]
         members = [cast("Posterior", load_run(folder / f"member-{k}")[0]) for k in range(n)]
@@ -371,10 +307,21 @@ def _restore_user_module(path: Path, stem: str) -> None:
     sys.modules[f"bayespot_user_model_{stem}"] = module
 
 
+def _require(path: Path, content: dict[str, Any], keys: Sequence[str]) -> None:
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise RunError(
+            f"{path} has no {', '.join(missing)}: it is of another version or was changed; fit again, or restore it"
+        )
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing; {path.parent} is no complete run: fit again") from error
     except json.JSONDecodeError as error:
         raise RunError(f"{path}: not valid JSON ({error}); restore it or fit again") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path} holds a {type(content).__name__}, not an object; restore it or fit again")
+    return content

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, as_completed
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bayespot.files import replacing
 from bayespot.grammar import DistillConfig, Family
 from bayespot.progress import Progress
 from bayespot.target import Target
@@ -143,9 +143,8 @@ def fingerprint(target: Target) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, complete or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1))
 
 
 def _read(path: Path) -> Search:

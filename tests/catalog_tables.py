@@ -12,7 +12,7 @@ from astropy import units as u
 from astropy.table import Table
 
 from bayespot.catalog import Catalog
-from bayespot.catalog_io import CARTESIAN, CatalogError
+from bayespot.catalog_columns import CARTESIAN, CatalogError
 
 SUFFIXES = ["fits", "fit", "ecsv", "csv", "parquet", "npz"]
 

@@ -12,7 +12,7 @@ from catalog_tables import META, SUFFIXES, assert_refused, assert_same, cartesia
 
 from bayespot import catalog_io
 from bayespot.catalog import Catalog
-from bayespot.catalog_io import CARTESIAN, CatalogError
+from bayespot.catalog_columns import CARTESIAN, CatalogError
 from bayespot.mock import mock
 
 # --- files

@@ -10,7 +10,7 @@ from astropy.table import MaskedColumn, QTable, Table
 from catalog_tables import META, SUFFIXES, assert_refused, cartesian_table, observed_table, phase_space
 
 from bayespot.catalog import Catalog
-from bayespot.catalog_io import CARTESIAN, CatalogError
+from bayespot.catalog_columns import CARTESIAN, CatalogError
 from bayespot.mock import mock
 
 

@@ -10,9 +10,9 @@ from astropy import units as u
 from astropy.table import MaskedColumn
 from catalog_tables import assert_same, observed_table
 
-from bayespot import catalog_io, frame
+from bayespot import catalog_columns, frame
 from bayespot.catalog import Catalog
-from bayespot.catalog_io import CatalogError
+from bayespot.catalog_columns import CatalogError
 
 
 @pytest.mark.parametrize("far", ["distance", "parallax"])
@@ -56,7 +56,7 @@ def test_heliocentric_units(tmp_path):
     """Columns in radian, pc, deg/Gyr and m/s give the same stars as the defaults, to 1e-12."""
     table = observed_table()
     expected = Catalog.from_table(table)
-    defaults = catalog_io.OBSERVED | {f"{k}_error": v for k, v in catalog_io.OBSERVED.items()}
+    defaults = catalog_columns.OBSERVED | {f"{k}_error": v for k, v in catalog_columns.OBSERVED.items()}
     defaults |= {"ra_error": "mas", "dec_error": "mas"}
     other = {"deg": "rad", "mas": "arcsec", "kpc": "pc", "mas/yr": "deg/Gyr", "km/s": "m/s"}
     for name, unit in defaults.items():

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from astropy.table import QTable, Table
 
-from bayespot.cli import _builtin_models, parse_radii
+from bayespot.cli.fitting import builtin_models, fit_to_folder
+from bayespot.cli.tables import parse_radii
 
 FAST = ["--svi-steps", "10", "--n-draws", "60", "--n-components", "1"]
 GAIA_MODEL = str(Path(__file__).parents[1] / "models" / "gaia_sphere.py")
@@ -46,7 +47,7 @@ def test_first_session(session):
     assert str(table["circular_speed_q50"].unit) == "km / s"
     done = bayespot("report", "run", cwd=session)
     assert done.returncode == 0, done.stderr
-    for words in ("400 stars", "k-hat", "v_c [km/s]", "circular_speed.png", "uncertainty_maps.png", "sd_profiles.png"):
+    for words in ("400 stars", "k-hat", "v_c [km/s]", "circular_speed.png", "uncertainty_maps.png", "report.html"):
         assert words in done.stdout
     assert done.stderr == ""
 
@@ -159,14 +160,26 @@ def test_guides(session, guide, words):
     assert words in bayespot("report", name, cwd=session).stdout
 
 
+def test_python_dash_m():
+    """`python -m bayespot` is the same command; so is its exit status."""
+    done = subprocess.run([sys.executable, "-m", "bayespot", "models"], capture_output=True, text=True, check=False)
+    assert (done.returncode, "spherical" in done.stdout) == (0, True), done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "bayespot", "report", "none"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "not a run folder" in done.stderr) == (2, True), done.stderr
+
+
 def test_help_teaches():
     """Every command's help has an example; the models are listed with a line each."""
     done = bayespot("--help", cwd=".")
-    assert "bayespot fit spherical stars.ecsv -o run" in done.stdout
-    for command in ("simulate", "forecast", "fit", "predict", "report", "distill", "demo"):
-        assert "Example:" in bayespot(command, "--help", cwd=".").stdout
-    assert set(_builtin_models()) == {"isochrone", "spherical", "milky_way_globular_clusters", "gaia_sphere"}
-    assert all(_builtin_models().values())
+    assert "• bayespot fit spherical stars.ecsv -o run\n" in done.stdout.replace(" \n", "\n").replace("  ", "")
+    for command in ("simulate", "forecast", "fit", "predict", "report", "check", "distill", "demo"):
+        shown = bayespot(command, "--help", cwd=".").stdout
+        assert "Example:" in shown
+        assert "\N{HUNDRED POINTS SYMBOL}" not in shown  # what the help makes of ":100:"
+    assert set(builtin_models()) == {"isochrone", "spherical", "milky_way_globular_clusters", "gaia_sphere"}
+    assert all(builtin_models().values())
 
 
 def test_parse_radii():
@@ -182,7 +195,6 @@ def test_interrupted_fit_goes_on(session, monkeypatch, capsys):
     import typer
 
     from bayespot import Catalog, FitConfig, variational
-    from bayespot.cli import _fit_to_folder
 
     folder = session / "stopped"
     stars = Catalog.read(session / "stars.ecsv")
@@ -197,14 +209,14 @@ def test_interrupted_fit_goes_on(session, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(variational, "step_seed", interrupt)
         with pytest.raises(typer.Exit) as stopped:
-            _fit_to_folder("isochrone", stars, config, folder)
+            fit_to_folder("isochrone", stars, config, folder)
     assert stopped.value.exit_code == 130
     assert "--resume" in capsys.readouterr().err
     assert not folder.exists()
     assert (session / "stopped.partial" / "checkpoint.pt").exists()
     with pytest.raises(ValueError, match=r"interrupted fit.*--resume"):
-        _fit_to_folder("isochrone", stars, config, folder)
-    posterior = _fit_to_folder("isochrone", stars, config, folder, resume=True)
+        fit_to_folder("isochrone", stars, config, folder)
+    posterior = fit_to_folder("isochrone", stars, config, folder, resume=True)
     assert posterior.n_draws == 50
     assert not (session / "stopped.partial").exists()
 

@@ -199,7 +199,7 @@ def test_end_to_end(distilled, posterior):
     assert executor.n_calls == 2
     assert not found.failures
     assert sorted(p.name for p in folder.iterdir()) == [
-        "candidates.json", "formulas.png", "formulas.tex", "searches", "settings.json", "table.ecsv",
+        "candidates.json", "formulas.pdf", "formulas.png", "formulas.tex", "searches", "settings.json", "table.ecsv",
     ]  # fmt: skip
     table = found.table()
     assert table["formula"][-1] == "free form"

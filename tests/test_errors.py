@@ -23,7 +23,7 @@ from pyro.distributions import LogNormal, Normal
 from bayespot import Catalog, FitConfig, Isochrone, SnapshotModel, SphericalMixture, fit
 from bayespot.actions.isochrone import IsochroneActions
 from bayespot.catalog import Observed
-from bayespot.catalog_io import CatalogError
+from bayespot.catalog_columns import CatalogError
 from bayespot.chain import Chain
 from bayespot.errors import ErrorScatter, MeasurementErrors, roots
 from bayespot.frame import galactocentric, galactocentric_w, heliocentric, proper_motion_factor

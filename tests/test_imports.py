@@ -12,11 +12,12 @@ import bayespot
 ROOT = Path(bayespot.__file__).parent
 #: A module may import from its own rank or from those before it.
 ORDER = [
-    ("units", "numerics", "least_squares", "progress"),
+    ("units", "numerics", "least_squares", "progress", "files"),
     ("pyro_modules",),
     ("potential",),
     ("frame",),
-    ("catalog_io",),
+    ("catalog_columns",),
+    ("catalog_io", "catalog_checks", "catalog_gaia"),
     ("catalog",),
     ("equilibrium",),
     ("mock", "literature"),
@@ -38,12 +39,15 @@ ORDER = [
     ("predictive", "forecast", "report", "target"),
     ("grammar",),
     ("plots",),
+    ("figures",),
     ("formulas", "searches"),
     ("ranking",),
     ("distillation",),
     ("distill",),
     ("runs",),
+    ("page",),
     ("cli",),
+    ("__main__",),
 ]
 RANK = {name: i for i, names in enumerate(ORDER) for name in names}
 

@@ -18,12 +18,15 @@ from bayespot import (
     Posterior,
     SnapshotModel,
     SphericalMixture,
+    figures,
     load_run,
     plots,
     runs,
     save_run,
 )
 from bayespot.fit_result import Diagnostics, FitConfig, FitResult
+from bayespot.plots.maps import round_levels
+from bayespot.plots.style import power_of_ten
 from bayespot.posterior import PLANE_FIELDS, PLANES, RADIAL_FIELDS, Field, PlaneField, truth_field
 from bayespot.units import UNITS
 
@@ -170,7 +173,7 @@ def test_run_folder_round_trip(result, isochrone_stars, tmp_path):
         "figures",
     }  # fmt: skip
     assert {p.name for p in (folder / "figures").iterdir()} >= {
-        f"{name}.png" for name in (*runs.FIGURES, "sd_profiles", "uncertainty_maps")
+        f"{name}.png" for name in (*figures.FIGURES, "sd_profiles", "uncertainty_maps")
     }
     posterior, config, diagnosis = load_run(folder)
     assert posterior.meta["positions"] == pytest.approx(isochrone_stars.x.numpy(), rel=1e-6)
@@ -280,16 +283,16 @@ def test_map_ranges():
         flat = PlaneField("density", UNITS["density"], "xy", cells, cells, np.full((4, 4), 10.0), np.full((4, 4), sd))
         ax = plots.uncertainty_map(Figure().subplots(), flat)
         ax.figure.canvas.draw()
-    assert plots._round_levels(4e4, 2e8, 6, True).tolist() == pytest.approx([1e5, 3e5, 1e6, 3e6, 1e7, 3e7, 1e8])
-    assert plots._round_levels(-5e4, -9e3, 4, False).tolist() == pytest.approx([-4e4, -3e4, -2e4, -1e4])
+    assert round_levels(4e4, 2e8, 6, True).tolist() == pytest.approx([1e5, 3e5, 1e6, 3e6, 1e7, 3e7, 1e8])
+    assert round_levels(-5e4, -9e3, 4, False).tolist() == pytest.approx([-4e4, -3e4, -2e4, -1e4])
     for value, text in ((500, "500"), (-2e4, r"$-2\times10^{4}$"), (1e5, "$10^{5}$"), (-1e5, "$-10^{5}$")):
-        assert plots._power_of_ten(value) == text
+        assert power_of_ten(value) == text
 
 
 def test_sd_profiles(result):
     """A curve per field, the relative sd in per cent; the stars are shaded."""
     posterior, r = Posterior.from_result(result), np.geomspace(1, 50, 20)
-    fields = [posterior.field(name, r) for name in runs.SD_FIELDS]
+    fields = [posterior.field(name, r) for name in figures.SD_FIELDS]
     ax = plots.sd_profiles(fields, np.geomspace(1, 50, 100)).axes[0]
     for line, field in zip(ax.lines, fields, strict=True):
         np.testing.assert_allclose(line.get_ydata(), 100 * field.sd / np.abs(field.mean))
@@ -302,9 +305,9 @@ def test_stars_of_older_runs(result, isochrone_stars, tmp_path):
     folder = save_run(tmp_path / "run", result, isochrone_stars)
     (folder / "stars.npz").unlink()
     posterior, _, _ = load_run(folder)
-    assert runs.star_positions(posterior.meta) is None
-    runs.draw_figures(tmp_path / "figures", posterior, [])
-    placed = runs.star_positions({"radii": [1.0, 5.0]})
+    assert figures.star_positions(posterior.meta) is None
+    figures.draw_figures(tmp_path / "figures", posterior, [])
+    placed = figures.star_positions({"radii": [1.0, 5.0]})
     assert sorted(np.linalg.norm(placed, axis=-1)) == pytest.approx([1.0] * 40 + [5.0] * 40)
 
 
@@ -315,3 +318,31 @@ def test_config_is_json(result, isochrone_stars, tmp_path):
     assert config["fit"]["n_draws"] == FitConfig().n_draws
     assert config["command"] == "bayespot fit"
     assert config["catalog"]["meta"]["truth"]["potential"]["name"] == "Isochrone"
+
+
+def test_inference_data(result):
+    """ArviZ gets every site, and at radii the fields with a coordinate r and their units; the draws are the same."""
+    posterior = Posterior.from_result(result)
+    data = posterior.to_inference_data([1.0, 10.0])
+    group = data.posterior
+    assert set(posterior.draws) | set(RADIAL_FIELDS) == set(group.data_vars)
+    assert group["r"].values.tolist() == [1.0, 10.0]
+    for name in RADIAL_FIELDS:
+        assert group[name].attrs["unit"] == UNITS[name]
+        np.testing.assert_array_equal(group[name].values[0], posterior.field(name, [1.0, 10.0]).draws)
+    name = "potential.ln_mass"
+    np.testing.assert_array_equal(posterior.to_inference_data().posterior[name].values[0], posterior.draws[name])
+
+
+def test_field_tables(result):
+    """A field becomes a QTable in its unit, at radii or at positions, with mean, sd and quantiles."""
+    posterior = Posterior.from_result(result)
+    field = posterior.field("density", [1.0, 10.0])
+    table = field.to_table()
+    assert isinstance(table, QTable)
+    assert table["r"].unit == u.kpc
+    np.testing.assert_allclose(table["mean"].to_value(u.Msun / u.pc**3), field.mean / 1e9)
+    np.testing.assert_array_equal(table["q50"].value, field.quantile(0.5))
+    places = posterior.field("acceleration", [[8.0, 1.0, 0.5]]).to_table()
+    assert places["z"][0] == 0.5 * u.kpc
+    assert places["mean"].shape == (1, 3)

@@ -111,7 +111,7 @@ def test_galpy():
     """galpy's own functions of the exported potential: potential, forces, density, v_c to 1e-10."""
     pytest.importorskip("galpy")
     text, constants, truth = CASES["hernquist"]
-    exported = SymbolicPotential(text, constants).galpy(ro=8.0, vo=200.0)
+    exported = SymbolicPotential(text, constants).to_galpy(ro=8.0, vo=200.0)
     x = torch.tensor([6.0, 0.0, 2.5], dtype=torch.float64)
     here = (x[0].item() / 8, x[2].item() / 8)
     assert exported(*here, use_physical=False) * 200**2 == pytest.approx(float(truth.phi(x)), rel=1e-10)
@@ -129,7 +129,7 @@ def test_gala():
     """gala's functions of the exported potential: Phi, acceleration and density to 1e-6."""
     pytest.importorskip("gala")
     text, constants, truth = CASES["hernquist"]
-    exported = SymbolicPotential(text, constants).gala()
+    exported = SymbolicPotential(text, constants).to_gala()
     import astropy.units as u
 
     x = torch.tensor([6.0, 0.0, 2.5], dtype=torch.float64)

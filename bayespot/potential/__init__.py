@@ -17,15 +17,19 @@ from bayespot.potential.analytic import (
     from_description,
 )
 from bayespot.potential.base import Potential, radius
+from bayespot.potential.callables import CallablePotential
+from bayespot.potential.exchange import from_gala, from_galpy
 from bayespot.potential.neural import DirectNetwork, MassSlopeNetwork
 from bayespot.potential.profile import RadialProfile
 from bayespot.potential.symbolic import SymbolicPotential
+from bayespot.potential.tabulated import TabulatedSphere
 
 __all__ = [
     "ANALYTIC",
     "NFW",
     "AnalyticPotential",
     "AnalyticSphere",
+    "CallablePotential",
     "CoredPowerLaw",
     "DirectNetwork",
     "Hernquist",
@@ -39,7 +43,10 @@ __all__ = [
     "RadialProfile",
     "SumPotential",
     "SymbolicPotential",
+    "TabulatedSphere",
     "describe",
     "from_description",
+    "from_gala",
+    "from_galpy",
     "radius",
 ]

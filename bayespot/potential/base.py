@@ -5,7 +5,8 @@ from __future__ import annotations
 import abc
 import functools
 import math
-from typing import Literal
+import os
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pyro.nn import PyroModule, PyroParam, PyroSample
@@ -13,6 +14,9 @@ from pyro.nn.module import _PyroModuleMeta
 from torch import Tensor
 
 from bayespot.units import G
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 Symmetry = Literal["spherical", "axisymmetric", "triaxial"]
 
@@ -125,6 +129,69 @@ class Potential(AbstractPyroModule, abc.ABC):
     def circular_speed(self, r: Tensor) -> Tensor:
         r"""Return :math:`v_c = (R\, d\Phi/dR)^{1/2}` at ``(R, 0, 0)`` in km/s (NaN if outward)."""
         return (-r * self.radial_acceleration(r)).sqrt()
+
+    # -- other packages ----------------------------------------------------------------------------------
+
+    def to_galpy(self, ro: float = 8.0, vo: float = 220.0) -> Any:
+        """Return a galpy potential with this one's Phi, forces, second derivatives and density.
+
+        It has no C code: galpy integrates its orbits in Python. For a sphere
+        ``galpy.potential.interpSphericalPotential(rforce=exported, rgrid=...)`` tabulates it for galpy's C.
+
+        Parameters
+        ----------
+        ro, vo
+            What galpy's internal units stand for, in kpc and km/s.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            If galpy is not installed.
+        ValueError
+            If a parameter has a prior instead of a value, or a unit is not positive.
+        """
+        from bayespot.potential.exchange import bridge
+
+        return bridge("galpy").exported(self, ro, vo)
+
+    def to_gala(self) -> Any:
+        """Return a gala potential (galactic units) with this one's Phi, gradient, Hessian and density.
+
+        It has no compiled force.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            If gala is not installed.
+        ValueError
+            If a parameter has a prior instead of a value.
+        """
+        from bayespot.potential.exchange import bridge
+
+        return bridge("gala").Exported(self)
+
+    def to_agama(self, path: str | os.PathLike[str], radii: ArrayLike | None = None, overwrite: bool = False) -> None:
+        """Write a spherical potential to a file that ``agama.Potential(path)`` reads.
+
+        The numbers are in kpc and km/s: call ``agama.setUnits(length=1, velocity=1, mass=1)`` first.
+
+        Parameters
+        ----------
+        path
+            File, for instance ``potential.ini``.
+        radii : (n,)
+            Nodes in kpc; None: 161 from 1e-3 to 1e5. AGAMA continues the potential as a power law beyond them.
+        overwrite
+            Replace an existing file.
+
+        Raises
+        ------
+        ValueError
+            If the file exists, the potential is not spherical or has a prior, or the radii do not increase.
+        """
+        from bayespot.potential.exchange import write_agama
+
+        write_agama(self, path, radii, overwrite)
 
     def __add__(self, other: Potential) -> Potential:
         from bayespot.potential.analytic import SumPotential

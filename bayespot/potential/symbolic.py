@@ -115,70 +115,6 @@ class SymbolicPotential(Potential):
         doc = '"""Phi in (km/s)^2 at r in kpc."""'
         return f"import numpy as np\n\n\ndef {name}({arguments}):\n    {doc}\n    return {body}\n"
 
-    def galpy(self, ro: float = 8.0, vo: float = 220.0) -> Any:
-        """Return a galpy ``SphericalPotential`` with this potential, for galpy's units ``ro`` (kpc) and ``vo`` (km/s).
-
-        Raises
-        ------
-        ModuleNotFoundError
-            If galpy is not installed.
-        """
-        from galpy.potential.SphericalPotential import SphericalPotential
-
-        phi, slope, curvature = (_numpy_function(self.expression, self.values(), order) for order in range(3))
-
-        class DistilledPotential(SphericalPotential):
-            """A formula as a galpy potential; galpy calls these methods with r in units of ro."""
-
-            def __init__(self) -> None:
-                SphericalPotential.__init__(self, amp=1.0, ro=ro, vo=vo)
-                self.hasC = self.hasC_dxdv = self.hasC_dens = False
-
-            def _revaluate(self, r: Any, t: float = 0.0) -> Any:
-                return phi(r * ro) / vo**2
-
-            def _rforce(self, r: Any, t: float = 0.0) -> Any:
-                return -slope(r * ro) * ro / vo**2
-
-            def _r2deriv(self, r: Any, t: float = 0.0) -> Any:
-                return curvature(r * ro) * ro**2 / vo**2
-
-            def _rdens(self, r: Any, t: float = 0.0) -> Any:
-                laplacian = (curvature(r * ro) + 2 * slope(r * ro) / (r * ro)) * ro**2 / vo**2
-                return laplacian / (4 * torch.pi)
-
-        return DistilledPotential()
-
-    def gala(self) -> Any:
-        """Return a gala potential (galactic units) with this potential; it has no compiled force.
-
-        Raises
-        ------
-        ModuleNotFoundError
-            If gala is not installed.
-        """
-        import astropy.units as u
-        import numpy as np
-        import sympy
-        from gala.potential import from_equation
-        from gala.units import galactic
-
-        # gala's galactic units count velocities in kpc/Myr; it wants one expression of plain symbols
-        scale = (1 * u.km / u.s).to_value(u.kpc / u.Myr) ** 2
-        x, y, z = sympy.symbols("x y z")
-        radial = scale * _fixed(self.expression, self.values())
-        expression = radial.subs(sympy.Symbol("r", positive=True), sympy.sqrt(x**2 + y**2 + z**2))
-        slope, curvature = (_numpy_function(self.expression, self.values(), order) for order in (1, 2))
-
-        class DistilledPotential(from_equation(expression, [x, y, z], [])):  # type: ignore[misc]
-            """A formula as a gala potential."""
-
-            def _density(self, q: Any, t: float = 0.0) -> Any:
-                r = np.linalg.norm(q, axis=1)
-                return (curvature(r) + 2 * slope(r) / r) / (4 * np.pi * G)
-
-        return DistilledPotential(units=galactic)
-
 
 @functools.lru_cache(maxsize=4096)
 def raw(text: str) -> sympy.Expr:
@@ -260,20 +196,6 @@ def _with_log1p(expression: sympy.Expr) -> sympy.Expr:
         lambda e: isinstance(e, sympy.log) and e.args[0].is_Add and e.args[0].has(1) and 1 in e.args[0].args,
         lambda e: log1p(e.args[0] - 1),
     )
-
-
-def _numpy_function(expression: sympy.Expr, values: Mapping[str, float], order: int) -> Callable[[Any], Any]:
-    """Return a numpy function of r for a derivative of a formula with its constants fixed."""
-    import sympy
-
-    r = sympy.Symbol("r", positive=True)
-    return sympy.lambdify(r, _with_log1p(_fixed(sympy.diff(expression, r, order), values)), modules="numpy")
-
-
-def _fixed(expression: sympy.Expr, values: Mapping[str, float]) -> sympy.Expr:
-    import sympy
-
-    return expression.subs({sympy.Symbol(n, positive=True): sympy.Float(v, 17) for n, v in {"G": G, **values}.items()})
 
 
 def _check_names(formula: sympy.Expr, names: tuple[str, ...], cls: type) -> None:

@@ -1,0 +1,122 @@
+"""`bayespot predict`, `report` and `check`: what a run found and whether it can be trusted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bayespot.cli.tables import OUTPUT, check_table_place, interval, parse_radii, print_table, write_table
+
+if TYPE_CHECKING:
+    from bayespot.posterior import PotentialDraws
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    output: Annotated[Path, OUTPUT],
+    radii: Annotated[str, typer.Option(help="LO:HI:N, N log-spaced radii in kpc.")] = "1:30:30",
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
+) -> None:
+    """Write potential, acceleration, density, enclosed mass and circular speed with quantiles (ECSV, units).
+
+    Example: `bayespot predict run --radii 0.1:80:60 -o fields.ecsv`
+    """
+    from bayespot.runs import load_run
+
+    r = parse_radii(radii)
+    check_table_place(output, overwrite)
+    posterior, _, _ = load_run(run)
+    write_table(posterior.predict(r), output)
+    typer.echo(f"{output}: {len(r)} radii, {posterior.n_draws} draws")
+
+
+def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Say in words what a run found and whether it can be trusted; write RUN/report.html and the figures.
+
+    The page holds everything (figures, tables, verdict, diagnostics, checks, formulas, versions, the command) and needs
+    no other file; figures/ has every figure as PNG and PDF.
+
+    Example: `bayespot report run`
+    """
+    from bayespot.figures import draw_figures
+    from bayespot.page import write_page
+    from bayespot.runs import load_run
+
+    posterior, config, diagnosis = load_run(run)
+    _print_report(posterior, config, diagnosis)
+    written = draw_figures(run / "figures", posterior, diagnosis["elbo"], ("png", "pdf"))
+    page = write_page(run, posterior, config, diagnosis)
+    typer.echo(
+        f"figures: {', '.join(path.name for path in written if path.suffix == '.png')}, and as PDF, in {run}/figures"
+    )
+    typer.echo(f"wrote {page}")
+
+
+def check(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    catalog: Annotated[Path, typer.Argument(help="The catalogue that was fitted.")],
+    n_draws: Annotated[int, typer.Option(min=50, help="Posterior draws, each with a replicated catalogue.")] = 100,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    drop_invalid: Annotated[bool, typer.Option("--drop-invalid", help="As in the fit.")] = False,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="As in the fit.")] = False,
+) -> None:
+    """Compare the catalogue with catalogues replicated from the posterior (posterior predictive checks).
+
+    Radial profile, velocity dispersions, anisotropy and the uniformity of the angles, the mark of a phase-mixed
+    system; replicas pass through the model's errors and selection.
+
+    Example: `bayespot check run stars.ecsv`
+    """
+    from bayespot.catalog import Catalog
+    from bayespot.predictive import posterior_predictive
+    from bayespot.progress import Progress
+    from bayespot.runs import RunError, load_run, save_predictive
+
+    posterior, config, _ = load_run(run)
+    stars = Catalog.read(catalog, drop_invalid=drop_invalid, allow_missing=allow_missing, check_offset=False)
+    if len(stars) != config["catalog"]["n_stars"]:
+        raise RunError(f"{catalog} has {len(stars)} stars, {run} was fitted to {config['catalog']['n_stars']}")
+    reach, fitted = float((stars.x**2).sum(-1).max() ** 0.5), config["catalog"]["r_q"][-1]
+    if abs(reach / fitted - 1) > 1e-6:
+        raise RunError(f"{catalog} reaches {reach:.6g} kpc, the stars that {run} was fitted to {fitted:.6g} kpc")
+    with Progress(None) as bar:
+        bar.stage("replicating the catalogue", n_draws)
+        found = posterior_predictive(posterior, stars, n_draws, seed, tick=bar.step)
+    path = save_predictive(run, found)
+    _print_checks(found.p_values, found.warnings)
+    typer.echo(f"wrote {path} and the groups posterior_predictive and observed_data of {run / 'posterior.nc'}")
+
+
+def _print_report(posterior: PotentialDraws, config: dict[str, Any], diagnosis: dict[str, Any]) -> None:
+    import numpy as np
+
+    from bayespot.report import describe, reweighted_where_it_matters
+    from bayespot.verdict import verdict
+
+    catalog = config["catalog"]
+    typer.echo(f"model {config['model']}, {catalog['n_stars']} stars, seed {config['fit']['seed']}")
+    typer.echo("\n".join(describe(diagnosis)))
+    if "predictive" in diagnosis:
+        _print_checks(diagnosis["predictive"]["p_values"], diagnosis["predictive"]["warnings"])
+    typer.echo(str(verdict(diagnosis)))
+    r = np.geomspace(catalog["r_q"][2], catalog["r_q"][6], 6)
+    title = "Median and 68 % interval (5 to 95 % of the stars' radii)"
+    _print_fields(title, posterior.thinned(300), r)
+    exact = reweighted_where_it_matters(posterior, diagnosis, r)
+    if exact is not None:
+        _print_fields("The same, draws re-weighted to the exact posterior, which moves them by over 0.1 sd", exact, r)
+
+
+def _print_fields(title: str, few: PotentialDraws, r: Any) -> None:
+    fields = {
+        name: few.field(name, r).quantile([0.16, 0.5, 0.84]) for name in ("circular_speed", "enclosed_mass", "density")
+    }
+    rows = [[f"{r[i]:.3g}", *(interval(q[:, i]) for q in fields.values())] for i in range(len(r))]
+    print_table(title, ["r [kpc]", "v_c [km/s]", "M(<r) [Msun]", "rho [Msun/kpc3]"], rows)
+
+
+def _print_checks(p_values: dict[str, float], warnings: list[str]) -> None:
+    typer.echo("posterior predictive p-values: " + ", ".join(f"{name} {p:.2g}" for name, p in p_values.items()))
+    typer.echo("\n".join(warnings) or "the replicas look like the catalogue")

@@ -1,0 +1,66 @@
+"""What commands share: tables on the terminal and in files, and the radii that they ask for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from astropy.table import QTable
+
+#: The option of every command that writes one file or folder.
+OUTPUT = typer.Option("-o", "--output", help="File or folder to write.")
+
+
+def parse_radii(text: str) -> Any:
+    """Return the log-spaced radii that ``LO:HI:N`` stands for."""
+    import numpy as np
+
+    try:
+        low, high, n = text.split(":")
+        low_r, high_r, count = float(low), float(high), int(n)
+    except ValueError as error:
+        raise ValueError(f"--radii takes LO:HI:N, for instance 0.1:100:50 (kpc); got {text!r}") from error
+    if not 0 < low_r <= high_r or count < 1:
+        raise ValueError(f"--radii needs 0 < LO <= HI and N >= 1; got {text!r}")
+    return np.geomspace(low_r, high_r, count)
+
+
+def check_table_place(path: Path, overwrite: bool) -> None:
+    """Refuse a place where `write_table` could not write, before the work that it takes to fill it."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give a file name, for instance {path / 'fields.ecsv'}")
+    if path.suffix.lower() not in ("", ".ecsv", ".txt"):
+        raise ValueError(f"{path}: tables are written as ECSV (text with units); give a name that ends in .ecsv")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists; choose another name or pass --overwrite")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: the folder {path.parent} does not exist; create it first")
+
+
+def write_table(table: QTable, path: Path) -> None:
+    """Write an ECSV file, complete or not at all."""
+    from bayespot.files import replacing
+
+    with replacing(path) as temporary:
+        table.write(temporary, format="ascii.ecsv", overwrite=True)
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(escape(column), justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
+def interval(values: Any) -> str:
+    return f"{values[1]:.4g} [{values[0]:.4g}, {values[2]:.4g}]"
