@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from typing import Any, NamedTuple
 
@@ -41,7 +42,15 @@ class _ActionSpace(constraints.Constraint):
 action_space = _ActionSpace()
 
 
-class SphericalActionDistribution(Distribution):
+class OrbitDistribution(Distribution, abc.ABC):
+    """A normalised density f(J) on `action_space` that also places weighted orbits."""
+
+    @abc.abstractmethod
+    def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
+        """Return about n weighted orbits with the random numbers of ``seed``; see `OrbitSample`."""
+
+
+class SphericalActionDistribution(OrbitDistribution):
     r"""Mixture of compound Gammas in (J_r, L) with a density of cos i, on (J_r, J_phi, J_z).
 
     .. math::
@@ -142,7 +151,7 @@ class SphericalActionDistribution(Distribution):
         return OrbitSample(torch.stack([J_r, L * cos_i, L * (1 - cos_i.abs())], -1), weight, u[:, 4:])
 
 
-class ActionDistribution(Distribution):
+class ActionDistribution(OrbitDistribution):
     r"""Mixture on (J_r, J_phi, J_z) for systems of any symmetry that have these actions.
 
     .. math::
