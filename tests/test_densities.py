@@ -13,20 +13,26 @@ import pytest
 import torch
 from contracts_df import Case
 
-from bayespot.df import DistributionFunction, SphericalActionDistribution, SphericalMixture
-from bayespot.df.chart import ActionChart
-from bayespot.df.diffusion import DiffusionDensity
-from bayespot.df.energy import EnergyDensity
-from bayespot.df.flow import FlowDensity
-from bayespot.df.tabulated import TabulatedDistribution
-from bayespot.df.training import TrainingConfig
+from bayespot.df import (
+    ActionChart,
+    ChartGaussians,
+    DiffusionDensity,
+    DistributionFunction,
+    EnergyDensity,
+    FlowDensity,
+    LogActionGaussians,
+    SphericalActionDistribution,
+    SphericalMixture,
+    TabulatedDistribution,
+    TrainingConfig,
+)
 from bayespot.pyro_modules import freeze
 
 SHORT = TrainingConfig(steps=60, warm_steps=20, batch_size=512, check_every=20, learning_rate=5e-3)
 TRAINED = {"flow": FlowDensity, "diffusion": DiffusionDensity, "energy": EnergyDensity}
-SITED: dict[str, type[SphericalMixture]] = {"mixture": SphericalMixture}
+SITED = {"mixture": SphericalMixture, "gaussian": ChartGaussians, "gaussian_lnJ": LogActionGaussians}
 #: Boundaries of those that are not finite and positive at the edges by construction.
-EDGES = {"SphericalMixture": "power"}
+EDGES = {"SphericalMixture": "power", "LogActionGaussians": "vanishing"}
 NAMES = [*SITED, *TRAINED, *(f"{name}, rotating" for name in (*SITED, *TRAINED))]
 
 
@@ -152,10 +158,8 @@ def test_ensemble_is_the_mean_of_its_members():
     """f of two members is the mean of theirs, to the tables' accuracy."""
     J = stars(False)
     both = EnergyDensity(n_members=2, training=SHORT).trained(J, seed=1)
-    parts = [
-        torch.exp(network.log_q(network.coordinates(both.state.chart.smooth(J[:100]))))
-        for network in both.state.networks
-    ]
+    y = both.state.chart.smooth(J[:100])
+    parts = [network.log_q(network.coordinates(y)).exp() for network in both.state.networks]
     assert float((parts[0] - parts[1]).abs().max()) > 1e-3
     expected = (sum(parts) / 2).log() + both.state.chart.log_reference(y)
     torch.testing.assert_close(both.log_prob(J[:100]), expected, rtol=0, atol=2e-3)

@@ -11,7 +11,12 @@ from pyro.nn import PyroSample
 from torch import Tensor
 
 from bayespot.df.base import DistributionFunction, LogFraction
-from bayespot.df.distributions import ActionDistribution, OrbitSample, SphericalActionDistribution
+from bayespot.df.distributions import (
+    ActionDistribution,
+    OrbitDistribution,
+    OrbitSample,
+    SphericalActionDistribution,
+)
 
 
 class SitePrior(NamedTuple):
@@ -53,7 +58,7 @@ class ActionMixtureModule(DistributionFunction, abc.ABC):
         """Values of those sites that start away from their prior means."""
 
     @abc.abstractmethod
-    def distribution(self) -> SphericalActionDistribution | ActionDistribution:
+    def distribution(self) -> OrbitDistribution:
         """Return f(J) as a torch Distribution at the current values of the sites."""
 
     def resolved(self, n_components: int, J: Tensor, near_data: bool = False) -> ActionMixtureModule:
@@ -66,7 +71,8 @@ class ActionMixtureModule(DistributionFunction, abc.ABC):
         module._priors = module._site_priors(J)
         if near_data:
             narrower = {n: SitePrior(p.mean, p.sd / 2) for n, p in module._priors.items() if n.startswith(_SCALES)}
-            module._priors |= narrower | {"ln_shape_r": SitePrior(-3.0, 1.0)}
+            flat = {"ln_shape_r": SitePrior(-3.0, 1.0)} if "ln_shape_r" in module._priors else {}
+            module._priors |= narrower | flat
         for name, prior in module._priors.items():
             mean = torch.full((n_components,), prior.mean, dtype=torch.float64)
             site = dist.Normal(mean, torch.full_like(mean, prior.sd)).to_event(1)

@@ -72,9 +72,9 @@ class TrainedDensity(DistributionFunction, abc.ABC):
         Parameters
         ----------
         J
-            Actions of the stars; a fraction is held out.
+            Actions of the stars, in the same order in every training: the same fraction is held out.
         seed
-            Seed of weights, split and batches.
+            Seed of weights and batches.
         tick
             Called with a note at every evaluation of the held-out stars.
         """
@@ -85,7 +85,7 @@ class TrainedDensity(DistributionFunction, abc.ABC):
         for k in range(self.n_members):
             own_seed = seed + 7919 * k
             network = self._fresh(chart, own_seed) if before is None else before.networks[k]
-            network, history = train(network, y, self.training_config, own_seed, before is not None, tick)
+            network, history = train(network, y, self.training_config, own_seed, k, before is not None, tick)
             networks.append(network)
             histories.append(history)
         table = TabulatedDistribution(chart, lambda y: _mean_log_q(networks, y), self.cells[chart.dim])

@@ -88,19 +88,21 @@ def train(
     y: Tensor,
     config: TrainingConfig,
     seed: int,
+    split_seed: int,
     warm: bool = False,
     tick: Callable[[str], None] | None = None,
 ) -> tuple[ChartNetwork, History]:
     """Return a copy of the network trained on stars at ``y (n, 3)``, in float64, and its history.
 
     Weights are trained in float32 and averaged; of the averages the one with the best held-out likelihood is kept.
-    ``seed`` decides the split and the batches, ``warm`` that the network was trained before.
+    ``seed`` decides the batches and ``split_seed`` the split; ``warm`` tells that the network was trained before. Then
+    the split must be the same: a network has a good opinion of stars that it was trained on.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = copy.deepcopy(network).float().requires_grad_(True).train()
         x = network.coordinates(y).float()
-        order = torch.randperm(len(x))
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(split_seed))
         n_held = max(1, round(config.held_out * len(x)))
         held, own = x[order[:n_held]], x[order[n_held:]]
         held = held[: min(config.max_held_out, network.max_held_out or len(held))]
