@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bayespot.df import DENSITIES, DensityName
+from bayespot.df.components import Criterion
 from bayespot.guides import OrbitsFamily
 from bayespot.model import SnapshotModel
 
@@ -33,6 +34,9 @@ class FitConfig:
     n_components
         Components of f(J); None takes the model's number or, when it has none, the data's choice
         (`bayespot.df.choose_n_components`).
+    component_choice
+        How the data choose the number of components: ``"held_out"`` likelihood or ``"evidence"`` (complete samples
+        without errors only).
     df
         Density of orbits in place of the model's own: ``"mixture"``, ``"gaussian"``, ``"gaussian_lnJ"``, ``"flow"``,
         ``"diffusion"`` or ``"energy"`` (`bayespot.df.DENSITIES`), with rotation if the model's has it.
@@ -81,6 +85,7 @@ class FitConfig:
 
     seed: int = 0
     n_components: int | None = None
+    component_choice: Criterion = "held_out"
     df: DensityName | None = None
     df_rounds: int = 5
     guide: GuideName = "full_rank"
@@ -112,6 +117,7 @@ class FitConfig:
             ("guide", get_args(GuideName)),
             ("df_guide", (None, *get_args(OrbitsFamily))),
             ("df", (None, *DENSITIES)),
+            ("component_choice", get_args(Criterion)),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}; got {getattr(self, name)!r}")

@@ -96,6 +96,14 @@ class _Fit:
 
     def __init__(self, model: SnapshotModel, catalog: Catalog, config: FitConfig, checkpoint: Path | None) -> None:
         self.catalog, self.config, self.checkpoint = catalog, config, checkpoint
+        model = copy.deepcopy(model)
+        if config.df is not None:
+            model.df = density(config.df, rotation=model.df.symmetry != "spherical")
+        #: f(J) that is trained in turns with the potential; until then a mixture stands in for it.
+        trained = model.df if isinstance(model.df, TrainedDensity) else None
+        if trained is not None:
+            require_plain(model)
+            model.df = trained.start()
         self.w = catalog.w
         #: The stars as the likelihood sees them; w are their coordinates.
         self.data = model.prepare(catalog, config.seed)
@@ -105,14 +113,6 @@ class _Fit:
         self.subset = self.w[sharp[: config.subset_size]]
         self.few_rows = self._few(sharp)
         self.few = self.w[self.few_rows]
-        model = copy.deepcopy(model)
-        if config.df is not None:
-            model.df = density(config.df, rotation=model.df.symmetry != "spherical")
-        #: f(J) that is trained in turns with the potential; until then a mixture stands in for it.
-        trained = model.df if isinstance(model.df, TrainedDensity) else None
-        if trained is not None:
-            require_plain(model)
-            model.df = trained.start()
         if isinstance(model.finder, SphericalActions) and model.finder.r_min is None:
             r = radius(torch.cat([self.w, *(stream.w for stream in model.streams)])[:, :3])
             if float(r.min()) <= 0:
@@ -304,6 +304,7 @@ class _Fit:
             tick=tick,
             log_z=self._log_fraction(values),
             joint=not self._separable,
+            criterion=self.config.component_choice,
         )
         self.state["component_table"] = [dict(row) for row in choice.table]
         return choice.n_components

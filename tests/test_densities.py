@@ -33,7 +33,8 @@ TRAINED = {"flow": FlowDensity, "diffusion": DiffusionDensity, "energy": EnergyD
 SITED = {"mixture": SphericalMixture, "gaussian": ChartGaussians, "gaussian_lnJ": LogActionGaussians}
 #: Boundaries of those that are not finite and positive at the edges by construction.
 EDGES = {"SphericalMixture": "power", "LogActionGaussians": "vanishing"}
-NAMES = [*SITED, *TRAINED, *(f"{name}, rotating" for name in (*SITED, *TRAINED))]
+STICKS = "mixture with sticks"
+NAMES = [STICKS, *SITED, *TRAINED, *(f"{name}, rotating" for name in (*SITED, *TRAINED))]
 
 
 def _t(*values: float) -> torch.Tensor:
@@ -62,7 +63,9 @@ def case(name: str) -> Case:
     if kind in TRAINED:
         df = TRAINED[kind](rotation=rotating, training=SHORT).trained(J, seed=1)
     else:
-        df = SITED[kind](rotation=rotating).resolved(2, J)
+        sticks = kind == STICKS
+        df = SphericalMixture(weights="stick_breaking") if sticks else SITED[kind](rotation=rotating)
+        df = df.resolved(2, J)
         df = freeze(df, df.fit_actions(J, seed=0, max_iterations=20))
     return Case(df, J)
 

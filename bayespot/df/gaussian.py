@@ -12,7 +12,7 @@ from torch.special import log_ndtr, ndtr, ndtri
 
 from bayespot.df.chart import ActionChart
 from bayespot.df.distributions import OrbitDistribution, OrbitSample, action_space, log_sinhc, strata, tilted
-from bayespot.df.mixture import ActionMixtureModule, SitePrior
+from bayespot.df.mixture import ActionMixtureModule, SitePrior, WeightsPrior
 
 _LN_2PI = math.log(2 * math.pi)
 #: Smallest ratio of an action to the median that ln J is taken of.
@@ -178,10 +178,14 @@ class ChartGaussians(ActionMixtureModule):
         Number of components; None lets the fit choose it from the data.
     rotation
         Let f(J) depend on cos i.
+    weights
+        Prior of the weights, see `ActionMixtureModule`.
     """
 
-    def __init__(self, n_components: int | None = None, rotation: bool = False) -> None:
-        super().__init__(n_components)
+    def __init__(
+        self, n_components: int | None = None, rotation: bool = False, weights: WeightsPrior = "logistic_normal"
+    ) -> None:
+        super().__init__(n_components, weights)
         self.rotation = rotation
         self.symmetry = "axisymmetric" if rotation else "spherical"
         self.chart: ActionChart | None = None
@@ -210,7 +214,7 @@ class ChartGaussians(ActionMixtureModule):
             raise ValueError("the chart is not set: call resolved(n_components, J) first")
         mean = torch.stack([getattr(self, f"mean_{axis}") for axis in self._axes], -1)
         sigma = torch.stack([getattr(self, f"ln_sigma_{axis}") for axis in self._axes], -1).exp()
-        return TruncatedGaussianDistribution(self.chart, self.logits, mean, sigma)
+        return TruncatedGaussianDistribution(self.chart, self.log_weights(), mean, sigma)
 
 
 class LogActionGaussians(ActionMixtureModule):
@@ -225,10 +229,14 @@ class LogActionGaussians(ActionMixtureModule):
         Number of components; None lets the fit choose it from the data.
     rotation
         Let each component prefer one sense of rotation about z.
+    weights
+        Prior of the weights, see `ActionMixtureModule`.
     """
 
-    def __init__(self, n_components: int | None = None, rotation: bool = False) -> None:
-        super().__init__(n_components)
+    def __init__(
+        self, n_components: int | None = None, rotation: bool = False, weights: WeightsPrior = "logistic_normal"
+    ) -> None:
+        super().__init__(n_components, weights)
         self.rotation = rotation
         self.symmetry = "axisymmetric" if rotation else "spherical"
         self._centre, self._spread = torch.zeros(2).double(), torch.ones(2).double()
@@ -257,7 +265,11 @@ class LogActionGaussians(ActionMixtureModule):
         mean = self._centre + self._spread * torch.stack([self.mean_r, self.mean_L], -1)
         sigma = self._spread * torch.stack([self.ln_sigma_r, self.ln_sigma_L], -1).exp()
         return LogActionDistribution(
-            self.logits, mean, sigma, self.atanh_correlation.tanh(), self.concentration if self.rotation else None
+            self.log_weights(),
+            mean,
+            sigma,
+            self.atanh_correlation.tanh(),
+            self.concentration if self.rotation else None,
         )
 
 
