@@ -130,7 +130,7 @@ DROPS = {"finite": (-0.1, 0.1), "power": (-0.1, 5.0), "vanishing": (5.0, 1e3)}
 def check_corners(case: Case, edge: str) -> None:
     """Finite ln f and slopes from 0 and 1e-8 to 1e6 of the median action in every corner; f at the edges as stated.
 
-    Towards an edge f tends to a finite value (``"finite"``), may fall as a power of about 1 (``"power"``) or falls faster
+    Towards an edge f tends to a finite value (``"finite"``), falls as a power of order 1 (``"power"``) or faster
     than that (``"vanishing"``): see `DROPS`. It diverges for none.
     """
     r, long = float(case.J[:, 0].median()), float(length(case.J).median())
