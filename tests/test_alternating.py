@@ -13,10 +13,12 @@ from bayespot.models import isochrone
 
 from bayespot import FitConfig, Isochrone, Posterior, SnapshotModel, fit
 from bayespot.actions.isochrone import IsochroneActions
+from bayespot.catalog import Catalog
 from bayespot.chain import Chain
 from bayespot.df import DiffusionDensity, EnergyDensity, FlowDensity, TrainedDensity, TrainingConfig, density
 from bayespot.errors import MeasurementErrors
 from bayespot.inference import _Fit
+from bayespot.mock import mock
 from bayespot.progress import Progress
 from bayespot.runs import load_run, save_run
 from bayespot.selection import HeliocentricDistance
@@ -48,36 +50,42 @@ def test_fit_recovers_the_potential(isochrone_stars, name):
         assert result.diagnostics.gradient_norm < 0.1
 
 
-def test_run_folder_keeps_a_trained_density(isochrone_stars, tmp_path):
+@pytest.fixture(scope="module")
+def few_stars() -> Catalog:
+    """400 stars of the same system, for tests of the machinery."""
+    return mock("isochrone", n_stars=400, seed=6)
+
+
+def test_run_folder_keeps_a_trained_density(few_stars, tmp_path):
     """A run with a trained f(J) is saved and read back: the same ln f, the same fields, the rounds in its report."""
-    result = fit(model_with("energy", isochrone_stars), isochrone_stars, QUICK)
-    save_run(tmp_path / "run", result, isochrone_stars)
+    result = fit(model_with("energy", few_stars), few_stars, QUICK)
+    save_run(tmp_path / "run", result, few_stars)
     posterior, _, diagnosis = load_run(tmp_path / "run")
-    J = IsochroneActions().actions(Isochrone(1e11, 3.0), isochrone_stars.w[:50])
+    J = IsochroneActions().actions(Isochrone(1e11, 3.0), few_stars.w[:50])
     assert torch.equal(posterior.model.df.log_prob(J), result.model.df.log_prob(J))
     radii = [1.0, 10.0]
     before = Posterior.from_result(result).field("potential", radii).mean
     assert (posterior.field("potential", radii).mean == before).all()
     assert diagnosis["df"] == "EnergyDensity"
-    assert diagnosis["df_rounds"][0]["training_steps"] > 0
+    assert diagnosis["df_rounds"][0]["iterations"] > 0
     # step D of the chain: its orbits map to stars of the density that the chain claims
     chain = Chain(Isochrone(1e11, 3.0), result.model.df, IsochroneActions())
     stars = chain.augment(2048, seed=1)
     assert torch.isfinite(chain.log_density(stars.w)).all()
     v2 = (stars.weight[:, None] * stars.w[:, 3:] ** 2).sum()
-    assert float(v2 / (isochrone_stars.v**2).sum(-1).mean()) == pytest.approx(1, abs=0.1)
+    assert float(v2 / (few_stars.v**2).sum(-1).mean()) == pytest.approx(1, abs=0.15)
 
 
-def test_resumed_rounds_are_the_same(isochrone_stars, tmp_path):
+def test_resumed_rounds_are_the_same(few_stars, tmp_path):
     """A fit stopped after the first round and resumed gives the numbers of the uninterrupted one."""
-    model = model_with("energy", isochrone_stars)
-    config = dataclasses.replace(QUICK, df_rounds=2)
-    whole = fit(model, isochrone_stars, config)
+    model = model_with("energy", few_stars)
+    config = dataclasses.replace(QUICK, df_rounds=2, n_draws=20, k_hat_draws=5)
+    whole = fit(model, few_stars, config)
 
     class Stopped(Exception):
         pass
 
-    run = _Fit(model, isochrone_stars, config, tmp_path / "checkpoint.pt")
+    run = _Fit(model, few_stars, config, tmp_path / "checkpoint.pt")
 
     def save(force: bool = True) -> None:
         _Fit.save(run, force)
@@ -87,7 +95,7 @@ def test_resumed_rounds_are_the_same(isochrone_stars, tmp_path):
     run.save = save
     with Progress(False) as bar, pytest.raises(Stopped):
         run.complete(bar)
-    resumed = fit(model, isochrone_stars, config, checkpoint=tmp_path / "checkpoint.pt", resume=True)
+    resumed = fit(model, few_stars, config, checkpoint=tmp_path / "checkpoint.pt", resume=True)
     for site, value in whole.draws.items():
         torch.testing.assert_close(resumed.draws[site], value, rtol=1e-10, atol=0)
 
