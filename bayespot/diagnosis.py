@@ -85,6 +85,8 @@ def diagnose(
         seconds=dict(state["seconds"]),
         warnings=[],
         n_stars=len(data),
+        df=type(model.df).__name__,
+        df_rounds=[dataclasses.asdict(one) for one in state["rounds"]],
         notes=notes,
         **extra,
     )

@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from bayespot.df import DENSITIES, DensityName
+from bayespot.df.components import Criterion
 from bayespot.guides import OrbitsFamily
 from bayespot.model import SnapshotModel
 
@@ -32,6 +34,15 @@ class FitConfig:
     n_components
         Components of f(J); None takes the model's number or, when it has none, the data's choice
         (`bayespot.df.choose_n_components`).
+    component_choice
+        How the data choose the number of components: ``"held_out"`` likelihood or ``"evidence"`` (complete samples
+        without errors only).
+    df
+        Density of orbits in place of the model's own: ``"mixture"``, ``"gaussian"``, ``"gaussian_lnJ"``, ``"flow"``,
+        ``"diffusion"`` or ``"energy"`` (`bayespot.df.DENSITIES`), with rotation if the model's has it.
+    df_rounds
+        Most rounds of training f(J) and maximising over the potential (`bayespot.alternating`), for densities that are
+        trained.
     guide
         How the posterior of the potential is found: a Gaussian guide, ``"full_rank"``, ``"low_rank"``,
         ``"mean_field"`` (too narrow by construction) or ``"laplace"`` (full rank, no SVI); ``"svgd"``, particles, for
@@ -74,6 +85,9 @@ class FitConfig:
 
     seed: int = 0
     n_components: int | None = None
+    component_choice: Criterion = "held_out"
+    df: DensityName | None = None
+    df_rounds: int = 5
     guide: GuideName = "full_rank"
     df_guide: OrbitsFamily | None = None
     n_draws: int = 1000
@@ -102,12 +116,14 @@ class FitConfig:
         for name, choices in (
             ("guide", get_args(GuideName)),
             ("df_guide", (None, *get_args(OrbitsFamily))),
+            ("df", (None, *DENSITIES)),
+            ("component_choice", get_args(Criterion)),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}; got {getattr(self, name)!r}")
         if self.guide in ("nuts", "svgd") and self.df_guide not in (None, "point", "joint"):
             raise ValueError(f"{self.guide} takes df_guide 'joint' or 'point', got {self.df_guide!r}")
-        for name in (*_COUNTS, "subset_size", "fisher_stars", "batch_size"):
+        for name in (*_COUNTS, "subset_size", "fisher_stars", "batch_size", "df_rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
         if self.svi_steps < 0 or self.svi_particles < 1:
@@ -129,7 +145,8 @@ class Diagnostics:
     ``log_evidence`` is the importance-sampling estimate of ln p(data) by the guide's draws, with f(J) at its point
     where its guide is one. For NUTS ``r_hat`` (largest) and ``ess`` (least, bulk) are of the potential's latents and of
     ln p, ``divergences`` the fraction of divergent transitions. ``narrowing`` is what the mean field does to the worst
-    latent's standard deviation (`mean_field_narrowing`). ``notes`` are what the stages had to say, ``warnings`` all
+    latent's standard deviation (`mean_field_narrowing`). ``df`` is the kind of f(J), ``df_rounds`` the rounds of
+    training it (`bayespot.alternating.Round`). ``notes`` are what the stages had to say, ``warnings`` all
     that speaks against the result, in words (`bayespot.verdict`).
     """
 
@@ -158,6 +175,8 @@ class Diagnostics:
     ess: float | None = None
     divergences: float | None = None
     narrowing: float | None = None
+    df: str = ""
+    df_rounds: list[dict[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from bayespot.actions.spherical import SphericalActions
+from bayespot.alternating import UNSETTLED, alternate, require_plain
+from bayespot.df import TrainedDensity, density
 from bayespot.df.base import LogFraction
 from bayespot.df.components import CANDIDATES, choose_n_components
 from bayespot.diagnosis import ANGLE_STARS, Draws, diagnose
@@ -55,7 +57,8 @@ def fit(
 
     Start from the data or the prior, Adam until every star is bound, choice of the number of components of
     f(J), full-batch L-BFGS to the maximum a posteriori, Fisher matrix, and from there, in whitened coordinates, what
-    ``config.guide`` names: stochastic variational inference, Stein particles or NUTS. The model is not changed.
+    ``config.guide`` names: stochastic variational inference, Stein particles or NUTS. A trained f(J) (`TrainedDensity`)
+    is trained and held fixed in turns with the potential first. The model is not changed.
 
     Parameters
     ----------
@@ -93,6 +96,14 @@ class _Fit:
 
     def __init__(self, model: SnapshotModel, catalog: Catalog, config: FitConfig, checkpoint: Path | None) -> None:
         self.catalog, self.config, self.checkpoint = catalog, config, checkpoint
+        model = copy.deepcopy(model)
+        if config.df is not None:
+            model.df = density(config.df, rotation=model.df.symmetry != "spherical")
+        #: f(J) that is trained in turns with the potential; until then a mixture stands in for it.
+        trained = model.df if isinstance(model.df, TrainedDensity) else None
+        if trained is not None:
+            require_plain(model)
+            model.df = trained.start()
         self.w = catalog.w
         #: The stars as the likelihood sees them; w are their coordinates.
         self.data = model.prepare(catalog, config.seed)
@@ -102,7 +113,6 @@ class _Fit:
         self.subset = self.w[sharp[: config.subset_size]]
         self.few_rows = self._few(sharp)
         self.few = self.w[self.few_rows]
-        model = copy.deepcopy(model)
         if isinstance(model.finder, SphericalActions) and model.finder.r_min is None:
             r = radius(torch.cat([self.w, *(stream.w for stream in model.streams)])[:, :3])
             if float(r.min()) <= 0:
@@ -111,6 +121,8 @@ class _Fit:
         self.state: dict[str, Any] = {
             "fingerprint": fingerprint(torch.cat([self.w, *(stream.w for stream in model.streams)]), config),
             "model": model,
+            "trained": trained,
+            "rounds": [],
             "stage": "start",
             "seconds": {},
             "warnings": [],
@@ -162,10 +174,10 @@ class _Fit:
     # -- stages ------------------------------------------------------------------------------------------
 
     def complete(self, bar: Progress) -> FitResult:
-        stages: dict[str, Callable[[Progress], None]] = {
-            "start": self._start,
-            "map": self._map,
-        }
+        stages: dict[str, Callable[[Progress], None]] = {"start": self._start}
+        if self.state["trained"] is not None:
+            stages["orbits"] = self._orbits
+        stages["map"] = self._map
         last = {"nuts": self._nuts, "svgd": self._svgd}.get(self.config.guide, self._svi)
         stages[last.__name__.removeprefix("_")] = last
         names = list(stages)
@@ -291,9 +303,30 @@ class _Fit:
             tick=tick,
             log_z=self._log_fraction(values),
             joint=not self._separable,
+            criterion=self.config.component_choice,
         )
         self.state["component_table"] = [dict(row) for row in choice.table]
         return choice.n_components
+
+    def _orbits(self, bar: Progress) -> None:
+        """Train f(J) and maximise over the potential in turns; then f(J) stays."""
+        state = self.state
+        bar.stage("f(J) and the potential in turns")
+
+        def report(u: Tensor, note: str) -> None:
+            bar.step(note)
+
+        for found in alternate(
+            self.model, state["trained"], state["u"], self.data, self.config, state["rounds"], report
+        ):
+            state.update(model=found.model, trained=found.model.df, u=found.u, rounds=found.rounds)
+            state["map_iterations"] += found.rounds[-1].iterations
+            self.save()
+        if (moved := state["rounds"][-1].moved) > UNSETTLED:
+            state["warnings"].append(
+                f"the last of {len(state['rounds'])} rounds of training f(J) moved the potential by {moved:.2f} "
+                "posterior sd: raise df_rounds"
+            )
 
     def _map(self, bar: Progress) -> None:
         """L-BFGS to the MAP: on a subset first when there are many stars."""

@@ -36,8 +36,13 @@ def describe(diagnosis: Mapping[str, Any]) -> list[str]:
         )
     elif diagnosis["k_hat"] != diagnosis["k_hat"]:
         sampled = "no PSIS k-hat (particles, or too few draws)"
+    orbits = f"{diagnosis['n_components']} components"
+    if rounds := diagnosis.get("df_rounds"):
+        orbits = (
+            f"{diagnosis['df']}, trained in {len(rounds)} rounds, the last moved Phi by {rounds[-1]['moved']:.2g} sd"
+        )
     lines = [
-        f"f(J): {diagnosis['n_components']} components; MAP {diagnosis['gradient_norm']:.2g} posterior sd from the "
+        f"f(J): {orbits}; MAP {diagnosis['gradient_norm']:.2g} posterior sd from the "
         f"maximum after {diagnosis['map_iterations']} iterations; {diagnosis['n_unbound']} stars unbound; "
         f"{sampled}; {sum(diagnosis['seconds'].values()):.0f} s"
     ]

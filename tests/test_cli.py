@@ -96,6 +96,20 @@ def test_errors_are_one_message(session, arguments, words):
     assert sorted(p.name for p in session.iterdir()) == before
 
 
+@pytest.mark.parametrize(("df", "words"), [("energy", "EnergyDensity, trained in"), ("gaussian", "f(J): 1 components")])
+def test_other_densities(session, df, words):
+    """--df replaces the model's f(J), the run is read back, and an unknown name is one message."""
+    done = bayespot("fit", "isochrone", "stars.ecsv", "-o", f"run_{df}", "--df", df, *FAST, cwd=session)
+    assert done.returncode == 0, done.stderr
+    done = bayespot("report", f"run_{df}", cwd=session)
+    assert done.returncode == 0, done.stderr
+    assert words in done.stdout
+    done = bayespot("fit", "isochrone", "stars.ecsv", "-o", "new", "--df", "gauss", cwd=session)
+    assert done.returncode == 2
+    assert "df must be one of" in done.stderr
+    assert "gaussian_lnJ" in done.stderr
+
+
 def test_user_model(session):
     """A model file with its own potential class is fitted, and its run is read back from another folder."""
     (session / "mine.py").write_text(

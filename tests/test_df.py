@@ -10,6 +10,7 @@ import math
 
 import pytest
 import torch
+from pyro.distributions import MultivariateStudentT
 from torch.distributions import Gamma
 
 from bayespot.df import (
@@ -19,6 +20,8 @@ from bayespot.df import (
     SphericalMixture,
     choose_n_components,
 )
+from bayespot.df.components import log_evidence
+from bayespot.df.mixture import SiteCoordinates
 from bayespot.numerics import gauss_legendre
 from bayespot.pyro_modules import freeze
 
@@ -173,6 +176,58 @@ def test_number_of_components():
     choice = choose_n_components(SphericalMixture(), three.sample((1500,)), seed=0, candidates=(1, 2, 3, 4))
     assert choice.n_components >= 3
     assert [row["n_components"] for row in choice.table][:3] == [1, 2, 3]
+
+
+def test_number_of_components_by_evidence():
+    """The evidence prefers one component for one, and at least three for three well separated ones."""
+    torch.manual_seed(2)
+    one = SphericalActionDistribution(_t(0.0), _t(100.0), _t(200.0), _t(1.3), _t(2.3), _t(4.0))
+    choice = choose_n_components(SphericalMixture(), one.sample((800,)), 0, (1, 2, 3), criterion="evidence")
+    assert choice.n_components == 1
+    three = SphericalActionDistribution(
+        _t(0.0, 0.0, 0.0), _t(3.0, 100.0, 3000.0), _t(5.0, 150.0, 5000.0), _t(3.0, 3.0, 3.0), _t(8.0, 8.0, 8.0),
+        _t(30.0, 30.0, 30.0),
+    )  # fmt: skip
+    choice = choose_n_components(SphericalMixture(), three.sample((800,)), 0, (1, 2, 3), criterion="evidence")
+    assert choice.n_components == 3
+    assert choice.table[0]["below_best"] > 50
+
+
+def test_evidence_of_one_component():
+    """Laplace against importance sampling from a wide t about the maximum, one component: ln p(J) to 0.3."""
+    torch.manual_seed(5)
+    J = SphericalActionDistribution(_t(0.0), _t(100.0), _t(200.0), _t(1.3), _t(2.3), _t(4.0)).sample((200,))
+    df = SphericalMixture().resolved(1, J)
+    values = df.fit_actions(J, 0)
+    coordinates = SiteCoordinates(df)
+
+    def log_joint(z: torch.Tensor) -> torch.Tensor:
+        return coordinates.log_prior(z) + freeze(df, coordinates.values(z)).log_prob(J).sum()
+
+    z = coordinates.whitened(coordinates.flat(values)).detach()
+    H = -torch.autograd.functional.hessian(log_joint, z)
+    q = MultivariateStudentT(8.0, z, torch.linalg.cholesky(torch.linalg.inv(H)))
+    draws = q.sample((1500,))
+    with torch.no_grad():
+        log_weights = torch.stack([log_joint(one) for one in draws]) - q.log_prob(draws)
+    exact = float(log_weights.logsumexp(0)) - math.log(1500)
+    assert log_evidence(df, values, J) == pytest.approx(exact, abs=0.3)
+
+
+def test_stick_breaking_weights():
+    """Weights sum to one and follow the formula; components that the data do not ask for keep little weight."""
+    torch.manual_seed(3)
+    truth = SphericalActionDistribution(_t(0.0), _t(100.0), _t(200.0), _t(1.3), _t(2.3), _t(4.0))
+    J = truth.sample((2000,))
+    df = SphericalMixture(weights="stick_breaking").resolved(4, J)
+    fixed = freeze(df, df.initial_values(J) | {"sticks": _t(0.5, 0.2, 0.75)})
+    torch.testing.assert_close(fixed.log_weights().exp(), _t(0.5, 0.1, 0.3, 0.1))
+    fitted = freeze(df, df.fit_actions(J, seed=0))
+    with torch.no_grad():
+        gap = float((truth.log_prob(J) - fitted.log_prob(J)).mean())
+    assert -0.01 < gap < 0.003
+    with pytest.raises(ValueError, match="dirichlet"):
+        SphericalMixture(weights="dirichlet")
 
 
 def test_refusals():

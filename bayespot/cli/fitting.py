@@ -33,6 +33,15 @@ def fit(
     n_components: Annotated[
         int | None, typer.Option(min=1, help="Components of f(J); default: the data choose.")
     ] = None,
+    df: Annotated[
+        Any,
+        typer.Option(
+            help="f(J) in place of the model's: mixture, gaussian, gaussian_lnJ (the paper's), flow, diffusion or "
+            "energy.",
+            parser=str,
+            metavar="TEXT",
+        ),
+    ] = None,
     guide: Annotated[
         Any,
         typer.Option(
@@ -82,6 +91,7 @@ def fit(
         seed=seed,
         n_draws=n_draws,
         n_components=n_components,
+        df=df,
         guide=guide,
         df_guide=df_guide,
         svi_steps=svi_steps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from typing import Any, NamedTuple
 
@@ -41,7 +42,15 @@ class _ActionSpace(constraints.Constraint):
 action_space = _ActionSpace()
 
 
-class SphericalActionDistribution(Distribution):
+class OrbitDistribution(Distribution, abc.ABC):
+    """A normalised density f(J) on `action_space` that also places weighted orbits."""
+
+    @abc.abstractmethod
+    def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
+        """Return about n weighted orbits with the random numbers of ``seed``; see `OrbitSample`."""
+
+
+class SphericalActionDistribution(OrbitDistribution):
     r"""Mixture of compound Gammas in (J_r, L) with a density of cos i, on (J_r, J_phi, J_z).
 
     .. math::
@@ -113,7 +122,7 @@ class SphericalActionDistribution(Distribution):
         if self.rotation:
             k = self.concentration
             cos_i = (value[..., 1] / L).clamp(-1, 1)
-            terms = terms + cos_i[..., None] * k - _log_sinhc(k)
+            terms = terms + cos_i[..., None] * k - log_sinhc(k)
         return torch.logsumexp(terms, -1)
 
     @torch.no_grad()
@@ -125,7 +134,7 @@ class SphericalActionDistribution(Distribution):
         J_r = Gamma(self.shape_r[k], 1.0).sample() * common * self.tail[k] * self.scale_r[k]
         L = Gamma(self.shape_L[k], 1.0).sample() * common * self.tail[k] * self.scale_L[k]
         u, kappa = torch.rand(L.shape, dtype=L.dtype), self.concentration[k]
-        cos_i = _tilted(u, kappa)
+        cos_i = tilted(u, kappa)
         return torch.stack([J_r, L * cos_i, L * (1 - cos_i.abs())], -1)
 
     def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
@@ -134,15 +143,15 @@ class SphericalActionDistribution(Distribution):
         The same seed gives the same uniform numbers whatever the parameters, so estimates at two parameter
         values share their noise.
         """
-        k, weight, u = _strata(self.logits, n, seed, 4 + n_spare)
+        k, weight, u = strata(self.logits, n, seed, 4 + n_spare)
         common = self.tail[k] / gamma_quantile(self.tail[k], u[:, 0])
         J_r = gamma_quantile(self.shape_r[k], u[:, 1]) * common * self.scale_r[k]
         L = gamma_quantile(self.shape_L[k], u[:, 2]) * common * self.scale_L[k]
-        cos_i = _tilted(u[:, 3], self.concentration[k])
+        cos_i = tilted(u[:, 3], self.concentration[k])
         return OrbitSample(torch.stack([J_r, L * cos_i, L * (1 - cos_i.abs())], -1), weight, u[:, 4:])
 
 
-class ActionDistribution(Distribution):
+class ActionDistribution(OrbitDistribution):
     r"""Mixture on (J_r, J_phi, J_z) for systems of any symmetry that have these actions.
 
     .. math::
@@ -219,7 +228,7 @@ class ActionDistribution(Distribution):
 
     def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
         """Return about n orbits, a fixed share from each component; see `OrbitSample`."""
-        k, weight, u = _strata(self.logits, n, seed, 4 + n_spare)
+        k, weight, u = strata(self.logits, n, seed, 4 + n_spare)
         common = self.tail[k] / gamma_quantile(self.tail[k], u[:, 0])
         J_r = gamma_quantile(self.shape_r[k], u[:, 1]) * common * self.scale_r[k]
         J_z = gamma_quantile(self.shape_z[k], u[:, 2]) * common * self.scale_z[k]
@@ -228,7 +237,7 @@ class ActionDistribution(Distribution):
         return OrbitSample(torch.stack([J_r, J_phi, J_z], -1), weight, u[:, 4:])
 
 
-def _strata(logits: Tensor, n: int, seed: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+def strata(logits: Tensor, n: int, seed: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Component, weight and scrambled Sobol point of every orbit; weights are differentiable in the logits."""
     share = torch.softmax(logits, -1)
     counts = (n * share.detach()).round().long().clamp(min=16).tolist()
@@ -243,7 +252,7 @@ def uniform_points(n: int, dim: int, seed: int) -> Tensor:
     return engine.draw(n, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
 
 
-def _tilted(u: Tensor, kappa: Tensor) -> Tensor:
+def tilted(u: Tensor, kappa: Tensor) -> Tensor:
     """Return cos i at the quantile u of the density k exp(k c) / (2 sinh k) on [-1, 1]."""
     size = kappa.abs()
     safe = torch.where(size < 1e-6, 1.0, size)
@@ -253,7 +262,7 @@ def _tilted(u: Tensor, kappa: Tensor) -> Tensor:
     return torch.where(size < 1e-6, flat + kappa * (1 - flat**2) / 2, torch.where(kappa < 0, -turned, turned))
 
 
-def _log_sinhc(k: Tensor) -> Tensor:
+def log_sinhc(k: Tensor) -> Tensor:
     """ln(sinh k / k), stable at zero and for large k."""
     size = k.abs()
     safe = torch.where(size < 1e-4, 1.0, size)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import abc
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, get_args
 
 import pyro.distributions as dist
 import torch
 from pyro.nn import PyroSample
 from torch import Tensor
+from torch.distributions import biject_to
 
 from bayespot.df.base import DistributionFunction, LogFraction
-from bayespot.df.distributions import ActionDistribution, OrbitSample, SphericalActionDistribution
+from bayespot.df.distributions import (
+    ActionDistribution,
+    OrbitDistribution,
+    OrbitSample,
+    SphericalActionDistribution,
+)
 
 
 class SitePrior(NamedTuple):
@@ -21,23 +28,44 @@ class SitePrior(NamedTuple):
     sd: float
 
 
-class ActionMixtureModule(DistributionFunction, abc.ABC):
-    """A mixture whose real-valued sites, one entry per component, have independent Normal priors.
+#: Priors of a mixture's weights.
+WeightsPrior = Literal["logistic_normal", "stick_breaking"]
+#: Concentration of the stick-breaking weights: the first of many components has a third of the stars on average.
+STICK_CONCENTRATION = 2.0
 
-    Scales are log-normal about those of the data, a factor e^2 wide; the shapes' priors favour the broad
-    components of smooth systems, since narrow ones overfit and make the potential's posterior too narrow.
+
+class ActionMixtureModule(DistributionFunction, abc.ABC):
+    r"""A mixture whose real-valued sites, one entry per component, have independent Normal priors.
+
+    Scales are log-normal about those of the data, a factor e^2 wide; the shapes' priors are the guard against narrow
+    components, which overfit and make the potential's posterior too narrow: they favour the broad ones of smooth
+    systems. Weights are, with a site ``logits``, the softmax of Normals of sd 1.5 (all components are used), or with a
+    site ``sticks``
+
+    .. math:: w_k = v_k \prod_{j<k} (1 - v_j), \quad v_k \sim \mathrm{Beta}(1, 2), \quad v_K = 1,
+
+    a truncated Dirichlet process: components that the data do not ask for keep little weight.
 
     Parameters
     ----------
     n_components
         Number of components; None lets the fit choose it from the data.
+    weights
+        Prior of the weights: ``"logistic_normal"`` or ``"stick_breaking"``.
+
+    References
+    ----------
+    Ishwaran & James (2001), JASA 96, 161 (stick-breaking priors).
     """
 
-    def __init__(self, n_components: int | None = None) -> None:
+    def __init__(self, n_components: int | None = None, weights: WeightsPrior = "logistic_normal") -> None:
         super().__init__()
         if n_components is not None and n_components < 1:
             raise ValueError(f"n_components must be at least 1, got {n_components}")
+        if weights not in get_args(WeightsPrior):
+            raise ValueError(f"weights must be one of {', '.join(get_args(WeightsPrior))}; got {weights!r}")
         self.n_components = n_components
+        self.weights_prior: WeightsPrior = weights
         self._priors: dict[str, SitePrior] = {}
 
     @abc.abstractmethod
@@ -53,7 +81,7 @@ class ActionMixtureModule(DistributionFunction, abc.ABC):
         """Values of those sites that start away from their prior means."""
 
     @abc.abstractmethod
-    def distribution(self) -> SphericalActionDistribution | ActionDistribution:
+    def distribution(self) -> OrbitDistribution:
         """Return f(J) as a torch Distribution at the current values of the sites."""
 
     def resolved(self, n_components: int, J: Tensor, near_data: bool = False) -> ActionMixtureModule:
@@ -63,15 +91,39 @@ class ActionMixtureModule(DistributionFunction, abc.ABC):
         J_r: otherwise components may hide beyond the selected stars, flat or rising, in too shallow a potential.
         """
         module = self._new(n_components)
+        module.weights_prior = self.weights_prior
         module._priors = module._site_priors(J)
         if near_data:
             narrower = {n: SitePrior(p.mean, p.sd / 2) for n, p in module._priors.items() if n.startswith(_SCALES)}
-            module._priors |= narrower | {"ln_shape_r": SitePrior(-3.0, 1.0)}
-        for name, prior in module._priors.items():
-            mean = torch.full((n_components,), prior.mean, dtype=torch.float64)
-            site = dist.Normal(mean, torch.full_like(mean, prior.sd)).to_event(1)
-            setattr(module, name, PyroSample(site))
+            flat = {"ln_shape_r": SitePrior(-3.0, 1.0)} if "ln_shape_r" in module._priors else {}
+            module._priors |= narrower | flat
+        if module.weights_prior == "stick_breaking":
+            del module._priors["logits"]
+        for name, prior in module.site_distributions().items():
+            setattr(module, name, PyroSample(prior))
         return module
+
+    def site_distributions(self) -> dict[str, dist.TorchDistribution]:
+        """Return the prior of every site of a resolved mixture, in a fixed order."""
+        k = self._resolved_size()
+        found: dict[str, dist.TorchDistribution] = {}
+        if self.weights_prior == "stick_breaking" and k > 1:
+            ones = torch.ones(k - 1, dtype=torch.float64)
+            found["sticks"] = dist.Beta(ones, STICK_CONCENTRATION * ones).to_event(1)
+        for name, prior in self._priors.items():
+            mean = torch.full((k,), prior.mean, dtype=torch.float64)
+            found[name] = dist.Normal(mean, torch.full_like(mean, prior.sd)).to_event(1)
+        return found
+
+    def log_weights(self) -> Tensor:
+        """Return the logarithms of the weights, up to a constant."""
+        if self.weights_prior == "logistic_normal":
+            return self.logits
+        if self.n_components == 1:
+            return torch.zeros(1, dtype=torch.float64)
+        zero = torch.zeros(1, dtype=torch.float64)
+        taken, left = self.sticks.clamp(min=1e-300).log(), torch.log1p(-self.sticks.clamp(max=1 - 1e-15)).cumsum(-1)
+        return torch.cat([taken, zero]) + torch.cat([zero, left])
 
     def log_prob(self, J: Tensor) -> Tensor:
         return self.distribution().log_prob(J)
@@ -84,13 +136,18 @@ class ActionMixtureModule(DistributionFunction, abc.ABC):
     def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
         return self.distribution().stratified(n, seed, n_spare)
 
-    def initial_values(self, J: Tensor) -> dict[str, Tensor]:
-        """Return a start: components spread over the quantiles of the actions' size."""
+    def _resolved_size(self) -> int:
         if self.n_components is None:
             raise ValueError("the number of components is not set: call resolved(n_components, J) first")
-        names = list(self._priors)
-        values = {n: torch.full((self.n_components,), self._priors[n].mean, dtype=torch.float64) for n in names}
-        return values | self._start(J, self.n_components)
+        return self.n_components
+
+    def initial_values(self, J: Tensor) -> dict[str, Tensor]:
+        """Return a start: components spread over the quantiles of the actions' size, equal weights."""
+        k = self._resolved_size()
+        values = {n: torch.full((k,), prior.mean, dtype=torch.float64) for n, prior in self._priors.items()}
+        if self.weights_prior == "stick_breaking" and k > 1:
+            values = {"sticks": 1 / torch.arange(k, 1, -1, dtype=torch.float64)} | values
+        return values | self._start(J, k)
 
     def fit_actions(
         self, J: Tensor, seed: int, max_iterations: int = 100, log_z: LogFraction | None = None
@@ -101,24 +158,17 @@ class ActionMixtureModule(DistributionFunction, abc.ABC):
         """
         from bayespot.pyro_modules import freeze
 
-        start = self.initial_values(J)
+        coordinates = SiteCoordinates(self)
         generator = torch.Generator().manual_seed(seed)
-        flat = torch.cat(list(start.values()))
+        flat = coordinates.flat(self.initial_values(J))
         flat = flat + 0.05 * torch.randn(flat.shape, generator=generator, dtype=flat.dtype)
-        k = self.n_components or 0
-        mean = torch.cat([torch.full((k,), p.mean, dtype=torch.float64) for p in self._priors.values()])
-        sd = torch.cat([torch.full((k,), p.sd, dtype=torch.float64) for p in self._priors.values()])
-        # whitened by the prior: every direction is of order one
-        z = ((flat - mean) / sd).requires_grad_()
+        z = coordinates.whitened(flat).requires_grad_()
         optimiser = torch.optim.LBFGS([z], max_iter=max_iterations, history_size=30, line_search_fn="strong_wolfe")
-
-        def values(u: Tensor) -> dict[str, Tensor]:
-            return dict(zip(start, u.split(k), strict=True))
 
         def closure() -> Tensor:
             optimiser.zero_grad()
-            fixed = freeze(self, values(mean + sd * z))
-            loss = 0.5 * (z**2).sum() / len(J) - fixed.log_prob(J).mean()
+            fixed = freeze(self, coordinates.values(z))
+            loss = -coordinates.log_prior(z) / len(J) - fixed.log_prob(J).mean()
             if log_z is not None:
                 loss = loss + log_z(fixed)
             loss.backward()
@@ -132,14 +182,52 @@ class ActionMixtureModule(DistributionFunction, abc.ABC):
 
         best: dict[str, Any] = {"loss": torch.inf, "z": z.detach().clone()}
         optimiser.step(closure)
-        return {name: value.clone() for name, value in values(mean + sd * best["z"]).items()}
+        return {name: value.clone() for name, value in coordinates.values(best["z"]).items()}
+
+
+class SiteCoordinates:
+    """The sites of a resolved mixture as one real vector z, in which every Normal prior is standard.
+
+    Sites with other priors enter by the unconstrained coordinates of their supports (`torch.distributions.biject_to`).
+    """
+
+    def __init__(self, module: ActionMixtureModule) -> None:
+        self.priors = module.site_distributions()
+        self.transforms = {name: biject_to(prior.support) for name, prior in self.priors.items()}
+        self.sizes = [prior.event_shape.numel() for prior in self.priors.values()]
+        normal = [module._priors.get(name, SitePrior(0.0, 1.0)) for name in self.priors]
+        repeats = torch.tensor(self.sizes)
+        self.mean = torch.tensor([p.mean for p in normal], dtype=torch.float64).repeat_interleave(repeats)
+        self.sd = torch.tensor([p.sd for p in normal], dtype=torch.float64).repeat_interleave(repeats)
+
+    def flat(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Return the unconstrained values end to end."""
+        return torch.cat([self.transforms[name].inv(values[name]) for name in self.priors])
+
+    def whitened(self, flat: Tensor) -> Tensor:
+        """Return z of unconstrained values."""
+        return (flat - self.mean) / self.sd
+
+    def values(self, z: Tensor) -> dict[str, Tensor]:
+        """Return the sites' values at z."""
+        parts = (self.mean + self.sd * z).split(self.sizes)
+        return {name: self.transforms[name](part) for name, part in zip(self.priors, parts, strict=True)}
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """Return the log prior density in z."""
+        total = self.sd.log().sum()
+        for name, part in zip(self.priors, (self.mean + self.sd * z).split(self.sizes), strict=True):
+            value = self.transforms[name](part)
+            total = total + self.priors[name].log_prob(value)
+            total = total + self.transforms[name].log_abs_det_jacobian(part, value).sum()
+        return total
 
 
 class SphericalMixture(ActionMixtureModule):
     """f(J) of a spherical system, `SphericalActionDistribution`: (J_r, L) and cos i.
 
-    Sites: ``logits``, ``ln_scale_r``, ``ln_scale_L``, ``ln_shape_r`` = ln(a - 1), ``ln_shape_L`` = ln(c - 2),
-    ``ln_tail`` and, with rotation, ``concentration``.
+    Sites: ``logits`` (or ``sticks``), ``ln_scale_r``, ``ln_scale_L``, ``ln_shape_r`` = ln(a - 1),
+    ``ln_shape_L`` = ln(c - 2), ``ln_tail`` and, with rotation, ``concentration``.
 
     Parameters
     ----------
@@ -147,10 +235,14 @@ class SphericalMixture(ActionMixtureModule):
         Number of components; None lets the fit choose it from the data.
     rotation
         Let each component prefer one sense of rotation about z.
+    weights
+        Prior of the weights, see `ActionMixtureModule`.
     """
 
-    def __init__(self, n_components: int | None = None, rotation: bool = False) -> None:
-        super().__init__(n_components)
+    def __init__(
+        self, n_components: int | None = None, rotation: bool = False, weights: WeightsPrior = "logistic_normal"
+    ) -> None:
+        super().__init__(n_components, weights)
         self.rotation = rotation
         self.symmetry = "axisymmetric" if rotation else "spherical"
 
@@ -178,7 +270,7 @@ class SphericalMixture(ActionMixtureModule):
 
     def distribution(self) -> SphericalActionDistribution:
         return SphericalActionDistribution(
-            self.logits,
+            self.log_weights(),
             self.ln_scale_r.exp(),
             self.ln_scale_L.exp(),
             1 + self.ln_shape_r.exp(),
@@ -191,7 +283,7 @@ class SphericalMixture(ActionMixtureModule):
 class ActionMixture(ActionMixtureModule):
     """f(J) in (J_r, J_phi, J_z), `ActionDistribution`, for systems that need not be spherical.
 
-    Sites: ``logits``, ``ln_scale_r``, ``ln_scale_z``, ``mean_phi`` (in units of the median |J_phi|),
+    Sites: ``logits`` (or ``sticks``), ``ln_scale_r``, ``ln_scale_z``, ``mean_phi`` (in units of the median |J_phi|),
     ``ln_sigma_phi``, ``ln_shape_r`` = ln(a - 1), ``ln_shape_z`` = ln(c - 1), ``ln_tail``.
     """
 
@@ -226,7 +318,7 @@ class ActionMixture(ActionMixtureModule):
 
     def distribution(self) -> ActionDistribution:
         return ActionDistribution(
-            self.logits,
+            self.log_weights(),
             self.ln_scale_r.exp(),
             self.ln_scale_z.exp(),
             self._unit_phi * self.mean_phi,

@@ -1,0 +1,208 @@
+"""One suite for every density of orbits (`contracts_df`), the chart, and what is particular to trained ones.
+
+Stars: 3000 actions of a two-component f(J) with known parameters, with and without rotation. Networks are trained for
+as many steps as tell them from the reference density, not to their best.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import contracts_df as contracts
+import pytest
+import torch
+from contracts_df import Case
+
+from bayespot.df import (
+    ActionChart,
+    ChartGaussians,
+    DiffusionDensity,
+    DistributionFunction,
+    EnergyDensity,
+    FlowDensity,
+    LogActionGaussians,
+    SphericalActionDistribution,
+    SphericalMixture,
+    TabulatedDistribution,
+    TrainingConfig,
+)
+from bayespot.pyro_modules import freeze
+
+SHORT = TrainingConfig(steps=60, warm_steps=20, batch_size=512, check_every=20, learning_rate=5e-3)
+TRAINED = {"flow": FlowDensity, "diffusion": DiffusionDensity, "energy": EnergyDensity}
+SITED = {"mixture": SphericalMixture, "gaussian": ChartGaussians, "gaussian_lnJ": LogActionGaussians}
+#: Boundaries of those that are not finite and positive at the edges by construction.
+EDGES = {"SphericalMixture": "power", "LogActionGaussians": "vanishing"}
+STICKS = "mixture with sticks"
+NAMES = [STICKS, *SITED, *TRAINED, *(f"{name}, rotating" for name in (*SITED, *TRAINED))]
+
+
+def _t(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def truth(rotating: bool) -> SphericalActionDistribution:
+    return SphericalActionDistribution(
+        _t(0.3, -0.4), _t(150.0, 900.0), _t(300.0, 600.0), _t(1.0, 1.8), _t(2.0, 2.7), _t(2.2, 6.0),
+        _t(1.5, -0.7) if rotating else None,
+    )  # fmt: skip
+
+
+@functools.cache
+def stars(rotating: bool) -> torch.Tensor:
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        return truth(rotating).sample((3000,))
+
+
+@functools.cache
+def case(name: str) -> Case:
+    kind, rotating = name.split(",")[0], name.endswith("rotating")
+    J = stars(rotating)
+    df: DistributionFunction
+    if kind in TRAINED:
+        df = TRAINED[kind](rotation=rotating, training=SHORT).trained(J, seed=1)
+    else:
+        sticks = kind == STICKS
+        df = SphericalMixture(weights="stick_breaking") if sticks else SITED[kind](rotation=rotating)
+        df = df.resolved(2, J)
+        df = freeze(df, df.fit_actions(J, seed=0, max_iterations=20))
+    return Case(df, J)
+
+
+@pytest.fixture(params=NAMES)
+def density(request) -> Case:
+    return case(request.param)
+
+
+def test_integrates_to_one(density):
+    contracts.check_normalised(density)
+
+
+def test_samples_match_density(density):
+    contracts.check_samples(density)
+
+
+def test_gradient(density):
+    contracts.check_gradient(density)
+
+
+def test_minibatch_equals_full_batch(density):
+    contracts.check_batches(density)
+
+
+def test_save_and_load(density, tmp_path):
+    contracts.check_saving(density, tmp_path)
+
+
+def test_corners(density):
+    contracts.check_corners(density, EDGES.get(type(density.df).__name__, "finite"))
+
+
+def test_no_parameters_of_its_own(density):
+    contracts.check_fixed(density)
+
+
+@pytest.mark.parametrize("rotation", [False, True])
+def test_chart(rotation):
+    """Round trips to 1e-9, f_0 is the Jacobian of (u, T, c) (autograd, 1e-8), and sits near the stars' density."""
+    J = stars(rotation)[:300]
+    chart = ActionChart.for_actions(stars(rotation), rotation)
+    y = chart.smooth(J)
+    torch.testing.assert_close(chart.actions(y), J, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(chart.smooth_of_uniform(chart.uniform(y)), y, rtol=1e-9, atol=1e-9)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda point: chart.uniform(chart.smooth(point))))(J)
+    torch.testing.assert_close(chart.log_reference(y), jacobian.det().abs().log(), rtol=1e-8, atol=1e-8)
+    volume = torch.func.vmap(torch.func.jacrev(chart.uniform))(y).det().abs().log()
+    torch.testing.assert_close(chart.log_volume(y), volume, rtol=1e-8, atol=1e-8)
+    x = chart.uniform(chart.smooth(stars(rotation)))
+    # a good chart leaves little to learn: no tenth of u or T holds less than 4 % or more than 20 % of the stars
+    for k in range(2):
+        share = torch.histc(x[:, k], 10, 0, 1) / len(x)
+        assert float(share.min()) > 0.04, share
+        assert float(share.max()) < 0.2, share
+
+
+def test_table_follows_its_function():
+    """ln q of a smooth function at random points to 1e-4, its integral over the reference density 1 to 1e-3."""
+    for rotation in (False, True):
+        chart = ActionChart.for_actions(stars(rotation), rotation)
+
+        def log_q(y, rotation=rotation):
+            return torch.sin(5 * y[:, 0]) + y[:, 1] ** 2 + (2 * y[:, 0] * torch.sin(3 * y[:, 2]) if rotation else 0)
+
+        table = TabulatedDistribution(chart, log_q)
+        x = torch.quasirandom.SobolEngine(3, scramble=True, seed=1).draw(2**15, dtype=torch.float64)
+        y = chart.smooth_of_uniform(x)
+        torch.testing.assert_close(table.log_q(y) + table.log_norm, log_q(y), rtol=0, atol=1e-4)
+        assert abs(float(table.log_q(y).exp().mean()) - 1) < 1e-3
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_table_of_a_network(name):
+    """The table is the network to 0.02 at the stars, and what it learns beats the chart's reference density."""
+    df, J = case(name)
+    exact = df.exact_log_prob(J[:500])
+    torch.testing.assert_close(df.log_prob(J[:500]), exact, rtol=0, atol=0.02)
+    assert df.state.histories[0].best > df.state.histories[0].held_out[0] + 0.001
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_is_repeatable(name):
+    """The same seed gives the same density, and a second training starts from the first's weights."""
+    df, J = case(name)
+    again = type(df)(training=SHORT).trained(J, seed=1)
+    assert torch.equal(again.log_prob(J[:50]), df.log_prob(J[:50]))
+    warm = df.trained(J, seed=1)
+    assert warm.state.histories[0].held_out[0] == pytest.approx(df.state.histories[0].best, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "gaussian_lnJ", "gaussian, rotating"])
+def test_weighted_orbits_are_differentiable(name):
+    """d E[v]/d sites through the stratified orbits (1024) equals central differences, 1e-5 of the largest."""
+    kind, rotating = name.split(",")[0], name.endswith("rotating")
+    J = stars(rotating)
+    df = SITED[kind](rotation=rotating).resolved(2, J)
+    start = df.initial_values(J)
+    chart = ActionChart.for_actions(J)
+
+    def mean(flat: torch.Tensor) -> torch.Tensor:
+        fixed = freeze(df, dict(zip(start, flat.split(2), strict=True)))
+        orbits = fixed.stratified(1024, seed=3)
+        return (orbits.weight * chart.smooth(orbits.J)[:, 0]).sum()
+
+    flat = torch.cat(list(start.values())) + 0.1 * torch.arange(2 * len(start)).double().sin()
+    flat.requires_grad_()
+    (slope,) = torch.autograd.grad(mean(flat), flat)
+    assert float(slope.abs().max()) > 1e-3
+    with torch.no_grad():
+        for k in range(len(flat)):
+            step = torch.zeros_like(flat)
+            step[k] = 1e-6
+            difference = float(mean(flat + step) - mean(flat - step)) / 2e-6
+            # the shares of the components in the number of orbits jump with the logits by one orbit
+            if k >= 2:
+                assert abs(difference - float(slope[k])) < 1e-5 * float(slope.abs().max()), (name, k)
+
+
+def test_ensemble_is_the_mean_of_its_members():
+    """f of two members is the mean of theirs, to the tables' accuracy."""
+    J = stars(False)
+    both = EnergyDensity(n_members=2, training=SHORT).trained(J, seed=1)
+    y = both.state.chart.smooth(J[:100])
+    parts = [network.log_q(network.coordinates(y)).exp() for network in both.state.networks]
+    assert float((parts[0] - parts[1]).abs().max()) > 1e-3
+    expected = (sum(parts) / 2).log() + both.state.chart.log_reference(y)
+    torch.testing.assert_close(both.log_prob(J[:100]), expected, rtol=0, atol=2e-3)
+
+
+def test_refusals():
+    """An untrained density, no members and impossible settings are refused with what to do."""
+    with pytest.raises(ValueError, match="not trained"):
+        FlowDensity().log_prob(stars(False))
+    with pytest.raises(ValueError, match="got 0"):
+        FlowDensity(n_members=0)
+    with pytest.raises(ValueError, match="got 1"):
+        TrainingConfig(held_out=1)
+    with pytest.raises(ValueError, match="positive"):
+        ActionChart.for_actions(torch.zeros(10, 3, dtype=torch.float64))
