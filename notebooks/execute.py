@@ -48,6 +48,7 @@ def execute(name: str, size: str, timeout: float = 1800) -> Any:
             kernel_name="python3",
             resources={"metadata": {"path": folder}},
             record_timing=False,
+            coalesce_streams=True,
         )
         client.execute(env={**os.environ, **settings})
     # which Python ran it is no part of the result
