@@ -1,0 +1,62 @@
+"""README and documentation: links lead somewhere, Python blocks compile and import, the first-time user's path works.
+
+The path is the README's code block under "Your own stars", run as it stands in a fresh folder on a CSV of 300 stars,
+and the Python block below it, with a smaller fit.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bayespot.cli import app
+from bayespot.mock import mock
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+IDS = [str(page.relative_to(ROOT)) for page in PAGES]
+#: Commands from the README's top to figures of one's own stars, installation included.
+MAX_COMMANDS = 5
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_links_lead_to_files(page):
+    """Every relative link and image; `path` names of notebooks and folders in backquotes too."""
+    text = page.read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", text):
+        assert (page.parent / target).exists(), target
+    for target in re.findall(r"`((?:notebooks|tests|models|docs)/[\w/.-]+)`", text):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_python_blocks_import(page):
+    """Python blocks are valid, and what they import exists."""
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+        imports = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Import | ast.ImportFrom)]
+        exec("\n".join(map(ast.unparse, imports)), {})
+
+
+def test_five_commands_to_a_figure(tmp_path, monkeypatch):
+    """README top to figures of a posterior on one's own CSV, in at most MAX_COMMANDS commands."""
+    monkeypatch.chdir(tmp_path)
+    mock("isochrone", n_stars=300, seed=1).write("stars.csv")
+    section = (ROOT / "README.md").read_text().split("## Your own stars\n")[1].split("\n## ")[0]
+    commands = re.findall(r"^    (bayespot .*)$", section, re.M)
+    assert 1 + len(commands) <= MAX_COMMANDS
+    for command in commands:
+        done = CliRunner().invoke(app, shlex.split(command)[1:], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    for name in ("circular_speed", "enclosed_mass", "density"):
+        assert (tmp_path / "run" / "figures" / f"{name}.png").stat().st_size > 10_000
+    block = re.search(r"```python\n(.*?)```", section, re.S)[1]
+    assert len([line for line in block.splitlines() if line.strip()]) <= 10
+    quick = "FitConfig(seed=1, n_components=1, svi_steps=20, n_draws=60, k_hat_draws=25)"
+    with contextlib.redirect_stdout(None):
+        exec(block.replace("FitConfig(seed=1)", quick), {})
