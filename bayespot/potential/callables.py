@@ -53,7 +53,7 @@ class CallablePotential(Potential):
     ...     def hessian(self, x):
     ...         return np.broadcast_to(np.eye(3), (len(x), 3, 3))
     >>> potential = CallablePotential(Harmonic())
-    >>> potential.symmetry, float(potential.circular_speed(torch.tensor(2.0).double()))
+    >>> potential.symmetry, potential.circular_speed(torch.tensor(2.0).double()).item()
     ('spherical', 2.0)
     """
 
