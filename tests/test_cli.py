@@ -174,13 +174,17 @@ def test_guides(session, guide, words):
     assert words in bayespot("report", name, cwd=session).stdout
 
 
-def test_python_dash_m():
+def test_python_dash_m(tmp_path):
     """`python -m bayespot` is the same command; so is its exit status."""
-    done = subprocess.run([sys.executable, "-m", "bayespot", "models"], capture_output=True, text=True, check=False)
+
+    def run(*arguments):
+        # elsewhere than in a checkout, whose folder would be imported in place of the installed package
+        command = [sys.executable, "-m", "bayespot", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    done = run("models")
     assert (done.returncode, "spherical" in done.stdout) == (0, True), done.stderr
-    done = subprocess.run(
-        [sys.executable, "-m", "bayespot", "report", "none"], capture_output=True, text=True, check=False
-    )
+    done = run("report", "none")
     assert (done.returncode, "not a run folder" in done.stderr) == (2, True), done.stderr
 
 

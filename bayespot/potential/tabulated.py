@@ -44,7 +44,7 @@ class TabulatedSphere(Potential):
     --------
     >>> r = np.geomspace(0.01, 1000, 200)
     >>> plummer = TabulatedSphere(r, -G * 1e10 / np.sqrt(1 + r**2))
-    >>> round(float(plummer.enclosed_mass(torch.tensor(2.0).double())) / 1e10, 6)
+    >>> round(plummer.enclosed_mass(torch.tensor(2.0).double()).item() / 1e10, 6)
     0.715542
     """
 
