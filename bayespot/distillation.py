@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 LISTED = 0.01
 #: Below this probability of its chi-square a formula does not describe the posterior.
 REJECTED = 1e-3
+#: Below this one the verdict says that the right formula may be missing.
+DOUBTFUL = 0.05
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,11 @@ class Distillation:
                 lines.append(
                     f"{len(within)} formulas hold at least {100 * LISTED:.0f} % of the weight each; the data do not "
                     f"choose between them: {'; '.join(within)}"
+                )
+            if self.best.p_value < DOUBTFUL:
+                lines.append(
+                    f"the first agrees poorly with the posterior (probability of its chi-square "
+                    f"{self.best.p_value:.1g}): the right form may not be among those found; search longer"
                 )
         if self.ranking is not None:
             free = self.ranking.loo["free form"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -231,7 +233,11 @@ def test_a_truth_outside_the_grammar_is_said_to_be():
     good = distinct(candidates(DISGUISES[:1] + forms), target, 5)
     result = Distillation(tuple(good), None, DistillConfig(), target, (), ())
     assert "no formula" not in result.verdict()
+    assert "agrees poorly" not in result.verdict()
     assert result.weights[0] > 0.99
+    # two constants, seven degrees of freedom: p = 0.004
+    poor = replace(good[0], chi2=20.9, n_directions=9)
+    assert "agrees poorly" in Distillation((poor,), None, DistillConfig(), target, (), ()).verdict()
 
 
 @pytest.mark.parametrize(
