@@ -5,9 +5,10 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from bayespot.df.distributions import OrbitSample
+from bayespot.df.distributions import OrbitDistribution, OrbitSample
 from bayespot.potential.base import AbstractPyroModule, Symmetry
 
 
@@ -55,6 +56,25 @@ class DistributionFunction(AbstractPyroModule, abc.ABC):
     def forward(self, J: Tensor) -> Tensor:
         """Evaluate `log_prob`; called as ``df(J)`` every sample site is drawn once."""
         return self.log_prob(J)
+
+
+class DistributionDensity(DistributionFunction, abc.ABC):
+    """A density of orbits that is a torch Distribution at the current values of its parameters."""
+
+    @abc.abstractmethod
+    def distribution(self) -> OrbitDistribution:
+        """Return f(J) as a torch Distribution."""
+
+    def log_prob(self, J: Tensor) -> Tensor:
+        return self.distribution().log_prob(J)
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return self.distribution().sample(torch.Size([n]))
+
+    def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
+        return self.distribution().stratified(n, seed, n_spare)
 
 
 #: ln of the fraction of a population that a selection keeps, as a function of f(J) in a fixed potential.

@@ -83,19 +83,16 @@ def choose_n_components(
     J = J[torch.randperm(len(J), generator=generator)[:max_stars]]
     folds = torch.arange(len(J)) % n_folds
     scores: dict[int, Tensor] = {}
-    worse = 0
-    for k in sorted(candidates):
-        if 7 * k * n_folds > len(J):
-            break  # fewer stars in a fold than parameters: no fit to speak of
+
+    def held_out(k: int) -> float:
         scores[k] = _held_out(df, J, folds, n_folds, k, seed, log_z, joint)
-        best = max(scores, key=lambda n: float(scores[n].mean()))
-        worse = 0 if best == k else worse + 1
-        if tick:
-            tick(f"{k} components: ln f {float(scores[k].mean()):.4f}, best {best}")
-        if worse == 2:
-            break
-    if not scores:
+        return float(scores[k].mean())
+
+    # fewer stars in a fold than parameters: no fit to speak of
+    means = _tried([k for k in candidates if 7 * k * n_folds <= len(J)], held_out, "ln f", tick)
+    if not means:
         return ComponentChoice(1, [])
+    best = max(means, key=means.__getitem__)
     table = []
     for k, score in scores.items():
         difference = scores[best] - score
@@ -103,7 +100,7 @@ def choose_n_components(
         table.append(
             {
                 "n_components": float(k),
-                "log_f": float(score.mean()),
+                "log_f": means[k],
                 "below_best": float(difference.mean()),
                 "standard_error": error,
             }
@@ -120,8 +117,8 @@ def log_evidence(module: DistributionFunction, values: Mapping[str, Tensor], J: 
     .. math:: \ln p(J) \approx \ln p(J, \hat z) + \frac{d}{2} \ln 2\pi - \frac{1}{2} \ln\det H + \ln K!
 
     z are the sites in units of their priors, H the second derivatives of -ln p(J, z) at the maximum, and K! counts the
-    maxima that differ by the order of the components. The prior contributes 1 to every eigenvalue of H; those that come
-    out below 1, of components with hardly any weight, are set to 1.
+    maxima that differ by the order of the components (logistic-normal weights only). The prior contributes 1 to every
+    eigenvalue of H; those that come out below 1, of components with hardly any weight, are set to 1.
 
     Parameters
     ----------
@@ -149,7 +146,9 @@ def log_evidence(module: DistributionFunction, values: Mapping[str, Tensor], J: 
     with torch.no_grad():
         peak = -float(minus_log_joint(z))
     volume = 0.5 * len(z) * math.log(2 * math.pi) - 0.5 * float(eigenvalues.log().sum())
-    return peak + volume + math.lgamma((module.n_components or 1) + 1)
+    # sticks are broken in an order: their prior is no symmetric one, and only one maximum is counted
+    exchangeable = module.weights_prior == "logistic_normal"
+    return peak + volume + (math.lgamma((module.n_components or 1) + 1) if exchangeable else 0.0)
 
 
 def _by_evidence(
@@ -161,23 +160,34 @@ def _by_evidence(
     tick: Callable[[str], None] | None,
 ) -> ComponentChoice:
     J = J[torch.randperm(len(J), generator=torch.Generator().manual_seed(seed))[:max_stars]]
+
+    def evidence(k: int) -> float:
+        module = df.resolved(k, J)
+        return log_evidence(module, module.fit_actions(J, seed), J)
+
+    found = _tried([k for k in candidates if 7 * k <= len(J)], evidence, "ln evidence", tick)
+    if not found:
+        return ComponentChoice(1, [])
+    best = max(found, key=found.__getitem__)
+    table = [{"n_components": float(k), "log_evidence": v, "below_best": found[best] - v} for k, v in found.items()]
+    return ComponentChoice(best, table)
+
+
+def _tried(
+    candidates: Sequence[int], score: Callable[[int], float], what: str, tick: Callable[[str], None] | None
+) -> dict[int, float]:
+    """Score candidates in increasing order until two in a row fail to improve on the best."""
     found: dict[int, float] = {}
     worse = 0
     for k in sorted(candidates):
-        if 7 * k > len(J):
-            break
-        module = df.resolved(k, J)
-        found[k] = log_evidence(module, module.fit_actions(J, seed), J)
-        best = max(found, key=lambda n: found[n])
+        found[k] = score(k)
+        best = max(found, key=found.__getitem__)
         worse = 0 if best == k else worse + 1
         if tick:
-            tick(f"{k} components: ln evidence {found[k]:.1f}, best {best}")
+            tick(f"{k} components: {what} {found[k]:.4f}, best {best}")
         if worse == 2:
             break
-    if not found:
-        return ComponentChoice(1, [])
-    table = [{"n_components": float(k), "log_evidence": v, "below_best": found[best] - v} for k, v in found.items()]
-    return ComponentChoice(best, table)
+    return found
 
 
 def _held_out(

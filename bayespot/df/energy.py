@@ -48,13 +48,7 @@ class EnergyNetwork(ChartNetwork):
 
 
 class EnergyDensity(TrainedDensity):
-    """f(J) by a log-density network normalised by quadrature, `EnergyNetwork`; see `TrainedDensity`.
-
-    Parameters
-    ----------
-    hidden
-        Widths of the hidden layers.
-    """
+    """f(J) by a log-density network normalised by quadrature, `EnergyNetwork`; see `TrainedDensity`."""
 
     hidden: tuple[int, ...] = (64, 64)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from typing import Any
 
@@ -12,14 +13,41 @@ from torch.special import log_ndtr, ndtr, ndtri
 
 from bayespot.df.chart import ActionChart
 from bayespot.df.distributions import OrbitDistribution, OrbitSample, action_space, log_sinhc, strata, tilted
-from bayespot.df.mixture import ActionMixtureModule, SitePrior, WeightsPrior
+from bayespot.df.mixture import SitePrior, SphericalMixtureModule, WeightsPrior
 
 _LN_2PI = math.log(2 * math.pi)
 #: Smallest ratio of an action to the median that ln J is taken of.
 _LEAST = 1e-12
 
 
-class TruncatedGaussianDistribution(OrbitDistribution):
+class QuantileMixture(OrbitDistribution, abc.ABC):
+    """A mixture whose components are drawn from by their quantile functions.
+
+    ``logits`` are the log-weights.
+    """
+
+    support = action_space
+    has_rsample = False
+    logits: Tensor
+
+    @abc.abstractmethod
+    def _orbits(self, k: Tensor, u: Tensor) -> Tensor:
+        """Return the orbits ``(*batch, 3)`` at quantiles u ``(*batch, 3)`` of the components k ``(*batch)``."""
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw orbits J ``(*sample_shape, 3)``."""
+        shape = Size(sample_shape)
+        k = Categorical(logits=self.logits).sample(shape)
+        return self._orbits(k, torch.rand(*shape, 3, dtype=torch.float64))
+
+    def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
+        """Return about n orbits, a fixed share from each component; see `OrbitSample`."""
+        k, weight, u = strata(self.logits, n, seed, 3 + n_spare)
+        return OrbitSample(self._orbits(k, u[:, :3]), weight, u[:, 3:])
+
+
+class TruncatedGaussianDistribution(QuantileMixture):
     r"""Mixture of Gaussians on the chart's unit cube (u, T, c), cut off at its faces and renormalised.
 
     .. math::
@@ -39,8 +67,6 @@ class TruncatedGaussianDistribution(OrbitDistribution):
         Centres, inside the cube or not, and widths; d is ``chart.dim``.
     """
 
-    support = action_space
-    has_rsample = False
     arg_constraints = {
         "logits": constraints.real,
         "centre": constraints.independent(constraints.real, 1),
@@ -60,20 +86,8 @@ class TruncatedGaussianDistribution(OrbitDistribution):
         log_q = torch.logsumexp(torch.log_softmax(self.logits, -1) + each.sum(-1), -1)
         return log_q + self.chart.log_reference(y)
 
-    @torch.no_grad()
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw orbits J ``(*sample_shape, 3)``."""
-        shape = Size(sample_shape)
-        k = Categorical(logits=self.logits).sample(shape)
-        return self._orbits(k, torch.rand(*shape, 3, dtype=torch.float64))
-
-    def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
-        """Return about n orbits, a fixed share from each component; see `OrbitSample`."""
-        k, weight, u = strata(self.logits, n, seed, 3 + n_spare)
-        return OrbitSample(self._orbits(k, u[:, :3]), weight, u[:, 3:])
-
     def _orbits(self, k: Tensor, u: Tensor) -> Tensor:
-        """Orbits at the quantiles u ``(*batch, 3)`` of the components k; a chart without rotation has uniform c."""
+        # a chart without rotation has uniform c
         d = self.chart.dim
         mean, sigma = self.centre[k], self.sigma[k]
         low, high = -mean / sigma, (1 - mean) / sigma
@@ -86,7 +100,7 @@ class TruncatedGaussianDistribution(OrbitDistribution):
         return self.chart.actions(self.chart.smooth_of_uniform(torch.cat([x, u[..., d:]], -1)))
 
 
-class LogActionDistribution(OrbitDistribution):
+class LogActionDistribution(QuantileMixture):
     r"""Gaussian mixture in (ln J_r, ln L) with a density of cos i, the coordinates of the paper.
 
     .. math:: f(J) = \frac{1}{J_r L^2} \sum_k w_k\, N(\ln J_r, \ln L; \mu_k, \Sigma_k)\, q_k(\cos i)
@@ -110,8 +124,6 @@ class LogActionDistribution(OrbitDistribution):
     Tenachi, Ibata & Diakogiannis (2023), arXiv:2305.16845.
     """
 
-    support = action_space
-    has_rsample = False
     arg_constraints = {
         "logits": constraints.real,
         "centre": constraints.independent(constraints.real, 1),
@@ -144,18 +156,6 @@ class LogActionDistribution(OrbitDistribution):
             terms = terms + cos_i[..., None] * self.concentration - log_sinhc(self.concentration)
         return torch.logsumexp(terms, -1) - ln_J[..., 0] - 2 * ln_J[..., 1]
 
-    @torch.no_grad()
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw orbits J ``(*sample_shape, 3)``."""
-        shape = Size(sample_shape)
-        k = Categorical(logits=self.logits).sample(shape)
-        return self._orbits(k, torch.rand(*shape, 3, dtype=torch.float64))
-
-    def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
-        """Return about n orbits, a fixed share from each component; see `OrbitSample`."""
-        k, weight, u = strata(self.logits, n, seed, 3 + n_spare)
-        return OrbitSample(self._orbits(k, u[:, :3]), weight, u[:, 3:])
-
     def _orbits(self, k: Tensor, u: Tensor) -> Tensor:
         z = ndtri(u[..., :2])
         rho = self.correlation[k]
@@ -166,36 +166,24 @@ class LogActionDistribution(OrbitDistribution):
         return torch.stack([J_r, L * cos_i, L * (1 - cos_i.abs())], -1)
 
 
-class ChartGaussians(ActionMixtureModule):
+class ChartGaussians(SphericalMixtureModule):
     """Gaussian mixture on the chart of action space, `TruncatedGaussianDistribution`.
 
     Sites: ``logits``, and for each of u and T (and c with rotation) ``mean_*`` and ``ln_sigma_*``. The widths' prior,
     log-normal about 0.3 a factor e^0.7 wide, is the guard against narrow components.
 
-    Parameters
-    ----------
-    n_components
-        Number of components; None lets the fit choose it from the data.
-    rotation
-        Let f(J) depend on cos i.
-    weights
-        Prior of the weights, see `ActionMixtureModule`.
+    Parameters are those of `SphericalMixtureModule`.
     """
 
     def __init__(
         self, n_components: int | None = None, rotation: bool = False, weights: WeightsPrior = "logistic_normal"
     ) -> None:
-        super().__init__(n_components, weights)
-        self.rotation = rotation
-        self.symmetry = "axisymmetric" if rotation else "spherical"
+        super().__init__(n_components, rotation, weights)
         self.chart: ActionChart | None = None
 
     @property
     def _axes(self) -> tuple[str, ...]:
         return ("u", "T", "c") if self.rotation else ("u", "T")
-
-    def _new(self, n_components: int) -> ChartGaussians:
-        return ChartGaussians(n_components, self.rotation)
 
     def _site_priors(self, J: Tensor) -> dict[str, SitePrior]:
         self.chart = ActionChart.for_actions(J, self.rotation)
@@ -217,32 +205,20 @@ class ChartGaussians(ActionMixtureModule):
         return TruncatedGaussianDistribution(self.chart, self.log_weights(), mean, sigma)
 
 
-class LogActionGaussians(ActionMixtureModule):
+class LogActionGaussians(SphericalMixtureModule):
     """Gaussian mixture in ln J, `LogActionDistribution`, for comparison with the paper: it biases the potential.
 
     Sites: ``logits``, ``mean_r``, ``mean_L``, ``ln_sigma_r``, ``ln_sigma_L``, ``atanh_correlation`` and, with rotation,
     ``concentration``; means are in units of the data's standard deviations about their means.
 
-    Parameters
-    ----------
-    n_components
-        Number of components; None lets the fit choose it from the data.
-    rotation
-        Let each component prefer one sense of rotation about z.
-    weights
-        Prior of the weights, see `ActionMixtureModule`.
+    Parameters are those of `SphericalMixtureModule`.
     """
 
     def __init__(
         self, n_components: int | None = None, rotation: bool = False, weights: WeightsPrior = "logistic_normal"
     ) -> None:
-        super().__init__(n_components, weights)
-        self.rotation = rotation
-        self.symmetry = "axisymmetric" if rotation else "spherical"
+        super().__init__(n_components, rotation, weights)
         self._centre, self._spread = torch.zeros(2).double(), torch.ones(2).double()
-
-    def _new(self, n_components: int) -> LogActionGaussians:
-        return LogActionGaussians(n_components, self.rotation)
 
     def _site_priors(self, J: Tensor) -> dict[str, SitePrior]:
         ln_J = torch.stack([J[:, 0], J[:, 2] + J[:, 1].abs()], -1).clamp(min=1e-300).log()

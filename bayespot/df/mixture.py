@@ -12,11 +12,9 @@ from pyro.nn import PyroSample
 from torch import Tensor
 from torch.distributions import biject_to
 
-from bayespot.df.base import DistributionFunction, LogFraction
+from bayespot.df.base import DistributionDensity, LogFraction
 from bayespot.df.distributions import (
     ActionDistribution,
-    OrbitDistribution,
-    OrbitSample,
     SphericalActionDistribution,
 )
 
@@ -34,7 +32,7 @@ WeightsPrior = Literal["logistic_normal", "stick_breaking"]
 STICK_CONCENTRATION = 2.0
 
 
-class ActionMixtureModule(DistributionFunction, abc.ABC):
+class ActionMixtureModule(DistributionDensity, abc.ABC):
     r"""A mixture whose real-valued sites, one entry per component, have independent Normal priors.
 
     Scales are log-normal about those of the data, a factor e^2 wide; the shapes' priors are the guard against narrow
@@ -80,10 +78,6 @@ class ActionMixtureModule(DistributionFunction, abc.ABC):
     def _start(self, J: Tensor, n_components: int) -> dict[str, Tensor]:
         """Values of those sites that start away from their prior means."""
 
-    @abc.abstractmethod
-    def distribution(self) -> OrbitDistribution:
-        """Return f(J) as a torch Distribution at the current values of the sites."""
-
     def resolved(self, n_components: int, J: Tensor, near_data: bool = False) -> ActionMixtureModule:
         """Return the density with ``n_components`` components and priors scaled to the actions ``J``.
 
@@ -124,17 +118,6 @@ class ActionMixtureModule(DistributionFunction, abc.ABC):
         zero = torch.zeros(1, dtype=torch.float64)
         taken, left = self.sticks.clamp(min=1e-300).log(), torch.log1p(-self.sticks.clamp(max=1 - 1e-15)).cumsum(-1)
         return torch.cat([taken, zero]) + torch.cat([zero, left])
-
-    def log_prob(self, J: Tensor) -> Tensor:
-        return self.distribution().log_prob(J)
-
-    def sample(self, n: int, seed: int) -> Tensor:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return self.distribution().sample(torch.Size([n]))
-
-    def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
-        return self.distribution().stratified(n, seed, n_spare)
 
     def _resolved_size(self) -> int:
         if self.n_components is None:
@@ -223,18 +206,15 @@ class SiteCoordinates:
         return total
 
 
-class SphericalMixture(ActionMixtureModule):
-    """f(J) of a spherical system, `SphericalActionDistribution`: (J_r, L) and cos i.
-
-    Sites: ``logits`` (or ``sticks``), ``ln_scale_r``, ``ln_scale_L``, ``ln_shape_r`` = ln(a - 1),
-    ``ln_shape_L`` = ln(c - 2), ``ln_tail`` and, with rotation, ``concentration``.
+class SphericalMixtureModule(ActionMixtureModule, abc.ABC):
+    """Shared machinery of mixtures in J_r, L and cos i.
 
     Parameters
     ----------
     n_components
         Number of components; None lets the fit choose it from the data.
     rotation
-        Let each component prefer one sense of rotation about z.
+        Let f(J) depend on cos i: components may prefer one sense of rotation about z.
     weights
         Prior of the weights, see `ActionMixtureModule`.
     """
@@ -246,8 +226,18 @@ class SphericalMixture(ActionMixtureModule):
         self.rotation = rotation
         self.symmetry = "axisymmetric" if rotation else "spherical"
 
-    def _new(self, n_components: int) -> SphericalMixture:
-        return SphericalMixture(n_components, self.rotation)
+    def _new(self, n_components: int) -> SphericalMixtureModule:
+        return type(self)(n_components, self.rotation)
+
+
+class SphericalMixture(SphericalMixtureModule):
+    """f(J) of a spherical system, `SphericalActionDistribution`: (J_r, L) and cos i.
+
+    Sites: ``logits`` (or ``sticks``), ``ln_scale_r``, ``ln_scale_L``, ``ln_shape_r`` = ln(a - 1),
+    ``ln_shape_L`` = ln(c - 2), ``ln_tail`` and, with rotation, ``concentration``.
+
+    Parameters are those of `SphericalMixtureModule`.
+    """
 
     def _site_priors(self, J: Tensor) -> dict[str, SitePrior]:
         priors = {

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayespot.df.base import DistributionFunction, LogFraction
+from bayespot.df.base import DistributionDensity, DistributionFunction, LogFraction
 from bayespot.df.chart import ActionChart
-from bayespot.df.distributions import OrbitSample
 from bayespot.df.mixture import SphericalMixture
 from bayespot.df.tabulated import CELLS, TabulatedDistribution
 from bayespot.df.training import ChartNetwork, History, TrainingConfig, train
@@ -29,7 +28,7 @@ class TrainedState:
     table: TabulatedDistribution
 
 
-class TrainedDensity(DistributionFunction, abc.ABC):
+class TrainedDensity(DistributionDensity, abc.ABC):
     """A density of orbits by a network on the `ActionChart`, trained on the stars' actions in a fixed potential.
 
     It has no Pyro sites: a fit alternates between training f(J) at fixed potential and maximising over the potential
@@ -121,17 +120,6 @@ class TrainedDensity(DistributionFunction, abc.ABC):
         y = state.chart.smooth(J).reshape(-1, 3)
         log_q = _mean_log_q(state.networks, y) - table.log_norm
         return (log_q + state.chart.log_reference(y)).reshape(J.shape[:-1])
-
-    def log_prob(self, J: Tensor) -> Tensor:
-        return self.distribution().log_prob(J)
-
-    def sample(self, n: int, seed: int) -> Tensor:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return self.distribution().sample(torch.Size([n]))
-
-    def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
-        return self.distribution().stratified(n, seed, n_spare)
 
     def resolved(self, n_components: int, J: Tensor, near_data: bool = False) -> DistributionFunction:
         return self

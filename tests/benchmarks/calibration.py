@@ -103,9 +103,6 @@ DF_PRIOR = {
 class FixedPriorMixture(SphericalMixture):
     """The mixture with `DF_PRIOR` in place of priors scaled to the data, which are no prior a truth could follow."""
 
-    def _new(self, n_components: int) -> FixedPriorMixture:
-        return FixedPriorMixture(n_components)
-
     def _site_priors(self, J: torch.Tensor) -> dict[str, SitePrior]:
         return DF_PRIOR
 
