@@ -26,6 +26,7 @@ from bayespot.df import (
     TabulatedDistribution,
     TrainingConfig,
 )
+from bayespot.df.flow import box_spline
 from bayespot.pyro_modules import freeze
 
 SHORT = TrainingConfig(steps=60, warm_steps=20, batch_size=512, check_every=20, learning_rate=5e-3)
@@ -136,6 +137,16 @@ def test_table_follows_its_function():
         y = chart.smooth_of_uniform(x)
         torch.testing.assert_close(table.log_q(y) + table.log_norm, log_q(y), rtol=0, atol=1e-4)
         assert abs(float(table.log_q(y).exp().mean()) - 1) < 1e-3
+
+
+def test_spline_has_free_slopes_at_its_ends():
+    """The interval onto itself, with the end slopes that were asked for (those of a flow's density at an edge)."""
+    ends = _t(1.1, -0.8)
+    spline = box_spline(_t(0.3, -0.2, 0.1), _t(-0.1, 0.4, 0.0), torch.cat([ends[:1], _t(0.2, -0.3), ends[1:]]))
+    y, ladj = spline.call_and_ladj(_t(-1, 0.2, 1))
+    torch.testing.assert_close(y[[0, 2]], _t(-1, 1))
+    # zuko's soft limit of a slope: within e^7
+    torch.testing.assert_close(ladj[[0, 2]], ends / (1 + ends.abs() / 7), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -21,12 +21,13 @@ from bayespot.fit_result import FitConfig
 from bayespot.formulas import Candidate, canonical, distinct
 from bayespot.grammar import FAMILIES, DistillConfig, Family
 from bayespot.inference import fit
+from bayespot.latent import LatentSpace
 from bayespot.model import SnapshotModel
 from bayespot.posterior import EnsemblePosterior, Posterior
 from bayespot.potential import Hernquist, Isochrone, MassSlopeNetwork
 from bayespot.potential.symbolic import parse
 from bayespot.progress import Progress
-from bayespot.ranking import fit_formula, rank, reference, stars_of
+from bayespot.ranking import fit_formula, rank, reference, stars_of, with_potential
 from bayespot.searches import DistillError, Search, Task, run_searches
 from bayespot.target import Target
 
@@ -262,6 +263,42 @@ def test_ranking_by_the_stars(posterior, isochrone_stars):
     assert fit_formula(formulas[isochrone], posterior, target, isochrone_stars).ln_likelihood == pytest.approx(
         fitted.ln_likelihood, abs=1e-6
     )
+
+
+def test_evidence_from_the_stars(posterior, isochrone_stars):
+    """The Laplace evidence of a formula with one constant is the integral over it, f(J) fixed, to 0.3 (sd 0.1)."""
+    stars, target = isochrone_stars[:500], Target.of(posterior, 25)
+    # b is a number in units of the target's radius: only M is free
+    (formula,) = distinct([Candidate("GM/(2/5+sqrt(4/25+r**2))", {"GM": 1.7}, "absolute", "t:0")], target, 1)
+    fitted = fit_formula(formula, posterior, target, stars)
+    model = with_potential(posterior.model, formula, target)
+    config = FitConfig(seed=0, guide="laplace", n_components=posterior.model.df.n_components, n_draws=20, svi_steps=0)
+    result = fit(model, stars, config, progress=False)
+    space, data = LatentSpace(result.model), result.model.prepare(stars)
+    u = space.vector(result.map)
+    assert space.n_potential == 1
+    grid = torch.linspace(-0.5, 0.5, 81, dtype=torch.float64)
+    heights = torch.stack([space.log_posterior(torch.cat([u[:1] + step, u[1:]]), data) for step in grid])
+    integral = float(heights.logsumexp(0) + (grid[1] - grid[0]).log())
+    assert fitted.ln_evidence == pytest.approx(integral, abs=0.3)
+
+
+def test_a_search_starts_afresh_when_stuck(monkeypatch):
+    """STUCK epochs without a better formula, none within the posterior: physo starts again until the budget ends."""
+    target, starts = made_target(Isochrone(1e11, 3.0)), []
+
+    def start(run):
+        starts.append(run.epochs)
+        while True:
+            run.epochs += 1
+            run.least = run.here = 5.0
+            run.improved = run.improved or run.epochs
+            run.visualise(None, None)
+
+    monkeypatch.setattr(_Run, "start", start)
+    found = search(target, FAMILIES["kepler"], replace(TINY, budget_epochs=3 * module.STUCK + 2), 1)
+    assert found.epochs == 3 * module.STUCK + 2
+    assert starts[:3] == [0, module.STUCK + 1, 2 * module.STUCK + 1]
 
 
 def test_stars_of(posterior, isochrone_stars):
