@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from bayespot.distillation import Distillation
-from bayespot.formulas import Candidate, distinct
+from bayespot.formulas import distinct
 from bayespot.grammar import START, UNITS, DistillConfig, Family
 from bayespot.least_squares import levenberg_marquardt
 from bayespot.progress import Progress
 from bayespot.ranking import rank, reference, stars_of
+from bayespot.rewriting import Candidate
 from bayespot.searches import DistillError, Found, Search, Task, prepare_folder, run_searches
 from bayespot.target import Metric, Target, shape_of
 
@@ -38,8 +39,6 @@ PATIENCE = 8
 #: Before that it starts afresh after so many: on draws of an isochrone 8 of 8 searches then needed 5 epochs on average,
 #: where 2 of 8 single starts of 14 epochs did.
 STUCK = 4
-
-
 #: Seconds that a search is given when only the whole budget is known.
 SEARCH_SECONDS = 25.0
 

@@ -18,7 +18,7 @@ from bayespot import distill as module
 from bayespot.df import SphericalMixture
 from bayespot.distill import _Finished, _physo, _quiet, _Run, _seeded, distill, plan, search
 from bayespot.fit_result import FitConfig
-from bayespot.formulas import Candidate, canonical, distinct
+from bayespot.formulas import distinct
 from bayespot.grammar import FAMILIES, DistillConfig, Family
 from bayespot.inference import fit
 from bayespot.latent import LatentSpace
@@ -28,6 +28,7 @@ from bayespot.potential import Hernquist, Isochrone, MassSlopeNetwork
 from bayespot.potential.symbolic import parse
 from bayespot.progress import Progress
 from bayespot.ranking import fit_formula, rank, reference, stars_of, with_potential
+from bayespot.rewriting import Candidate, canonical, homogeneous
 from bayespot.searches import DistillError, Search, Task, run_searches
 from bayespot.target import Target
 
@@ -110,10 +111,9 @@ def test_each_switch_changes_a_search(name):
     run, other = (search(target, FAMILIES["kepler"], c, 2) for c in (config, replace(config, **{name: False})))
     assert [(f.text, f.constants) for f in run.found] != [(f.text, f.constants) for f in other.found]
     if name == "units":
-        from bayespot.formulas import _homogeneous
 
         def agree(found: Search) -> float:
-            return float(np.mean([_homogeneous(str(parse(f.text)), tuple(sorted(f.constants))) for f in found.found]))
+            return float(np.mean([homogeneous(str(parse(f.text)), tuple(sorted(f.constants))) for f in found.found]))
 
         assert agree(run) > 0.95
         assert agree(other) < 0.7

@@ -11,13 +11,14 @@ from distil_targets import made_target
 
 from bayespot.df import SphericalMixture
 from bayespot.distillation import Distillation
-from bayespot.formulas import Candidate, by_mass, canonical, distinct, tidy
+from bayespot.formulas import distinct
 from bayespot.grammar import DistillConfig
 from bayespot.least_squares import levenberg_marquardt
 from bayespot.model import SnapshotModel
 from bayespot.posterior import Posterior
 from bayespot.potential import NFW, DirectNetwork, Hernquist, Isochrone, Logarithmic, MassSlopeNetwork
 from bayespot.potential.symbolic import parse
+from bayespot.rewriting import Candidate, by_mass, canonical, tidy
 from bayespot.target import Target, shape_of
 
 ISOCHRONE = Isochrone(1e11, 3.0)

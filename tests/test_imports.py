@@ -40,6 +40,7 @@ ORDER = [
     ("grammar",),
     ("plots",),
     ("figures",),
+    ("rewriting",),
     ("formulas", "searches"),
     ("ranking",),
     ("distillation",),
