@@ -54,10 +54,9 @@ class Exported(GalpyPotential):  # type: ignore[misc]
         """Positions in kpc (n, 3), the unit vectors (n, 3, 3) along R, phi and z as rows, and the shape."""
         R, z, phi = np.broadcast_arrays(np.asarray(R, dtype=float), z, 0.0 if phi is None else phi)
         shape = R.shape
-        c, s, zero = np.cos(phi).ravel(), np.sin(phi).ravel(), np.zeros(R.size)
-        rows = [np.stack(row, -1) for row in ((c, s, zero), (-s, c, zero), (zero, zero, zero + 1))]
-        x = np.stack([R.ravel() * c, R.ravel() * s, z.ravel()], -1) * self.length
-        return x, np.stack(rows, -2), shape
+        frame = _unit_vectors(phi.ravel())
+        x = (R.ravel()[:, None] * frame[:, 0] + z.ravel()[:, None] * frame[:, 2]) * self.length
+        return x, frame, shape
 
     def _first(self, R: Any, z: Any, phi: Any) -> NDArray[Any]:
         """Gradient along R, phi and z (3, *shape), galpy's units."""
@@ -106,6 +105,12 @@ class Exported(GalpyPotential):  # type: ignore[misc]
         x, _, shape = self._frame(R, z, phi)
         second = self.callables.hessian(x).trace(axis1=1, axis2=2).reshape(shape)
         return second * self.length**2 / self.speed**2 / (4 * np.pi)
+
+
+def _unit_vectors(phi: NDArray[Any]) -> NDArray[Any]:
+    """Unit vectors along R, phi and z as rows (n, 3, 3)."""
+    c, s, zero = np.cos(phi), np.sin(phi), np.zeros(len(phi))
+    return np.stack([np.stack(row, -1) for row in ((c, s, zero), (-s, c, zero), (zero, zero, zero + 1))], -2)
 
 
 def exported(potential: Potential, ro: float, vo: float) -> Any:
@@ -161,11 +166,9 @@ class GalpyCallables:
     def _gradient(self, x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Gradient along R, phi and z (n, 3) in galpy's units, and these unit vectors as rows (n, 3, 3)."""
         R, _, phi = self._cylindrical(x)
-        c, s, zero = np.cos(phi), np.sin(phi), np.zeros(len(x))
-        rows = [np.stack(row, -1) for row in ((c, s, zero), (-s, c, zero), (zero, zero, zero + 1))]
-        along_phi = zero if self.axisymmetric else -self._evaluate("phitorques", x) / R
+        along_phi = np.zeros(len(x)) if self.axisymmetric else -self._evaluate("phitorques", x) / R
         gradient = [-self._evaluate("Rforces", x), along_phi, -self._evaluate("zforces", x)]
-        return np.stack(gradient, -1), np.stack(rows, -2)
+        return np.stack(gradient, -1), _unit_vectors(phi)
 
 
 def is_non_axisymmetric(potential: Any) -> bool:
