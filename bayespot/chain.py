@@ -130,6 +130,12 @@ def rotate(w: Tensor, symmetry: Symmetry, m: int, seed: int) -> Tensor:
     return torch.einsum("mnij,nkj->mnki", matrices, w.reshape(n, 2, 3)).reshape(m, n, 6)
 
 
+def oriented(w: Tensor, seed: int) -> Tensor:
+    """Return each star of ``w (n, 6)`` in an orientation of its own, those of any run of stars evenly spread."""
+    matrices = _rotation(_quaternions(uniform_points(len(w), 3, seed)))
+    return torch.einsum("nij,nkj->nki", matrices, w.reshape(-1, 2, 3)).reshape(-1, 6)
+
+
 def _about_z(angle: Tensor) -> Tensor:
     zero, one = torch.zeros_like(angle), torch.ones_like(angle)
     rows = [[angle.cos(), -angle.sin(), zero], [angle.sin(), angle.cos(), zero], [zero, zero, one]]

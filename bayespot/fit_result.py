@@ -70,8 +70,8 @@ class FitConfig:
         Draws used for the PSIS diagnostic and re-weighting.
     selection_points, selection_max_points, selection_tolerance
         Points that normalise a selection near the maximum. They are doubled until twice as many, and others, would
-        move no parameter of the potential by more than the tolerance, in posterior standard deviations, or until
-        the maximum.
+        move the mean of no parameter of the potential by more than the tolerance, in posterior standard deviations, or
+        until the maximum.
     guide_rank
         Columns of W in a low-rank guide.
     nuts_chains, nuts_warmup
@@ -102,7 +102,7 @@ class FitConfig:
     svi_particles: int = 1
     batch_size: int = 100_000
     k_hat_draws: int = 200
-    selection_points: int = 131_072
+    selection_points: int = 65_536
     selection_max_points: int = 524_288
     selection_tolerance: float = 0.1
     guide_rank: int = 4

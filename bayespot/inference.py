@@ -391,7 +391,7 @@ class _Fit:
     def _normalised_finely(
         self, u: Tensor, information: Tensor, bar: Progress, report: Callable[[Tensor, str], None]
     ) -> tuple[Tensor, Tensor]:
-        """Double the points that normalise the selection until that moves the maximum little; climb there."""
+        """Double the points that normalise the selection until that moves the posterior little; climb there."""
         config, n = self.config, self.config.selection_points
         while True:
             bar.stage(f"normalising the selection with {n} points")
@@ -401,9 +401,9 @@ class _Fit:
             )
             self.state["map_iterations"] += iterations
             information = self._fisher(space, u, self.data, config.fisher_stars)
-            # other points, twice as many: how far would the maximum move?
+            # other points, twice as many: how far would the posterior mean move?
             finer = LatentSpace(self._with_points(u, 2 * n, config.seed + 7_001))
-            error = displacement(space, finer, u, information, len(self.data))
+            error = displacement(space, finer, u, information, len(self.data), config.seed)
             report(u, f"twice as many move the result by {error:.2g} posterior sd")
             if error <= config.selection_tolerance or 2 * n > config.selection_max_points:
                 break

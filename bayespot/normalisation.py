@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from bayespot.actions.base import ActionFinder
-from bayespot.chain import Chain, rotate
+from bayespot.chain import Chain, oriented, rotate
 from bayespot.df.base import LogFraction
+from bayespot.df.distributions import uniform_points
 from bayespot.numerics import gauss_legendre
 from bayespot.potential.base import Potential
 from bayespot.selection import SelectionFunction
@@ -117,7 +118,10 @@ class FixedPoints:
         """Lay about n points over radius, speed and direction of motion in a spherical potential.
 
         Equal steps in ln r, Gauss-Legendre nodes in the speed up to escape and in the angle between position and
-        velocity. What is left to chance is S averaged over rotations. All bound orbits are covered, so that a fit
+        velocity. What is left to chance is S averaged over rotations; of spherical populations and an S of position
+        alone, which is a function of r then, little: differences of N ln Z between potentials one posterior standard
+        deviation apart are off by 0.1 with 65 536 points and N = 30 000, against 0.3 to 0.8 with twice as many that
+        are rotated each by themselves. All bound orbits are covered, so that a fit
         cannot run away to a population that has no points where it is selected.
 
         Parameters
@@ -146,8 +150,11 @@ class FixedPoints:
 
         def laid(low: float, high: float, n: int, n_rotations: int) -> tuple[FixedPoints, Tensor]:
             w, log_weight, shell = _lattice(chain.potential, low, high, n)
+            if selection.position_only and scatter is None and chain.symmetry == "spherical":
+                r = torch.linalg.vector_norm(w[:, :3], dim=-1)
+                return cls(w, log_weight, _mean_over_directions(selection, r, len(r) * n_rotations, seed)), shell
             # one orientation per point for populations that are not symmetric under all rotations
-            w = rotate(w, "spherical", 1, seed + 1)[0]
+            w = oriented(w, seed + 1)
             accepted = _accepted(chain, selection, w, n_rotations, seed, scatter)
             return cls(w, log_weight, accepted), shell
 
@@ -199,6 +206,29 @@ def _accepted(
         means.append(s.reshape(m, -1).mean(0))
         first += len(block)
     return torch.cat(means)
+
+
+def _mean_over_directions(selection: SelectionFunction, r: Tensor, n: int, seed: int) -> Tensor:
+    """Return S of position alone averaged over all directions, about n evaluations in all, at radii ``r (k,)``.
+
+    The mean over cells of equal ratio in r: sums over many radii in each cell are those of S itself, edges or not.
+    """
+    n_cells = max(1, round(n**0.5))
+    low, high = float(r.min().log()), float(r.max().log())
+    h = max(high - low, 1e-12) / n_cells
+    u = uniform_points(max(1, n // n_cells), 3, seed)
+    generator = torch.Generator().manual_seed(seed + 2_000_003)
+    shift = torch.rand(n_cells, 1, 3, generator=generator, dtype=torch.float64)
+    means = []
+    for cell, own in zip(
+        torch.arange(n_cells).split(_BLOCK // len(u) + 1), shift.split(_BLOCK // len(u) + 1), strict=True
+    ):
+        place, cosine, turn = torch.remainder(u + own, 1).unbind(-1)
+        z, angle = 2 * cosine - 1, 2 * math.pi * turn
+        x = torch.stack([(1 - z**2).sqrt() * angle.cos(), (1 - z**2).sqrt() * angle.sin(), z], -1)
+        x = x * torch.exp(low + h * (cell[:, None] + place))[..., None]
+        means.append(selection(torch.cat([x, torch.zeros_like(x)], -1)).mean(-1))
+    return torch.cat(means)[((r.log() - low) / h).long().clamp(0, n_cells - 1)]
 
 
 def _lattice(potential: Potential, low: float, high: float, n: int) -> tuple[Tensor, Tensor, Tensor]:

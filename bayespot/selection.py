@@ -17,10 +17,12 @@ class SelectionFunction(abc.ABC):
     """S(w) in [0, 1] for w = (x, v) in kpc and km/s; products are selections in sequence.
 
     ``smooth`` tells whether S may be differentiated: a hard edge has derivative zero almost everywhere, which
-    is not the derivative of its mean.
+    is not the derivative of its mean. ``position_only`` promises that S does not depend on the velocity: its mean over
+    directions is then a function of r alone, which is found to more digits than one of r and v.
     """
 
     smooth: bool = False
+    position_only: bool = False
 
     @abc.abstractmethod
     def probability(self, w: Tensor) -> Tensor:
@@ -66,10 +68,14 @@ class Custom(SelectionFunction):
         Returns S, ``(*batch,)``; a module-level function, so that runs can be saved.
     smooth
         Whether it has no hard edges and is differentiable.
+    position_only
+        Whether it does not depend on v.
     """
 
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], smooth: bool = False) -> None:
-        self.function, self.smooth = function, smooth
+    def __init__(
+        self, function: Callable[[Tensor, Tensor], Tensor], smooth: bool = False, position_only: bool = False
+    ) -> None:
+        self.function, self.smooth, self.position_only = function, smooth, position_only
 
     def probability(self, w: Tensor) -> Tensor:
         return self.function(w[..., :3], w[..., 3:])
@@ -81,6 +87,7 @@ class Product(SelectionFunction):
     def __init__(self, *factors: SelectionFunction) -> None:
         self.factors = factors
         self.smooth = all(factor.smooth for factor in factors)
+        self.position_only = all(factor.position_only for factor in factors)
 
     def probability(self, w: Tensor) -> Tensor:
         return torch.stack([factor(w) for factor in self.factors]).prod(0)
@@ -94,6 +101,8 @@ class SphericalShell(SelectionFunction):
     ValueError
         Unless 0 <= r_min < r_max.
     """
+
+    position_only = True
 
     def __init__(self, r_min: float = 0.0, r_max: float = math.inf) -> None:
         self.r_min, self.r_max = _ordered("r_min", r_min, "r_max", r_max)
@@ -113,6 +122,8 @@ class HeliocentricDistance(SelectionFunction):
     observer
         Galactocentric position of the observer in kpc; the Sun by default.
     """
+
+    position_only = True
 
     def __init__(self, d_max: float, d_min: float = 0.0, observer: tuple[float, float, float] = SUN) -> None:
         self.d_min, self.d_max = _ordered("d_min", d_min, "d_max", d_max)
@@ -136,6 +147,7 @@ class MagnitudeLimit(SelectionFunction):
     """
 
     smooth = True
+    position_only = True
 
     def __init__(
         self, limit: float, absolute_magnitude: float, width: float, observer: tuple[float, float, float] = SUN
@@ -157,6 +169,8 @@ class GalacticLatitude(SelectionFunction):
     against it by 0.15 deg.
     """
 
+    position_only = True
+
     def __init__(self, b_min: float = 0.0, b_max: float = 90.0, observer: tuple[float, float, float] = SUN) -> None:
         self.b_min, self.b_max = _ordered("b_min", b_min, "b_max", b_max)
         self.observer = observer
@@ -173,6 +187,8 @@ class SkyCone(SelectionFunction):
 
     l is measured from the direction of +x towards +y, which from the Sun is Galactic longitude.
     """
+
+    position_only = True
 
     def __init__(
         self,
