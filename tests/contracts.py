@@ -138,7 +138,7 @@ def check_batches(potential: Potential, x: Tensor, rtol: float = 1e-13) -> None:
 
 
 def check_no_graph(potential: Potential, x: Tensor) -> None:
-    """Under no_grad nothing carries a graph; in grad mode everything is differentiable in position."""
+    """Without gradients asked for nothing carries a graph; in grad mode everything is differentiable in position."""
     r = x.norm(dim=-1)
     of_position, of_radius = ("phi", "acceleration", "density"), ("radial_acceleration", "enclosed_mass")
     for name in (*of_position, *of_radius, "circular_speed"):
@@ -146,6 +146,9 @@ def check_no_graph(potential: Potential, x: Tensor) -> None:
         with torch.no_grad():
             value = getattr(potential, name)(argument)
         assert not value.requires_grad, f"{name} of {type(potential).__name__} keeps a graph under no_grad"
+        if not potential.phi(x).requires_grad:
+            value = getattr(potential, name)(argument)
+            assert not value.requires_grad, f"{name} of {type(potential).__name__} keeps a graph that nobody asked for"
         at = argument.clone().requires_grad_()
         (slope,) = torch.autograd.grad(getattr(potential, name)(at).sum(), at)
         assert torch.isfinite(slope).all(), f"the gradient of {name} of {type(potential).__name__} is not finite"

@@ -44,7 +44,7 @@ class Potential(AbstractPyroModule, abc.ABC):
     r"""A gravitational potential :math:`\Phi(x)`; subclasses implement `phi` and set `symmetry`.
 
     Acceleration, density, enclosed mass and circular speed follow by automatic differentiation and are
-    themselves differentiable in positions and parameters. A parameter may be a number, a
+    themselves differentiable in positions and parameters (of numbers alone they are plain tensors). A parameter may be a number, a
     ``torch.nn.Parameter`` or a distribution: then it is a Pyro sample site named after the attribute.
     """
 
@@ -82,7 +82,7 @@ class Potential(AbstractPyroModule, abc.ABC):
 
     def acceleration(self, x: Tensor) -> Tensor:
         r"""Return :math:`-\nabla\Phi` in (km/s)^2/kpc, shape ``(*batch, 3)``."""
-        keep = torch.is_grad_enabled()
+        keep = self._needs_graph(x)
         with torch.enable_grad():
             x = _requiring_grad(x)
             (gradient,) = torch.autograd.grad(self.phi(x).sum(), x, create_graph=keep)
@@ -90,7 +90,8 @@ class Potential(AbstractPyroModule, abc.ABC):
 
     def radial_acceleration(self, r: Tensor) -> Tensor:
         r"""Return :math:`-d\Phi/dr` at ``(r, 0, 0)`` in (km/s)^2/kpc (negative where gravity attracts)."""
-        keep = torch.is_grad_enabled()
+        zero = torch.zeros_like(r)
+        keep = self._needs_graph(torch.stack([r, zero, zero], -1))
         with torch.enable_grad():
             r = _requiring_grad(r)
             (slope,) = torch.autograd.grad(self.phi_r(r).sum(), r, create_graph=keep)
@@ -101,14 +102,14 @@ class Potential(AbstractPyroModule, abc.ABC):
 
         The density of a sphere at the origin is its value at 1e-60 kpc.
         """
-        keep = torch.is_grad_enabled()
+        keep = self._needs_graph(x)
         if self.symmetry == "spherical":
             with torch.enable_grad():
                 # d/dr(r^2 dPhi/dr) / r^2 keeps its relative accuracy where the Laplacian's terms cancel
                 r = _requiring_grad(radius(x).clamp(min=1e-60))
                 mass = self.enclosed_mass(r)
                 (slope,) = torch.autograd.grad(mass.sum(), r, create_graph=keep)
-            return slope / (4 * math.pi * r**2)
+            return slope / (4 * math.pi * (r if keep else r.detach()) ** 2)
         with torch.enable_grad():
             x = _requiring_grad(x)
             gradient = self.acceleration(x)
@@ -129,6 +130,12 @@ class Potential(AbstractPyroModule, abc.ABC):
     def circular_speed(self, r: Tensor) -> Tensor:
         r"""Return :math:`v_c = (R\, d\Phi/dR)^{1/2}` at ``(R, 0, 0)`` in km/s (NaN if outward)."""
         return (-r * self.radial_acceleration(r)).sqrt()
+
+    def _needs_graph(self, x: Tensor) -> bool:
+        """Whether derivatives of what is computed at ``x`` may be asked for, by x or by a parameter of Phi."""
+        if not torch.is_grad_enabled():
+            return False
+        return x.requires_grad or self.phi(x.detach().reshape(-1, 3)[:1]).requires_grad
 
     # -- other packages ----------------------------------------------------------------------------------
 
