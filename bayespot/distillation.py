@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from bayespot.fields import Field
 from bayespot.formulas import Formula
 from bayespot.grammar import DistillConfig
-from bayespot.posterior import Field
 from bayespot.ranking import Ranking, softmax
 from bayespot.searches import Search, write_json
 from bayespot.target import Target

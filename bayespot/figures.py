@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayespot import plots
+from bayespot.fields import PLANE_FIELDS, truth_field
 from bayespot.mock import truth_potential
-from bayespot.posterior import PLANE_FIELDS, PotentialDraws, truth_field
+from bayespot.posterior import PotentialDraws
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,10 +16,11 @@ from bayespot.actions.base import cap_energy
 from bayespot.actions.radial import RadialOrbits
 from bayespot.df import SphericalMixture
 from bayespot.equilibrium import Equilibrium
+from bayespot.fields import truth_field
 from bayespot.latent import LatentSpace
 from bayespot.mock import equilibrium, truth_potential
 from bayespot.model import SnapshotModel
-from bayespot.posterior import Posterior, truth_field
+from bayespot.posterior import Posterior
 from bayespot.potential.base import Potential, radius
 from bayespot.potential.profile import RadialProfile, require_spherical
 from bayespot.units import unit
@@ -100,7 +101,7 @@ class Forecast:
         Parameters
         ----------
         field
-            A name of `bayespot.posterior.RADIAL_FIELDS`; the potential counts from the model's own zero, at infinity
+            A name of `bayespot.fields.RADIAL_FIELDS`; the potential counts from the model's own zero, at infinity
             where that exists.
         radii
             In kpc.

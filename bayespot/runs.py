@@ -22,12 +22,7 @@ from bayespot.figures import default_radii, draw_figures
 from bayespot.files import WriteError, save_torch, write_folder
 from bayespot.fit_result import Diagnostics, EnsembleResult, FitResult
 from bayespot.model import SnapshotModel
-from bayespot.posterior import (
-    EnsemblePosterior,
-    Posterior,
-    PotentialDraws,
-    member_spread,
-)
+from bayespot.posterior import EnsemblePosterior, Posterior, PotentialDraws, member_spread
 from bayespot.predictive import Predictive
 
 if TYPE_CHECKING:

@@ -35,6 +35,7 @@ ORDER = [
     ("diagnosis", "variational", "alternating"),
     ("inference",),
     ("ensemble",),
+    ("fields",),
     ("posterior",),
     ("predictive", "forecast", "report", "target"),
     ("grammar",),

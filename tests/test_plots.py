@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from bayespot import plots
 from bayespot.diagnostics import to_inference_data
+from bayespot.fields import RADIAL_FIELDS, Field
 from bayespot.plots.style import LOGARITHMIC, SYMBOLS, UNITS
-from bayespot.posterior import RADIAL_FIELDS, Field
 from bayespot.units import UNITS as INTERNAL
 
 R = np.geomspace(0.5, 200, 30)

@@ -24,10 +24,10 @@ from bayespot import (
     runs,
     save_run,
 )
+from bayespot.fields import PLANE_FIELDS, PLANES, RADIAL_FIELDS, Field, PlaneField, truth_field
 from bayespot.fit_result import Diagnostics, FitConfig, FitResult
 from bayespot.plots.maps import round_levels
 from bayespot.plots.style import power_of_ten
-from bayespot.posterior import PLANE_FIELDS, PLANES, RADIAL_FIELDS, Field, PlaneField, truth_field
 from bayespot.units import UNITS
 
 

@@ -7,8 +7,8 @@ import pytest
 from bayespot.models import spherical
 
 from bayespot import FitConfig, Posterior, fit
+from bayespot.fields import truth_field
 from bayespot.mock import MOCKS, mock, truth_potential
-from bayespot.posterior import truth_field
 
 pytestmark = pytest.mark.slow
 

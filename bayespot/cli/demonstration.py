@@ -55,8 +55,8 @@ def demo(
 def _print_truth(posterior: PotentialDraws) -> None:
     import numpy as np
 
+    from bayespot.fields import truth_field
     from bayespot.mock import truth_potential
-    from bayespot.posterior import truth_field
 
     truth = truth_potential(posterior.meta["meta"])
     assert truth is not None  # the demo simulated it

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bayespot.fields import PlaneField
 from bayespot.plots.style import DOUBLE, SYMBOLS, UNITS, new_figure, power_of_ten
-from bayespot.posterior import PlaneField
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

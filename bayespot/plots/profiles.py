@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bayespot.fields import Field
 from bayespot.plots.style import (
     ALPHA68,
     ALPHA95,
@@ -23,7 +24,6 @@ from bayespot.plots.style import (
     new_figure,
     radius_axis,
 )
-from bayespot.posterior import Field
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

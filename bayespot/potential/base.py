@@ -44,8 +44,8 @@ class Potential(AbstractPyroModule, abc.ABC):
     r"""A gravitational potential :math:`\Phi(x)`; subclasses implement `phi` and set `symmetry`.
 
     Acceleration, density, enclosed mass and circular speed follow by automatic differentiation and are
-    themselves differentiable in positions and parameters (of numbers alone they are plain tensors). A parameter may be a number, a
-    ``torch.nn.Parameter`` or a distribution: then it is a Pyro sample site named after the attribute.
+    themselves differentiable in positions and parameters (of numbers alone they are plain tensors). A parameter may be
+    a number, a ``torch.nn.Parameter`` or a distribution: then it is a Pyro sample site named after the attribute.
     """
 
     symmetry: Symmetry = "triaxial"

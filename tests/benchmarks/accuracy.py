@@ -22,8 +22,8 @@ import torch
 from bayespot.models import isochrone, spherical
 
 from bayespot import FitConfig, Posterior, SnapshotModel, SphericalMixture, fit
+from bayespot.fields import truth_field
 from bayespot.mock import mock
-from bayespot.posterior import truth_field
 from bayespot.potential import Isochrone, Plummer
 
 M, B = 1e11, 3.0

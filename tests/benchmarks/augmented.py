@@ -28,9 +28,9 @@ from bayespot import FitConfig, Isochrone, MassSlopeNetwork, Posterior, Snapshot
 from bayespot.actions.isochrone import IsochroneActions
 from bayespot.augmented import Smoothing
 from bayespot.chain import Chain
+from bayespot.fields import truth_field
 from bayespot.mock import mock
 from bayespot.plots import BLUE, GREEN, GREY, ORANGE, VERMILION
-from bayespot.posterior import truth_field
 from bayespot.pyro_modules import freeze
 
 M, B = 1e11, 3.0

@@ -44,8 +44,8 @@ from numpy.typing import NDArray
 from bayespot import Catalog, FitConfig, MassSlopeNetwork, Posterior, SnapshotModel, SphericalMixture, fit
 from bayespot.chain import Chain
 from bayespot.df.mixture import SitePrior
+from bayespot.fields import truth_field
 from bayespot.mock import MOCKS, mock
-from bayespot.posterior import truth_field
 from bayespot.potential import Potential
 from bayespot.progress import Progress
 from bayespot.runs import versions

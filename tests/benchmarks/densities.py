@@ -35,8 +35,8 @@ import torch
 from bayespot import Catalog, FitConfig, MassSlopeNetwork, Posterior, SnapshotModel, SphericalMixture, fit
 from bayespot.actions.spherical import SphericalActions
 from bayespot.df import DENSITIES, TrainedDensity, choose_n_components, density
+from bayespot.fields import truth_field
 from bayespot.mock import MOCKS, mock
-from bayespot.posterior import truth_field
 from bayespot.potential import NFW, Potential
 from bayespot.pyro_modules import freeze
 

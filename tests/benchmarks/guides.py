@@ -42,9 +42,10 @@ from bayespot import (
     fit_ensemble,
 )
 from bayespot.actions.isochrone import IsochroneActions
+from bayespot.fields import truth_field
 from bayespot.fit_result import EnsembleResult
 from bayespot.mock import mock
-from bayespot.posterior import PotentialDraws, member_spread, truth_field
+from bayespot.posterior import PotentialDraws, member_spread
 
 TRUE = Isochrone(1e11, 3.0)
 N_STARS = {"parametric": 1000, "free-form": 2000}

@@ -34,9 +34,9 @@ from bayespot.models import isochrone
 
 from bayespot import Catalog, FitConfig, Isochrone, MassSlopeNetwork, Posterior, SnapshotModel, SphericalMixture, fit
 from bayespot.actions.isochrone import IsochroneActions
+from bayespot.fields import truth_field
 from bayespot.mock import mock
 from bayespot.plots import BLUE, ORANGE, VERMILION, save, stars, style
-from bayespot.posterior import truth_field
 from bayespot.streams import Stream, UniformOrbits, stacked
 
 TRUE = Isochrone(1e11, 3.0)

@@ -23,9 +23,9 @@ import torch
 
 from bayespot import Catalog, FitConfig, MassSlopeNetwork, Posterior, SnapshotModel, SphericalMixture, fit
 from bayespot.errors import MeasurementErrors
+from bayespot.fields import truth_field
 from bayespot.mock import mock, truth_potential
 from bayespot.observe import observe
-from bayespot.posterior import truth_field
 from bayespot.potential import Plummer
 from bayespot.selection import HeliocentricDistance
 

@@ -1,0 +1,160 @@
+"""Quantities that follow from potentials, with their posterior draws, on radii, positions and planes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayespot.potential.base import Potential
+
+if TYPE_CHECKING:
+    from astropy.table import QTable
+    from numpy.typing import ArrayLike, NDArray
+
+#: Quantiles written to tables.
+QUANTILES = (0.025, 0.16, 0.5, 0.84, 0.975)
+#: Fields of a radius that `Posterior.predict` tabulates.
+RADIAL_FIELDS = ("potential", "radial_acceleration", "density", "enclosed_mass", "circular_speed")
+
+
+@dataclass(frozen=True)
+class Field:
+    """Posterior draws of one quantity.
+
+    Parameters
+    ----------
+    name, unit
+        Quantity (a key of `bayespot.units.UNITS`) and its unit (astropy syntax).
+    points : (n,) or (n, 3)
+        Radii or positions in kpc.
+    draws : (n_draws, n) or (n_draws, n, 3)
+        Values in the unit.
+    """
+
+    name: str
+    unit: str
+    points: NDArray[Any]
+    draws: NDArray[Any]
+
+    @property
+    def mean(self) -> NDArray[Any]:
+        """Posterior mean."""
+        return self.draws.mean(0)
+
+    @property
+    def sd(self) -> NDArray[Any]:
+        """Posterior standard deviation."""
+        return self.draws.std(0, ddof=1)
+
+    def quantile(self, q: float | Sequence[float]) -> NDArray[Any]:
+        """Posterior quantiles along a leading axis (none for a scalar ``q``)."""
+        return np.quantile(self.draws, q, axis=0)
+
+    def to_table(self) -> QTable:
+        """Return a table with units: ``r`` (or ``x y z``), ``mean``, ``sd`` and the quantiles ``q2.5`` to ``q97.5``."""
+        from astropy import units as u
+        from astropy.table import QTable
+
+        places = {"r": self.points} if self.points.ndim == 1 else dict(zip("xyz", self.points.T, strict=True))
+        table = QTable({name: value * u.kpc for name, value in places.items()}, meta={"field": self.name})
+        columns = {"mean": self.mean, "sd": self.sd}
+        columns |= {f"q{100 * q:g}": value for q, value in zip(QUANTILES, self.quantile(QUANTILES), strict=True)}
+        for name, value in columns.items():
+            table[name] = value * u.Unit(self.unit)
+        return table
+
+
+#: Planes of `Posterior.plane`.
+PLANES = ("Rz", "xy")
+#: Fields of a plane: of the acceleration its magnitude.
+PLANE_FIELDS = ("potential", "acceleration", "density")
+
+
+@dataclass(frozen=True)
+class PlaneField:
+    """Posterior mean and standard deviation of one quantity on a grid of cells in a plane.
+
+    Parameters
+    ----------
+    name, unit
+        Quantity (``"acceleration"``: its magnitude) and its unit (astropy syntax).
+    plane
+        ``"Rz"`` (the half-plane y = 0, x = R > 0) or ``"xy"`` (z = 0).
+    first, second : (n,), (m,)
+        Centres of the cells along R or x, and along z or y, in kpc.
+    mean, sd : (m, n)
+        In the unit.
+    """
+
+    name: str
+    unit: str
+    plane: str
+    first: NDArray[Any]
+    second: NDArray[Any]
+    mean: NDArray[Any]
+    sd: NDArray[Any]
+
+    @property
+    def relative_sd(self) -> NDArray[Any]:
+        """Posterior standard deviation over the magnitude of the mean."""
+        return self.sd / np.abs(self.mean)
+
+    @property
+    def points(self) -> NDArray[Any]:
+        """Positions of the cells ``(m, n, 3)`` in kpc."""
+        return plane_points(self.plane, self.first, self.second)
+
+    @property
+    def edges(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Edges of the cells along both axes, in kpc."""
+        step = self.second[1] - self.second[0]
+        first, second = (np.append(axis - step / 2, axis[-1] + step / 2) for axis in (self.first, self.second))
+        return first, second
+
+
+def plane_points(plane: str, first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
+    """Return the positions ``(m, n, 3)`` of the cells with centres ``first (n,)`` and ``second (m,)`` in kpc."""
+    a, b = np.meshgrid(first, second)
+    return np.stack([a, 0 * a, b] if plane == "Rz" else [a, b, 0 * a], -1)
+
+
+def evaluator(name: str, x: Tensor) -> Callable[[Potential], Tensor]:
+    """Return what evaluates a quantity of a potential at radii ``(n,)`` or positions ``(n, 3)``.
+
+    Raises
+    ------
+    ValueError
+        If the quantity is unknown or the points do not fit it.
+    """
+    positions = x.dim() == 2 and x.shape[-1] == 3
+    if name not in (*RADIAL_FIELDS, "acceleration"):
+        raise ValueError(f"unknown field {name!r}; choose one of {', '.join((*RADIAL_FIELDS, 'acceleration'))}")
+    if x.dim() != 1 and not positions:
+        raise ValueError(f"points must be radii (n,) or positions (n, 3), got shape {tuple(x.shape)}")
+    if positions:
+        method = {"potential": "phi", "acceleration": "acceleration", "density": "density"}.get(name)
+        if method is None:
+            raise ValueError(f"{name} is a function of radius: give radii (n,)")
+        return functools.partial(_call, method, x)
+    if name == "acceleration":
+        raise ValueError("acceleration needs positions (n, 3); for radii ask radial_acceleration")
+    if name == "density":
+        return functools.partial(_call, "density", torch.stack([x, 0 * x, 0 * x], -1))
+    return functools.partial(_call, "phi_r" if name == "potential" else name, x)
+
+
+def _call(method: str, x: Tensor, potential: Potential) -> Tensor:
+    return getattr(potential, method)(x).detach()
+
+
+def truth_field(potential: Potential, name: str, points: ArrayLike) -> NDArray[Any]:
+    """Return a quantity of a known potential at the same kind of points, for comparison."""
+    x = torch.as_tensor(np.asarray(points), dtype=torch.float64)
+    with torch.no_grad():
+        return evaluator(name, x)(potential).numpy()
