@@ -256,3 +256,14 @@ def gamma_quantile(shape: Tensor, u: Tensor) -> Tensor:
     Unlike rejection sampling the result is a smooth function of the shape at fixed u.
     """
     return _GammaQuantile.apply(shape, u).clamp(min=1e-290)
+
+
+def wall(z: Tensor, best: Tensor, height: float) -> tuple[Tensor, Tensor]:
+    """Return a value to add to the best loss so far, and its gradient, where a trial step met no finite loss.
+
+    A cone about the best point: a line search that meets the same value and slope zero at both ends of its
+    bracket divides zero by zero and goes on with NaN.
+    """
+    step = (z - best).detach()
+    distance = torch.linalg.vector_norm(step)
+    return height * (1 + distance), height * step / distance.clamp(min=1e-300)

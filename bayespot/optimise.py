@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from bayespot.latent import LatentSpace, blocks, whitening
+from bayespot.numerics import wall
 
 Report = Callable[[Tensor, str], None]
+#: How much worse than the best, in ln p, a trial step counts that leads to where nothing is finite.
+_WALL = 1e6
 #: Pairs of opposite draws over which `displacement` averages.
 DISPLACED_PAIRS = 4
 
@@ -84,7 +87,7 @@ def lbfgs(
     """
     C, u_0 = whitening(information), u.clone()
     z = torch.zeros_like(u, requires_grad=True)
-    latest: dict[str, Any] = {"norm": torch.inf, "value": -torch.inf, "best": u_0}
+    latest: dict[str, Any] = {"norm": torch.inf, "value": -torch.inf, "best": u_0, "z": z.detach().clone()}
     # a short history per call, so that progress and checkpoints happen between the calls
     optimiser = torch.optim.LBFGS(
         [z], max_iter=4, history_size=30, line_search_fn="strong_wolfe", tolerance_grad=0, tolerance_change=0
@@ -99,11 +102,11 @@ def lbfgs(
             sane = bool(torch.isfinite(value) and torch.isfinite(slope).all())
         if not sane:
             # far worse than the best, yet finite: the line search interpolates and shortens the step
-            z.grad = torch.zeros_like(z)
-            return torch.full((), abs(latest["value"]) + 1e6, dtype=torch.float64)
+            rise, z.grad = wall(z, latest["z"], _WALL)
+            return rise - latest["value"]
         z.grad = -(C.T @ slope)
         if float(value) > latest["value"]:
-            latest.update(value=float(value), norm=float(z.grad.norm()), best=here)
+            latest.update(value=float(value), norm=float(z.grad.norm()), best=here, z=z.detach().clone())
         return -value
 
     done, stalled, previous = 0, 0, -torch.inf

@@ -79,3 +79,15 @@ def test_second_derivatives_are_refused():
     (first,) = torch.autograd.grad(num.first_order_only(x**2), x, create_graph=True)
     with pytest.raises(RuntimeError, match="second derivative is refused"):
         torch.autograd.grad(first, x)
+
+
+def test_a_wall_is_lowest_at_the_best_point():
+    """Its slope is its gradient, points away from the best point, and is zero there rather than NaN."""
+    best = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    z = torch.tensor([4.0, 2.0], dtype=torch.float64)
+    value, slope = num.wall(z, best, 10.0)
+    assert float(value) == pytest.approx(10 * (1 + 5))
+    torch.testing.assert_close(slope, torch.tensor([6.0, 8.0], dtype=torch.float64))
+    value, slope = num.wall(best, best, 10.0)
+    assert float(value) == 10.0
+    assert not slope.any()

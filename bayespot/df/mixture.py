@@ -17,6 +17,7 @@ from bayespot.df.distributions import (
     ActionDistribution,
     SphericalActionDistribution,
 )
+from bayespot.numerics import wall
 
 
 class SitePrior(NamedTuple):
@@ -150,6 +151,10 @@ class ActionMixtureModule(DistributionDensity, abc.ABC):
 
         def closure() -> Tensor:
             optimiser.zero_grad()
+            if not bool((z.detach().abs() < _FARTHEST).all()):
+                # there sums of log-gammas lose all their digits, and what is left may look like a gain
+                rise, z.grad = wall(z, best["z"], _WALL)
+                return best["loss"] + rise
             fixed = freeze(self, coordinates.values(z))
             loss = -coordinates.log_prior(z) / len(J) - fixed.log_prob(J).mean()
             if log_z is not None:
@@ -157,13 +162,13 @@ class ActionMixtureModule(DistributionDensity, abc.ABC):
             loss.backward()
             if z.grad is not None and not (torch.isfinite(loss) and torch.isfinite(z.grad).all()):
                 # a trial step so long that an exponential overflowed: the line search shortens it
-                z.grad.zero_()
-                return torch.full_like(loss, 1e10)
+                rise, z.grad = wall(z, best["z"], _WALL)
+                return best["loss"] + rise
             if float(loss.detach()) < best["loss"]:
                 best.update(loss=float(loss.detach()), z=z.detach().clone())
             return loss
 
-        best: dict[str, Any] = {"loss": torch.inf, "z": z.detach().clone()}
+        best: dict[str, Any] = {"loss": 1e10, "z": z.detach().clone()}
         optimiser.step(closure)
         return {name: value.clone() for name, value in coordinates.values(best["z"]).items()}
 
@@ -319,6 +324,10 @@ class ActionMixture(ActionMixtureModule):
         )
 
 
+#: What a step to where nothing is finite adds to minus the mean ln f.
+_WALL = 10.0
+#: No site is looked for farther from its prior mean, in prior standard deviations.
+_FARTHEST = 30.0
 #: Beginnings of the names of sites that are logarithms of scales.
 _SCALES = ("ln_scale", "ln_sigma")
 
