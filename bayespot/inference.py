@@ -353,22 +353,37 @@ class _Fit:
                 self.state["map_iterations"] += done
                 if norm < 1.0:
                     break
-            space = self._normalised(u)
-            information = self._fisher(space, u, data, 25_000)
-            u, norm, iterations = lbfgs(
-                space, u, data, information, config.map_tolerance, config.map_iterations, report
-            )
-            self.state["map_iterations"] += iterations
+            u, space = self._climbed(u, data, _FEW_POINTS, report)
         bar.stage("Fisher information")
         information = self._fisher(space, u, self.data, config.fisher_stars, bar.step)
         if self.model.selection is not None:
-            u, information = self._normalised_finely(u, information, bar, report)
+            u, information = self._normalised_finely(u, bar, report)
             space = LatentSpace(self.model)
         _, slope = space.gradient(u, self.data)
         norm = float(slope @ torch.linalg.lstsq(information, slope[:, None]).solution[:, 0]) ** 0.5
         if not torch.isfinite(information).all() or not norm == norm:
             raise FitError("the likelihood is not finite at its maximum: look for stars with absurd coordinates")
         self.state.update(u=u, information=information, gradient_norm=norm)
+
+    def _climbed(
+        self, u: Tensor, data: Tensor, n_points: int, report: Callable[[Tensor, str], None]
+    ) -> tuple[Tensor, LatentSpace]:
+        """L-BFGS to the maximum, with a selection's points and the information laid anew where it came to a halt.
+
+        Ridges of the posterior bend: with the information of a distant place, tens of posterior standard deviations
+        away, the climb comes to a halt before the top.
+        """
+        config = self.config
+        for _ in range(_ROUNDS):
+            space = self._normalised(u, n_points)
+            information = self._fisher(space, u, data, 25_000)
+            u, norm, iterations = lbfgs(
+                space, u, data, information, config.map_tolerance, config.map_iterations, report
+            )
+            self.state["map_iterations"] += iterations
+            if norm <= config.map_tolerance:
+                break
+        return u, space
 
     def _fisher(
         self, space: LatentSpace, u: Tensor, data: Tensor, n_rows: int, tick: Callable[[], None] | None = None
@@ -389,17 +404,13 @@ class _Fit:
             return self.model.select_at(LatentSpace(self.model).values(u), self.catalog, n, seed)
 
     def _normalised_finely(
-        self, u: Tensor, information: Tensor, bar: Progress, report: Callable[[Tensor, str], None]
+        self, u: Tensor, bar: Progress, report: Callable[[Tensor, str], None]
     ) -> tuple[Tensor, Tensor]:
         """Double the points that normalise the selection until that moves the posterior little; climb there."""
         config, n = self.config, self.config.selection_points
         while True:
             bar.stage(f"normalising the selection with {n} points")
-            space = self._normalised(u, n)
-            u, _, iterations = lbfgs(
-                space, u, self.data, information, config.map_tolerance, config.map_iterations, report
-            )
-            self.state["map_iterations"] += iterations
+            u, space = self._climbed(u, self.data, n, report)
             information = self._fisher(space, u, self.data, config.fisher_stars)
             # other points, twice as many: how far would the posterior mean move?
             finer = LatentSpace(self._with_points(u, 2 * n, config.seed + 7_001))

@@ -3,12 +3,12 @@
     python tests/benchmarks/distill.py isochrone --n-stars 100000 --seeds 3001-3010
     python tests/benchmarks/distill.py plummer --n-stars 100000 --seeds 3001-3005
     python tests/benchmarks/distill.py hernquist --n-stars 100000 --seeds 3001-3005
-    python tests/benchmarks/distill.py nfw --n-stars 100000 --seeds 3001-3005
+    python tests/benchmarks/distill.py nfw --n-stars 100000 --seeds 3001-3005 --budget-minutes 5
     python tests/benchmarks/distill.py outside --n-stars 100000 --seeds 3001-3001
 
-For every seed: mock, free-form fit, distillation of 3 minutes in one process, a direct fit of the true form to the
-stars, and on the first five seeds pyoperon (if installed) on the same posterior mean for as many seconds as the
-searches had. ``outside`` is a bulge in a halo, which no formula of the families describes. Writes
+For every seed: mock, free-form fit, distillation of 3 minutes (or ``--budget-minutes``) in one process, a direct fit of
+the true form to the stars, and on the first five seeds pyoperon (if installed) on the same posterior mean for as many
+seconds as the searches had. ``outside`` is a bulge in a halo, which no formula of the families describes. Writes
 results/distill-<case>-<n>.json beside this file after each seed; a seed that is there already is not repeated. The
 truth enters only after the fits.
 """
@@ -178,6 +178,7 @@ def one(case: str, n: int, seed: int, minutes: float, jobs: int, folder: Path, p
     if case in TRUTHS:
         for name, one_constant in direct(case, catalog, found.target, result.diagnostics.n_components, seed).items():
             row[f"{name}_direct_sd"] = one_constant["sd"]
+            row[f"{name}_direct_z"] = (one_constant["mean"] - TRUTHS[case][1][name]) / one_constant["sd"]
             if f"{name}_sd" in row:
                 row[f"{name}_sd_ratio"] = row[f"{name}_sd"] / one_constant["sd"]
         if not peer:
