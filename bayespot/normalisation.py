@@ -135,7 +135,8 @@ class FixedPoints:
         n_rotations
             Rotations per point over which S is averaged.
         scatter
-            Maps (true w, seed) to observed w, when S applies to what was observed.
+            Maps (true w, seed) to observed w, when S applies to what was observed; where a star is observed must not
+            depend on its velocity.
 
         Raises
         ------
@@ -150,9 +151,10 @@ class FixedPoints:
 
         def laid(low: float, high: float, n: int, n_rotations: int) -> tuple[FixedPoints, Tensor]:
             w, log_weight, shell = _lattice(chain.potential, low, high, n)
-            if selection.position_only and scatter is None and chain.symmetry == "spherical":
+            if selection.position_only and chain.symmetry == "spherical":
                 r = torch.linalg.vector_norm(w[:, :3], dim=-1)
-                return cls(w, log_weight, _mean_over_directions(selection, r, len(r) * n_rotations, seed)), shell
+                accepted = _mean_over_directions(selection, r, len(r) * n_rotations, seed, scatter)
+                return cls(w, log_weight, accepted), shell
             # one orientation per point for populations that are not symmetric under all rotations
             w = oriented(w, seed + 1)
             accepted = _accepted(chain, selection, w, n_rotations, seed, scatter)
@@ -208,7 +210,9 @@ def _accepted(
     return torch.cat(means)
 
 
-def _mean_over_directions(selection: SelectionFunction, r: Tensor, n: int, seed: int) -> Tensor:
+def _mean_over_directions(
+    selection: SelectionFunction, r: Tensor, n: int, seed: int, scatter: Scatter | None = None
+) -> Tensor:
     """Return S of position alone averaged over all directions, about n evaluations in all, at radii ``r (k,)``.
 
     The mean over cells of equal ratio in r: sums over many radii in each cell are those of S itself, edges or not.
@@ -227,7 +231,9 @@ def _mean_over_directions(selection: SelectionFunction, r: Tensor, n: int, seed:
         z, angle = 2 * cosine - 1, 2 * math.pi * turn
         x = torch.stack([(1 - z**2).sqrt() * angle.cos(), (1 - z**2).sqrt() * angle.sin(), z], -1)
         x = x * torch.exp(low + h * (cell[:, None] + place))[..., None]
-        means.append(selection(torch.cat([x, torch.zeros_like(x)], -1)).mean(-1))
+        w = torch.cat([x, torch.zeros_like(x)], -1).reshape(-1, 6)
+        s = selection(w if scatter is None else scatter(w, seed * 997 + int(cell[0])))
+        means.append(s.reshape(len(cell), -1).mean(-1))
     return torch.cat(means)[((r.log() - low) / h).long().clamp(0, n_cells - 1)]
 
 
