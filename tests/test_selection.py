@@ -170,8 +170,8 @@ def test_a_lattice_covers_motion_in_and_out():
 
 
 def test_a_lattice_for_what_was_observed():
-    """Stars whose distance as observed, with errors of 20 %, is below 6 kpc: Z of a selection known to be of position alone, of
-    any function, and of 2^17 scattered stars of the population, within 4 of its errors plus 0.2 %."""
+    """Stars whose distance as observed, with errors of 20 %, is below 6 kpc: Z of a selection known to be of position
+    alone, of any function, and of 2^17 scattered stars of the population, within 4 of its errors plus 0.2 %."""
     selection = HeliocentricDistance(6.0)
     catalog = observe(mock("isochrone", n_stars=2000, seed=3), 4, distance_error=0.2, pm_error=0.05, v_error=2.0)
     scatter = ErrorScatter(catalog)
