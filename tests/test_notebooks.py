@@ -7,7 +7,10 @@ gaps, no error, no stderr, no path of a machine, less than 1 MB.
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
+import inspect
 import json
 import re
 from pathlib import Path
@@ -71,3 +74,45 @@ def test_sizes_come_from_one_variable(name):
     line = 'full = os.environ.get("BAYESPOT_NOTEBOOK_SIZE", "full") == "full"'
     assert line in code[0].splitlines()
     assert not any("BAYESPOT_NOTEBOOK_SIZE" in source for source in code[1:])
+
+
+def imported(tree):
+    """Names that a notebook's code imports from bayespot, with the objects behind them."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "bayespot":
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                # a submodule is no attribute of its package until it is imported
+                whole = f"{node.module}.{alias.name}"
+                value = getattr(module, alias.name, None) or importlib.import_module(whole)
+                found[alias.asname or alias.name] = value
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_calls_have_arguments_that_exist(name):
+    """Functions and classes imported from bayespot, and functions of imported modules, know the keywords they get."""
+    cells = json.loads((FOLDER / f"{name}.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    # magics of a cell or a line are not Python
+    lines = "\n".join(c for c in code if not c.startswith("%%")).splitlines()
+    tree = ast.parse("\n".join(line for line in lines if not line.lstrip().startswith(("%", "!"))))
+    objects, checked = imported(tree), 0
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func
+        if isinstance(called, ast.Name) and called.id in objects:
+            target = objects[called.id]
+        elif isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) and called.value.id in objects:
+            target = getattr(objects[called.value.id], called.attr)
+        else:
+            continue
+        parameters = inspect.signature(target).parameters
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            continue
+        unknown = {k.arg for k in node.keywords if k.arg} - set(parameters)
+        assert not unknown, f"{ast.unparse(called)} has no {', '.join(sorted(unknown))}"
+        checked += 1
+    assert checked >= 3
