@@ -354,9 +354,10 @@ class _Fit:
                 if norm < 1.0:
                     break
             u, space = self._climbed(u, data, _FEW_POINTS, report)
-        bar.stage("Fisher information")
-        information = self._fisher(space, u, self.data, config.fisher_stars, bar.step)
-        if self.model.selection is not None:
+        if self.model.selection is None:
+            bar.stage("Fisher information")
+            information = self._fisher(space, u, self.data, config.fisher_stars, bar.step)
+        else:
             u, information = self._normalised_finely(u, bar, report)
             space = LatentSpace(self.model)
         _, slope = space.gradient(u, self.data)

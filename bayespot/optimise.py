@@ -132,7 +132,7 @@ def displacement(
     For a Gaussian posterior of covariance Sigma, :math:`\Delta E[u] = \Sigma\, E[\nabla \Delta \ln p]` (Stein's lemma):
     the mean over ``2 * DISPLACED_PAIRS`` draws about the maximum, not only the slope there, which would miss a wrong
     curvature. ``space`` and ``finer`` have the same model with different points; of the potential's parameters the one
-    that moves most counts, in posterior standard deviations.
+    that moves most counts, in posterior standard deviations; infinity where no draw has a finite slope.
     """
     C = whitening(information)
     generator = torch.Generator().manual_seed(seed)
@@ -141,7 +141,10 @@ def displacement(
         for sign in (1, -1):
             at = u + sign * (C @ z)
             changes.append(finer.log_fraction_gradient(at) - space.log_fraction_gradient(at))
-    change = torch.stack([change for change in changes if torch.isfinite(change).all()]).mean(0)
+    finite = [change for change in changes if bool(torch.isfinite(change).all())]
+    if not finite:
+        return torch.inf
+    change = torch.stack(finite).mean(0)
     covariance = C @ C.T
     moved = n_stars * (covariance @ change).abs() / covariance.diagonal().sqrt()
     return float(moved[: space.n_potential].max())

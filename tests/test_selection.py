@@ -18,6 +18,7 @@ from bayespot.errors import ErrorScatter
 from bayespot.mock import mock
 from bayespot.normalisation import FixedPoints, pathwise_log_z
 from bayespot.observe import observe
+from bayespot.optimise import displacement
 from bayespot.potential.analytic import Isochrone, Logarithmic
 from bayespot.pyro_modules import freeze
 from bayespot.selection import (
@@ -254,3 +255,26 @@ def test_a_selection_that_keeps_nothing_is_refused():
     """No point is kept: the limits or the observer are wrong."""
     with pytest.raises(ValueError, match="keeps 0 of"):
         FixedPoints.lattice(population(REFERENCE), SphericalShell(5e7, 6e7), 2000, 1, (1.0, 20.0))
+
+
+class Slopes:
+    """Stands for a latent space whose ln Z has a given gradient."""
+
+    n_potential = 1
+
+    def __init__(self, gradient):
+        self.log_fraction_gradient = gradient
+
+
+def test_displacement_of_the_posterior_mean():
+    """Posterior N(u, diag(4, 1)), 10 stars. Slopes that differ by b + A (v - u): 10 Sigma b / sd exactly, as opposite
+    draws cancel A. By c (v - u)^2, with no slope at the maximum: 10 sd c Sigma, within the noise of four
+    pairs. Never finite: infinite."""
+    u, information = torch.tensor([3.0, -1.0], dtype=torch.float64), torch.diag(torch.tensor([0.25, 1.0]).double())
+    nothing = Slopes(torch.zeros_like)
+    slope = torch.tensor([0.01, 5.0], dtype=torch.float64)
+    found = displacement(nothing, Slopes(lambda v: slope + 0.3 * (v - u).flip(0)), u, information, 10, 0)
+    assert found == pytest.approx(10 * 0.01 * 2)
+    bent = [displacement(nothing, Slopes(lambda v: 0.01 * (v - u) ** 2), u, information, 10, s) for s in range(200)]
+    assert sum(bent) / 200 == pytest.approx(10 * 2 * 0.01 * 4, rel=0.15)
+    assert displacement(nothing, Slopes(lambda v: v * torch.nan), u, information, 10, 0) == math.inf
