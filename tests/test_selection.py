@@ -42,6 +42,7 @@ SELECTIONS = {
     "magnitude": MagnitudeLimit(15.0, 0.5, 0.4, observer=OBSERVER),
     "sky": GalacticLatitude(20.0),
     "cone": SkyCone(0.0, 0.0, 30.0, inside=False),
+    "north": SkyCone(60.0, 45.0, 50.0),
     "product": HeliocentricDistance(15.0) * GalacticLatitude(10.0) * MagnitudeLimit(15.0, 0.5, 0.4),
 }
 
