@@ -100,7 +100,7 @@ class FitConfig:
     svi_steps: int = 300
     svi_learning_rate: float = 0.03
     svi_particles: int = 1
-    batch_size: int = 100_000
+    batch_size: int = 20_000
     k_hat_draws: int = 200
     selection_points: int = 65_536
     selection_max_points: int = 524_288

@@ -42,6 +42,8 @@ class WhitenedGuide(PyroModule):
     ) -> None:
         super().__init__()
         self.space = space
+        #: u of the latest sample, with its graph.
+        self.latest = u_0
         self.blocks: dict[str, tuple[slice, Family]] = {}
         n = space.n_potential
         parts: list[tuple[str, slice, Family]]
@@ -103,13 +105,18 @@ class WhitenedGuide(PyroModule):
         return pyro.sample(f"_{name}", dist.Delta(z, log_density=density, event_dim=1), infer={"is_auxiliary": True})
 
     def forward(self, *args: object, **kwargs: object) -> None:
-        """Sample every site of the model, whatever the model's arguments."""
+        """Sample every site of the model, whatever the model's arguments; ``latest`` is the vector u of the sample."""
         u = torch.cat([self._sample(name) for name in self.blocks])
+        self.latest = u
         space = self.space
         for name, value in space.values(u).items():
             raw = u[space.slices[name]].reshape(space.shapes[name])
             log_jacobian = space.transforms[name].log_abs_det_jacobian(raw, value).sum()
             pyro.sample(name, dist.Delta(value, log_density=-log_jacobian, event_dim=value.dim()))
+
+    def centre(self) -> Tensor:
+        """Return u_0 ``(size,)``, the MAP."""
+        return torch.cat([getattr(self, f"{name}_centre") for name in self.blocks])
 
     @torch.no_grad()
     def draw(self, n: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -79,16 +79,22 @@ class LatentSpace:
 
     def gradient(self, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log posterior density and its gradient in u, block by block."""
+        value, slope = self.likelihood_gradient(u, w)
         u = u.detach().requires_grad_()
         with torch.enable_grad():
-            value = self.log_prior(u)
-            (slope,) = torch.autograd.grad(value, u)
-            value = value.detach()
+            prior = self.log_prior(u)
+            return value + prior.detach(), slope + torch.autograd.grad(prior, u)[0]
+
+    def likelihood_gradient(self, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-likelihood of the stars ``w`` and its gradient in u, block by block."""
+        u = u.detach().requires_grad_()
+        value, slope = u.new_zeros(()), torch.zeros_like(u)
+        with torch.enable_grad():
             for block in blocks(w):
                 part = self.log_likelihood(u, block).sum()
                 slope = slope + torch.autograd.grad(part, u)[0]
                 value = value + part.detach()
-        return value, slope
+        return value.detach(), slope.detach()
 
     def log_fraction_gradient(self, u: Tensor) -> Tensor:
         """Return the gradient in u of ln Z, the fraction selected; the model's points must be laid."""

@@ -212,6 +212,12 @@ class SnapshotModel(PyroModule):
         model.smoothing = None
         return model
 
+    def unnormalised(self) -> SnapshotModel:
+        """Return a copy without the normalisation of a selection, which all stars share."""
+        model = copy.copy(self)
+        model.selection = model.points = None
+        return model
+
     def plain(self) -> SnapshotModel:
         """Return a copy with the closed form, no errors, selection or slopes of streams: what a fit starts with."""
         model = self.closed_form()

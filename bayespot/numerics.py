@@ -132,6 +132,14 @@ def gauss_legendre(n: int) -> tuple[Tensor, Tensor]:
     return torch.as_tensor(nodes), torch.as_tensor(weights)
 
 
+def legendre(x: Tensor, n: int) -> Tensor:
+    """Return the Legendre polynomials P_0 to P_(n-1) of x on a new last axis."""
+    found = [torch.ones_like(x), x]
+    for k in range(2, n):
+        found.append(((2 * k - 1) * x * found[-1] - (k - 1) * found[-2]) / k)
+    return torch.stack(found[:n], -1)
+
+
 @functools.cache
 def midpoint_angles(n: int) -> Tensor:
     """Return the midpoints of n equal parts of [-pi/2, pi/2], weight pi/n each.

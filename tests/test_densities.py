@@ -21,21 +21,24 @@ from bayespot.df import (
     EnergyDensity,
     FlowDensity,
     LogActionGaussians,
+    LogisticGaussianProcess,
     SphericalActionDistribution,
     SphericalMixture,
     TabulatedDistribution,
     TrainingConfig,
 )
 from bayespot.df.flow import box_spline
+from bayespot.df.logistic_gp import LegendreBasis, LogPolynomialDistribution
 from bayespot.pyro_modules import freeze
 
 SHORT = TrainingConfig(steps=60, warm_steps=20, batch_size=512, check_every=20, learning_rate=5e-3)
 TRAINED = {"flow": FlowDensity, "diffusion": DiffusionDensity, "energy": EnergyDensity}
 SITED = {"mixture": SphericalMixture, "gaussian": ChartGaussians, "gaussian_lnJ": LogActionGaussians}
+PROCESS = "logistic_gp"
 #: Boundaries of those that are not finite and positive at the edges by construction.
 EDGES = {"SphericalMixture": "power", "LogActionGaussians": "vanishing"}
 STICKS = "mixture with sticks"
-NAMES = [STICKS, *SITED, *TRAINED, *(f"{name}, rotating" for name in (*SITED, *TRAINED))]
+NAMES = [STICKS, *(name + turn for turn in ("", ", rotating") for name in (*SITED, *TRAINED, PROCESS))]
 
 
 def _t(*values: float) -> torch.Tensor:
@@ -63,6 +66,9 @@ def case(name: str) -> Case:
     df: DistributionFunction
     if kind in TRAINED:
         df = TRAINED[kind](rotation=rotating, training=SHORT).trained(J, seed=1)
+    elif kind == PROCESS:
+        df = LogisticGaussianProcess(rotation=rotating).resolved(1, J)
+        df = freeze(df, df.fit_actions(J, seed=0))
     else:
         sticks = kind == STICKS
         df = SphericalMixture(weights="stick_breaking") if sticks else SITED[kind](rotation=rotating)
@@ -207,12 +213,75 @@ def test_ensemble_is_the_mean_of_its_members():
     torch.testing.assert_close(both.log_prob(J[:100]), expected, rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("tail", [0.35, 1.0, 8.0])
+def test_process_is_normalised_on_any_chart(tail):
+    """The quadrature of a rough ln q is the mean over 2^16 points of the cube to 1e-3."""
+    for rotation in (False, True):
+        chart = ActionChart(300.0, 500.0, 1.3, tail, rotation)
+        basis = LegendreBasis(chart, 8)
+        generator = torch.Generator().manual_seed(5)
+        noise = torch.randn(len(basis), generator=generator, dtype=torch.float64)
+        process = LogPolynomialDistribution(chart, basis, 0.5**basis.degrees * noise)
+        x = torch.quasirandom.SobolEngine(3, scramble=True, seed=1).draw(2**16, dtype=torch.float64)
+        log_q = process.log_q(chart.smooth_of_uniform(x))
+        assert float(log_q.std()) > 0.3
+        assert abs(float(log_q.exp().mean()) - 1) < 1e-3
+
+
+def test_process_fits_what_a_mixture_fits():
+    """ln f of the truth's other stars within 0.02 of the truth's own; amplitudes move the weighted orbits rightly."""
+    J = stars(False)
+    df, _ = case(PROCESS)
+    with torch.random.fork_rng():
+        torch.manual_seed(9)
+        others = truth(False).sample((20_000,))
+    below = truth(False).log_prob(others) - df.log_prob(others)
+    assert float(below.mean()) < 0.02
+    process = LogisticGaussianProcess(degree=3).resolved(1, J)
+    weights = torch.linspace(-1, 1, 9, dtype=torch.float64, requires_grad=True)
+
+    def mean(w: torch.Tensor) -> torch.Tensor:
+        orbits = freeze(process, {"weights": w}).stratified(4096, seed=3)
+        return (orbits.weight * orbits.J[:, 0]).sum() / 1000
+
+    (slope,) = torch.autograd.grad(mean(weights), weights)
+    for k in range(9):
+        step = torch.zeros(9, dtype=torch.float64)
+        step[k] = 0.05
+        with torch.no_grad():
+            difference = float(mean(weights + step) - mean(weights - step)) / 0.1
+        # the points move with the table from which they are drawn: another sample of the same integral
+        assert float(slope[k]) == pytest.approx(difference, abs=0.02 * float(slope.abs().max()))
+
+
+def test_process_has_one_maximum():
+    """At fixed actions ln p falls by what a concave function must on the way from its maximum, in every direction."""
+    J = stars(False)[:500]
+    process = LogisticGaussianProcess(degree=5).resolved(1, J)
+    best = process.fit_actions(J, seed=0)["weights"]
+
+    def log_p(w: torch.Tensor) -> float:
+        return float(freeze(process, {"weights": w}).log_prob(J).sum() - (w**2).sum() / 2)
+
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(20):
+        away = torch.randn(len(best), generator=generator, dtype=torch.float64)
+        # the prior alone is concave by this much
+        assert log_p(best + away) < log_p(best) - 0.45 * float((away**2).sum())
+
+
 def test_refusals():
     """An untrained density, no members and impossible settings are refused with what to do."""
     with pytest.raises(ValueError, match="not trained"):
         FlowDensity().log_prob(stars(False))
     with pytest.raises(ValueError, match="got 0"):
         FlowDensity(n_members=0)
+    with pytest.raises(ValueError, match="n_components=3"):
+        LogisticGaussianProcess().resolved(3, stars(False))
+    with pytest.raises(ValueError, match="got 8"):
+        LogisticGaussianProcess(decay=0.0)
+    with pytest.raises(ValueError, match="call resolved"):
+        LogisticGaussianProcess().log_prob(stars(False))
     with pytest.raises(ValueError, match="got 1"):
         TrainingConfig(held_out=1)
     with pytest.raises(ValueError, match="positive"):

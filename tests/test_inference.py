@@ -24,6 +24,7 @@ from bayespot.guides import WhitenedGuide
 from bayespot.latent import LatentSpace, whitening
 from bayespot.likelihood import PhaseMixed
 from bayespot.optimise import count_unbound
+from bayespot.variational import ControlVariate
 
 QUICK = FitConfig(seed=1, n_components=1, svi_steps=40, n_draws=200, k_hat_draws=30)
 
@@ -178,6 +179,35 @@ def test_interrupted_fit_resumes(isochrone_stars, fitted, tmp_path, monkeypatch)
         fit(isochrone.build(isochrone_stars[:500]), isochrone_stars[:500], QUICK, checkpoint=checkpoint, resume=True)
     with pytest.raises(ValueError, match="nothing to resume"):
         fit(isochrone.build(isochrone_stars), isochrone_stars, QUICK, checkpoint=tmp_path / "none.pt", resume=True)
+
+
+def test_control_variate_of_minibatches(isochrone_stars):
+    """ln p of batches of 200 of 2000 stars, 1 sd from the MAP: right in the mean, and 20 times less noise with it."""
+    fitted = fit(isochrone.build(isochrone_stars), isochrone_stars, QUICK)
+    space = LatentSpace(fitted.model)
+    u_0 = space.vector(fitted.map)
+    information = space.fisher(u_0, isochrone_stars.w, 2000, 0)
+    guide = WhitenedGuide(space, u_0, information, "full_rank", "point")
+    control = ControlVariate(fitted.model, guide, isochrone_stars.w)
+    generator = torch.Generator().manual_seed(1)
+    away = torch.randn(space.n_potential, generator=generator, dtype=torch.float64)
+    u = u_0.clone()
+    u[: space.n_potential] += whitening(information[: space.n_potential, : space.n_potential]) @ away
+    exact, _ = space.likelihood_gradient(u, isochrone_stars.w)
+    plain, controlled = [], []
+    for _ in range(60):
+        batch = torch.randint(2000, (200,), generator=generator)
+        control.move(batch)
+        guide.latest = u
+        plain.append(float(10 * space.likelihood_gradient(u, isochrone_stars.w[batch])[0] - exact))
+        scored = poutine.condition(control.scored, data=space.values(u))
+        trace = poutine.trace(scored).get_trace(isochrone_stars.w, batch)
+        trace.compute_log_prob(lambda name, _: name in ("w", "control_variate"))
+        found = sum(trace.nodes[name]["log_prob_sum"] for name in ("w", "control_variate"))
+        controlled.append(float((found - exact).detach()))
+    noise = torch.tensor(controlled).double()
+    assert float(noise.std()) < torch.tensor(plain).double().std() / 20
+    assert abs(float(noise.mean())) < 4 * float(noise.std()) / 60**0.5 + 1e-6
 
 
 def test_free_form_fit(isochrone_stars):

@@ -16,12 +16,13 @@ from bayespot.df.distributions import (
 from bayespot.df.energy import EnergyDensity
 from bayespot.df.flow import FlowDensity
 from bayespot.df.gaussian import ChartGaussians, LogActionGaussians
+from bayespot.df.logistic_gp import LogisticGaussianProcess
 from bayespot.df.mixture import ActionMixture, SphericalMixture
 from bayespot.df.tabulated import TabulatedDistribution
 from bayespot.df.trained import TrainedDensity
 from bayespot.df.training import TrainingConfig
 
-DensityName = Literal["mixture", "gaussian", "gaussian_lnJ", "flow", "diffusion", "energy"]
+DensityName = Literal["mixture", "gaussian", "gaussian_lnJ", "flow", "diffusion", "energy", "logistic_gp"]
 #: Densities of the actions (J_r, L, cos i) by the name that `FitConfig` and the command line know them by.
 DENSITIES: dict[str, Callable[..., DistributionFunction]] = {
     "mixture": SphericalMixture,
@@ -30,6 +31,7 @@ DENSITIES: dict[str, Callable[..., DistributionFunction]] = {
     "flow": FlowDensity,
     "diffusion": DiffusionDensity,
     "energy": EnergyDensity,
+    "logistic_gp": LogisticGaussianProcess,
 }
 
 
@@ -66,6 +68,7 @@ __all__ = [
     "EnergyDensity",
     "FlowDensity",
     "LogActionGaussians",
+    "LogisticGaussianProcess",
     "OrbitDistribution",
     "OrbitSample",
     "SphericalActionDistribution",

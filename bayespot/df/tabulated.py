@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 from bayespot.df.chart import ActionChart
 from bayespot.df.distributions import OrbitDistribution, OrbitSample, action_space, uniform_points
-from bayespot.numerics import bicubic_coefficients, gather_rows, gauss_legendre
+from bayespot.numerics import bicubic_coefficients, gather_rows, gauss_legendre, legendre
 
 #: Cells of the table along v and t by number of coordinates, and Legendre polynomials in cos i.
 CELLS = {2: (160, 80), 3: (96, 48)}
@@ -55,7 +55,7 @@ class TabulatedDistribution(OrbitDistribution):
             values = log_q(y.reshape(-1, 3)).double().reshape(y.shape[:-1])
             values = values.clamp(min=float(values.max()) - _DEPTH)
             degree = torch.arange(n_c, dtype=torch.float64)
-            projection = (degree + 0.5)[:, None] * _legendre(mu, n_c).T * weight
+            projection = (degree + 0.5)[:, None] * legendre(mu, n_c).T * weight
             a = torch.einsum("mk,ijk->mij", projection, values)
             self.coefficients = torch.cat([bicubic_coefficients(part) for part in a], -1)
             self.log_norm = torch.zeros((), dtype=torch.float64)
@@ -66,7 +66,7 @@ class TabulatedDistribution(OrbitDistribution):
     def log_q(self, y: Tensor) -> Tensor:
         """Return ln q, the density over the reference density, at smooth coordinates ``(*batch, 3)``."""
         a = self._expansion(y[..., 0], y[..., 1])
-        value = (a * _legendre(2 * y[..., 2] - 1, N_POLYNOMIALS)).sum(-1) if self.chart.rotation else a[..., 0]
+        value = (a * legendre(2 * y[..., 2] - 1, N_POLYNOMIALS)).sum(-1) if self.chart.rotation else a[..., 0]
         return value - self.log_norm
 
     def _expansion(self, v: Tensor, t: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class TabulatedDistribution(OrbitDistribution):
     def _on_grid(self, v: Tensor, t: Tensor, cos_i: Tensor) -> Tensor:
         """Return ln q on the grid of three axes; the expansion is evaluated once for all cos i."""
         a = self._expansion(*torch.meshgrid(v, t, indexing="ij"))
-        return a @ _legendre(cos_i, a.shape[-1]).T - self.log_norm
+        return a @ legendre(cos_i, a.shape[-1]).T - self.log_norm
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return ln f(J) in (kpc km/s)^-3 for J ``(*batch, 3)`` in kpc km/s."""
@@ -154,11 +154,3 @@ class TabulatedDistribution(OrbitDistribution):
             log_p = self._on_grid(part, t, mu) + self.chart.log_volume(y)[..., None]
             found.append((log_p + (w[:, None, None] * w_t[:, None] * w_c / 2).log()).reshape(-1).logsumexp(0))
         return torch.stack(found).logsumexp(0)
-
-
-def _legendre(x: Tensor, n: int) -> Tensor:
-    """Return the Legendre polynomials P_0 to P_(n-1) of x on a new last axis."""
-    found = [torch.ones_like(x), x]
-    for k in range(2, n):
-        found.append(((2 * k - 1) * x * found[-1] - (k - 1) * found[-2]) / k)
-    return torch.stack(found[:n], -1)

@@ -1,0 +1,232 @@
+"""Logistic Gaussian process on the chart of action space: f(J) whose posterior is nearly Gaussian."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroSample
+from torch import Size, Tensor
+from torch.distributions import constraints
+
+from bayespot.df.base import DistributionDensity, LogFraction
+from bayespot.df.chart import ActionChart
+from bayespot.df.distributions import OrbitDistribution, OrbitSample, action_space
+from bayespot.df.tabulated import TabulatedDistribution
+from bayespot.numerics import gauss_legendre, legendre
+from bayespot.pyro_modules import freeze
+
+#: Gauss-Legendre nodes along v, t and c.
+_NODES = {2: (64, 32), 3: (48, 20, 12)}
+#: Highest degree in cos i, with rotation.
+_ROTATION_DEGREE = 4
+
+
+class LogPolynomialDistribution(OrbitDistribution):
+    r"""Density of orbits :math:`\ln f = \ln f_0 + \sum_k a_k \phi_k(v, t, c) - \ln Z`, an exponential family.
+
+    phi_k are products of orthonormal Legendre polynomials on the `ActionChart`, f_0 its reference density; Z is summed
+    over Gauss-Legendre nodes.
+
+    Parameters
+    ----------
+    chart
+        Its smooth coordinates are those of the polynomials.
+    basis
+        The polynomials, with their values at the nodes.
+    amplitude : Float[Tensor, "K"]
+        a_k.
+    """
+
+    support = action_space
+    has_rsample = False
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(self, chart: ActionChart, basis: LegendreBasis, amplitude: Tensor) -> None:
+        self.chart, self.basis, self.amplitude = chart, basis, amplitude
+        self.log_norm = torch.logsumexp(basis.log_weight + basis.at_nodes @ amplitude, 0)
+        self._table: TabulatedDistribution | None = None
+        super().__init__(Size(), Size([3]), validate_args=False)
+
+    def log_q(self, y: Tensor) -> Tensor:
+        """Return ln q, the density over the reference density, at smooth coordinates ``(*batch, 3)``."""
+        return self.basis.combined(y, self.amplitude) - self.log_norm
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return ln f(J) in (kpc km/s)^-3 for J ``(*batch, 3)`` in kpc km/s."""
+        y = self.chart.smooth(value)
+        return self.log_q(y) + self.chart.log_reference(y)
+
+    def _tabulated(self) -> TabulatedDistribution:
+        if self._table is None:
+            self._table = TabulatedDistribution(self.chart, self.log_q)
+        return self._table
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw orbits J ``(*sample_shape, 3)`` (`TabulatedDistribution.sample`)."""
+        return self._tabulated().sample(sample_shape)
+
+    def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
+        """Return n weighted orbits; the weights are differentiable in the amplitudes, J stays in place."""
+        placed = self._tabulated().stratified(n, seed, n_spare)
+        log_q = self.log_q(self.chart.smooth(placed.J))
+        weight = placed.weight * (log_q - log_q.detach()).exp()
+        return OrbitSample(placed.J, weight / weight.sum(), placed.spare)
+
+
+class LegendreBasis:
+    """Products of orthonormal Legendre polynomials of the chart's coordinates up to a total degree.
+
+    Without the constant, which the normalisation takes. ``degrees (K,)`` are their total degrees; ``nodes (n, 3)`` with
+    ``log_weight (n,)`` integrate over the reference density, and ``at_nodes (n, K)`` are the polynomials there.
+
+    Parameters
+    ----------
+    chart
+        Chart of action space.
+    degree
+        Highest total degree; in cos i, with rotation, at most 4.
+    """
+
+    def __init__(self, chart: ActionChart, degree: int) -> None:
+        self.degree = degree
+        top = min(degree, _ROTATION_DEGREE) if chart.rotation else 0
+        powers = torch.cartesian_prod(torch.arange(degree + 1), torch.arange(degree + 1), torch.arange(top + 1))
+        total = powers.sum(-1)
+        self.powers = powers[(total > 0) & (total <= degree)]
+        self.degrees = self.powers.sum(-1)
+        axes, weights = [], []
+        for x, w in map(gauss_legendre, _NODES[chart.dim]):
+            axes.append((1 + x) / 2)
+            weights.append(w / 2)
+        if not chart.rotation:
+            axes.append(torch.full((1,), 0.5, dtype=torch.float64))
+            weights.append(torch.ones(1, dtype=torch.float64))
+        # the reference density goes as (1 - v)^(b - 1): smooth in s, v = 1 - (1 - s)^p, even where b is small
+        p = max(1.0, 3 / chart.tail)
+        weights[0] = weights[0] * p * (1 - axes[0]) ** (p - 1)
+        axes[0] = 1 - (1 - axes[0]) ** p
+        self.nodes = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+        log_weight = torch.stack(torch.meshgrid(*weights, indexing="ij"), -1).log().sum(-1).reshape(-1)
+        self.log_weight = log_weight + chart.log_volume(self.nodes)
+        i, j, k = self.powers.unbind(-1)
+        v, t, c = (self._polynomials(x) for x in self.nodes.unbind(-1))
+        self.at_nodes = v[:, i] * t[:, j] * c[:, k]
+
+    def __len__(self) -> int:
+        return len(self.powers)
+
+    def combined(self, y: Tensor, amplitude: Tensor) -> Tensor:
+        """Return the sum of the polynomials with amplitudes ``(K,)`` at smooth coordinates ``y (*batch, 3)``."""
+        n = self.degree + 1
+        i, j, k = self.powers.unbind(-1)
+        m = int(k.max()) + 1
+        table = amplitude.new_zeros(n * m * n).index_put((((i * m) + k) * n + j,), amplitude).reshape(n, m * n)
+        along_t = (self._polynomials(y[..., 0]) @ table).reshape(*y.shape[:-1], m, n)
+        along_c = (along_t * self._polynomials(y[..., 1])[..., None, :]).sum(-1)
+        return along_c[..., 0] if m == 1 else (along_c * self._polynomials(y[..., 2])[..., :m]).sum(-1)
+
+    def _polynomials(self, x: Tensor) -> Tensor:
+        """Return sqrt(2n + 1) P_n(2x - 1) on a new last axis."""
+        degree = torch.arange(self.degree + 1, dtype=x.dtype)
+        return legendre(2 * x - 1, self.degree + 1) * (2 * degree + 1).sqrt()
+
+
+class LogisticGaussianProcess(DistributionDensity):
+    r"""f(J) whose logarithm is a Gaussian process on the `ActionChart`, in polynomials up to a total degree.
+
+    .. math:: \ln f = \ln f_0 + \sum_k A \rho^{n_k} w_k \phi_k(v, t, c) - \ln Z, \quad w_k \sim N(0, 1)
+
+    (site ``weights``), n_k the degree of phi_k: without data f is the reference density f_0, whose scales and tail are
+    those of the actions it is resolved with. At fixed actions the posterior of w is log-concave, and with many stars
+    nearly Gaussian, where a mixture's bends along ridges on which components stand in for each other: the density
+    for likelihoods in which f(J) and the potential are inferred together (selections, measurement errors). It is
+    smooth: cold shells and clumps take a `SphericalMixture`.
+
+    Parameters
+    ----------
+    rotation
+        Let f(J) depend on cos i; otherwise on J_r and L only.
+    degree
+        Highest total degree of the polynomials.
+    amplitude, decay
+        A and rho of the prior.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of range.
+
+    References
+    ----------
+    Leonard (1978), JRSS B 40, 113; Lenk (1988), JASA 83, 509; Tokdar (2007), JCGS 16, 633.
+
+    Examples
+    --------
+    >>> J = 1000 * torch.rand(500, 3, dtype=torch.float64)
+    >>> df = LogisticGaussianProcess(degree=3).resolved(1, J)
+    >>> df.site_distributions()["weights"].event_shape
+    torch.Size([9])
+    """
+
+    def __init__(self, rotation: bool = False, degree: int = 8, amplitude: float = 1.0, decay: float = 0.55) -> None:
+        super().__init__()
+        if degree < 1 or not amplitude > 0 or not 0 < decay <= 1:
+            raise ValueError(
+                "a logistic Gaussian process needs degree >= 1, amplitude > 0 and 0 < decay <= 1; "
+                f"got {degree}, {amplitude} and {decay}"
+            )
+        self.rotation, self.degree, self.amplitude, self.decay = rotation, degree, amplitude, decay
+        self.symmetry = "axisymmetric" if rotation else "spherical"
+        self.n_components = 1
+        self._chart: ActionChart | None = None
+        self._basis: LegendreBasis | None = None
+
+    def resolved(self, n_components: int, J: Tensor, near_data: bool = False) -> LogisticGaussianProcess:
+        if n_components != 1:
+            raise ValueError(
+                f"a logistic Gaussian process has no components to set (n_components={n_components}); leave "
+                "n_components out, and raise the degree for a more flexible f(J)"
+            )
+        module = LogisticGaussianProcess(self.rotation, self.degree, self.amplitude, self.decay)
+        module._chart = ActionChart.for_actions(J.detach(), self.rotation)
+        module._basis = LegendreBasis(module._chart, self.degree)
+        for name, prior in module.site_distributions().items():
+            setattr(module, name, PyroSample(prior))
+        return module
+
+    def site_distributions(self) -> dict[str, dist.TorchDistribution]:
+        """Return the prior of the site ``weights (K,)`` of a resolved density."""
+        zero = torch.zeros(len(self._resolved()[1]), dtype=torch.float64)
+        return {"weights": dist.Normal(zero, torch.ones_like(zero)).to_event(1)}
+
+    def _resolved(self) -> tuple[ActionChart, LegendreBasis]:
+        if self._chart is None or self._basis is None:
+            raise ValueError("the chart is not set: call resolved(1, J) first")
+        return self._chart, self._basis
+
+    def distribution(self) -> LogPolynomialDistribution:
+        chart, basis = self._resolved()
+        sd = self.amplitude * self.decay ** basis.degrees.double()
+        return LogPolynomialDistribution(chart, basis, sd * self.weights)
+
+    def fit_actions(
+        self, J: Tensor, seed: int, max_iterations: int = 100, log_z: LogFraction | None = None
+    ) -> dict[str, Tensor]:
+        """Maximise the posterior of the weights at fixed actions: a concave problem, the same from every start."""
+        _, basis = self._resolved()
+        w = torch.zeros(len(basis), dtype=torch.float64, requires_grad=True)
+        optimiser = torch.optim.LBFGS([w], max_iter=max_iterations, history_size=30, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimiser.zero_grad()
+            fixed = freeze(self, {"weights": w})
+            loss = (w**2).sum() / (2 * len(J)) - fixed.log_prob(J).mean()
+            if log_z is not None:
+                loss = loss + log_z(fixed)
+            loss.backward()
+            return loss
+
+        optimiser.step(closure)
+        return {"weights": w.detach().clone()}
