@@ -18,6 +18,7 @@ _HOMES = {
     "MassSlopeNetwork": "potential",
     "DirectNetwork": "potential",
     "SphericalActions": "actions.spherical",
+    "LogisticGaussianProcess": "df",
     "SphericalMixture": "df",
     "SnapshotModel": "model",
     "FitConfig": "fit_result",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from bayespot.actions.spherical import SphericalActions as SphericalActions
     from bayespot.catalog import Catalog as Catalog
     from bayespot.catalog_columns import CatalogError as CatalogError
+    from bayespot.df import LogisticGaussianProcess as LogisticGaussianProcess
     from bayespot.df import SphericalMixture as SphericalMixture
     from bayespot.ensemble import fit_ensemble as fit_ensemble
     from bayespot.fit_result import FitConfig as FitConfig

@@ -39,7 +39,8 @@ class FitConfig:
         without errors only).
     df
         Density of orbits in place of the model's own: ``"mixture"``, ``"gaussian"``, ``"gaussian_lnJ"``, ``"flow"``,
-        ``"diffusion"`` or ``"energy"`` (`bayespot.df.DENSITIES`), with rotation if the model's has it.
+        ``"diffusion"``, ``"energy"`` or ``"logistic_gp"`` (`bayespot.df.DENSITIES`), with rotation if the model's has
+        it.
     df_rounds
         Most rounds of training f(J) and maximising over the potential (`bayespot.alternating`), for densities that are
         trained.
@@ -63,9 +64,11 @@ class FitConfig:
     fisher_stars
         Most stars used for the Fisher matrix (scaled up).
     svi_steps, svi_learning_rate, svi_particles
-        Steps of Adam on the ELBO, its initial learning rate in whitened coordinates, draws per step.
+        Steps of Adam on the ELBO, its initial learning rate in whitened coordinates (None: 0.03, or 0.5 / d where the
+        guide's largest block has more than 16 latents, d), draws per step.
     batch_size
-        Larger catalogues are scored in random minibatches of this size in SVI.
+        Catalogues more than twice as large are scored in random minibatches of this size in SVI, with a control variate
+        (`bayespot.variational.ControlVariate`); with measurement errors a star counts as many as it has samples.
     k_hat_draws
         Draws used for the PSIS diagnostic and re-weighting.
     selection_points, selection_max_points, selection_tolerance
@@ -98,7 +101,7 @@ class FitConfig:
     subset_size: int = 100_000
     fisher_stars: int = 100_000
     svi_steps: int = 300
-    svi_learning_rate: float = 0.03
+    svi_learning_rate: float | None = None
     svi_particles: int = 1
     batch_size: int = 20_000
     k_hat_draws: int = 200
@@ -126,6 +129,8 @@ class FitConfig:
         for name in (*_COUNTS, "subset_size", "fisher_stars", "batch_size", "df_rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.svi_learning_rate is not None and not self.svi_learning_rate > 0:
+            raise ValueError(f"svi_learning_rate must be positive; got {self.svi_learning_rate}")
         if self.svi_steps < 0 or self.svi_particles < 1:
             raise ValueError(f"svi_steps={self.svi_steps} and svi_particles={self.svi_particles} must be positive")
 

@@ -114,6 +114,11 @@ class WhitenedGuide(PyroModule):
             log_jacobian = space.transforms[name].log_abs_det_jacobian(raw, value).sum()
             pyro.sample(name, dist.Delta(value, log_density=-log_jacobian, event_dim=value.dim()))
 
+    @property
+    def largest_block(self) -> int:
+        """Number of latents of the largest block that is not a point mass (1 if all are)."""
+        return max((part.stop - part.start for part, family in self.blocks.values() if family != "point"), default=1)
+
     def centre(self) -> Tensor:
         """Return u_0 ``(size,)``, the MAP."""
         return torch.cat([getattr(self, f"{name}_centre") for name in self.blocks])

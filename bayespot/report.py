@@ -37,6 +37,8 @@ def describe(diagnosis: Mapping[str, Any]) -> list[str]:
     elif diagnosis["k_hat"] != diagnosis["k_hat"]:
         sampled = "no PSIS k-hat (particles, or too few draws)"
     orbits = f"{diagnosis['n_components']} components"
+    if diagnosis.get("df") == "LogisticGaussianProcess":
+        orbits = "logistic Gaussian process"
     if rounds := diagnosis.get("df_rounds"):
         orbits = (
             f"{diagnosis['df']}, trained in {len(rounds)} rounds, the last moved Phi by {rounds[-1]['moved']:.2g} sd"

@@ -18,6 +18,9 @@ from bayespot.progress import Progress
 
 #: Fewest stars in a batch.
 _LEAST_BATCH = 1000
+#: Highest default learning rate, and its product with the number of latents where these are many: the noise of the
+#: d (d + 1) / 2 numbers of a covariance costs nats in proportion to rate times d^2.
+_RATE, _RATE_TIMES_SIZE = 0.03, 0.5
 
 
 def maximise_elbo(
@@ -54,10 +57,12 @@ def maximise_elbo(
     size = max(stars_in(data, config.batch_size), _LEAST_BATCH)
     # the control variate scores a batch twice
     control = ControlVariate(model, guide, data) if n > 2 * size else None
-    loss = Trace_ELBO(num_particles=config.svi_particles)(model if control is None else control.scored, guide)
+    scored: Any = model if control is None else control.scored
+    loss = Trace_ELBO(num_particles=config.svi_particles)(scored, guide)
     guide(data[:1])
     guide.load_state_dict(state["guide"])
-    optimiser = torch.optim.Adam(list(guide.parameters()), lr=config.svi_learning_rate, betas=(0.9, 0.99))
+    rate = config.svi_learning_rate or min(_RATE, _RATE_TIMES_SIZE / guide.largest_block)
+    optimiser = torch.optim.Adam(list(guide.parameters()), lr=rate, betas=(0.9, 0.99))
     if "optimiser" in state:
         optimiser.load_state_dict(state["optimiser"])
     mean: dict[str, Tensor] = state.get("guide_mean", {})
@@ -66,7 +71,7 @@ def maximise_elbo(
         for step in range(state["svi_step"], config.svi_steps):
             torch.manual_seed(step_seed(config.seed, step))
             for group in optimiser.param_groups:
-                group["lr"] = config.svi_learning_rate * min(1.0, 2 * (1 - step / config.svi_steps) + 0.05)
+                group["lr"] = rate * min(1.0, 2 * (1 - step / config.svi_steps) + 0.05)
             batch = None
             if control is not None:
                 batch = torch.randint(n, (size,))

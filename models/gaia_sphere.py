@@ -4,7 +4,7 @@ A template for catalogues like Gaia's: stars within 10 kpc of the Sun and more t
 cut on what was observed. Copy the file and declare the cuts your catalogue was made with.
 """
 
-from bayespot import Catalog, MassSlopeNetwork, SnapshotModel, SphericalMixture
+from bayespot import Catalog, LogisticGaussianProcess, MassSlopeNetwork, SnapshotModel
 from bayespot.errors import MeasurementErrors
 from bayespot.selection import GalacticLatitude, HeliocentricDistance
 
@@ -16,7 +16,7 @@ def build(catalog: Catalog) -> SnapshotModel:
     """Return the model; 32 samples of every star within its errors."""
     return SnapshotModel(
         MassSlopeNetwork.for_stars(catalog.w, n_features=8),
-        SphericalMixture(),
+        LogisticGaussianProcess(),
         selection=SELECTION,
         errors=MeasurementErrors(n_samples=32),
     )

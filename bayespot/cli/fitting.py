@@ -36,8 +36,8 @@ def fit(
     df: Annotated[
         Any,
         typer.Option(
-            help="f(J) in place of the model's: mixture, gaussian, gaussian_lnJ (the paper's), flow, diffusion or "
-            "energy.",
+            help="f(J) in place of the model's: mixture, gaussian, gaussian_lnJ (the paper's), flow, diffusion, "
+            "energy or logistic_gp.",
             parser=str,
             metavar="TEXT",
         ),
