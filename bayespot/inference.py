@@ -17,6 +17,7 @@ from torch.distributions import biject_to
 
 from bayespot.actions.spherical import SphericalActions
 from bayespot.alternating import UNSETTLED, alternate, require_plain
+from bayespot.climb import Climb
 from bayespot.df import TrainedDensity, density
 from bayespot.df.base import LogFraction
 from bayespot.df.components import CANDIDATES, choose_n_components
@@ -26,7 +27,7 @@ from bayespot.fit_result import FitConfig, FitError, FitResult
 from bayespot.guides import Family, WhitenedGuide
 from bayespot.latent import LatentSpace, stars_in
 from bayespot.model import SnapshotModel
-from bayespot.optimise import adam_until_bound, count_unbound, displacement, lbfgs
+from bayespot.optimise import Report, adam_until_bound, count_unbound, lbfgs
 from bayespot.potential.base import radius
 from bayespot.progress import Progress
 from bayespot.samplers import Chain, WhitenedPosterior, check_svgd_size, nuts, svgd
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from bayespot.catalog import Catalog
 
 _CHECKPOINT_SECONDS = 20.0
-#: Points that normalise a selection on the way to the maximum, and how often they are laid anew.
-_FEW_POINTS = 16_384
-_ROUNDS = 4
 #: Numbers of components to choose from where the guide is joint: fewer bias the potential by more than held-out stars
 #: can tell, of more f(J) has directions far from Gaussian.
 _JOINT_CANDIDATES = (3, 4)
@@ -218,7 +216,9 @@ class _Fit:
         values = values | LatentSpace(self.model.plain()).values(u)
         if self.model.selection is not None:
             bar.stage("start: allowing for the selection")
-            values = self._selected(values, report)
+            climb = self._climb(report)
+            values = climb.selected(values)
+            self.state["model"] = climb.model
         n_components = wanted
         if n_components is None:
             bar.stage("start: choosing the number of components of f(J)", len(CANDIDATES))
@@ -266,19 +266,6 @@ class _Fit:
         self.model.df = self.model.df.resolved(n_components, J, near_data=not self._separable)
         start = self.model.df.fit_actions(J[:20_000], self.config.seed, log_z=log_z)
         return dict(values) | {f"df.{name}": value for name, value in start.items()}
-
-    def _selected(self, values: dict[str, Tensor], report: Callable[[Tensor, str], None]) -> dict[str, Tensor]:
-        """Move to where the selection is allowed for, a few stars and components at a time."""
-        few = self.data[self.few_rows[: stars_in(self.data, 5000)]]
-        for _ in range(_ROUNDS):
-            u = LatentSpace(self.model).vector(values)
-            space = self._normalised(u)
-            information = self._fisher(space, u, few, 3000)
-            u, norm, _ = lbfgs(space, u, few, information, 0.5, 16, report)
-            values = space.values(u)
-            if norm < 0.5:
-                break
-        return values
 
     @torch.no_grad()
     def _log_fraction(self, values: Mapping[str, Tensor]) -> LogFraction | None:
@@ -341,87 +328,26 @@ class _Fit:
             self.save(force=False)
             bar.step(note, 4)
 
-        u = self.state["u"]
-        few = self.data[self.few_rows[: stars_in(self.data, 5000)]]
-        # what normalises a selection covers the population it was laid for: lay it again when that has moved
-        rounds = 1 if self.model.selection is None else _ROUNDS
+        u, climb = self.state["u"], self._climb(report)
         for data in sets:
-            for _ in range(rounds):
-                space = self._normalised(u)
-                information = self._fisher(space, u, few, 5000)
-                u, norm, done = lbfgs(space, u, data, information, 1.0, config.map_iterations // rounds, report)
-                self.state["map_iterations"] += done
-                if norm < 1.0:
-                    break
-            u, space = self._climbed(u, data, _FEW_POINTS, report)
+            u = climb.towards(u, data)
         if self.model.selection is None:
             bar.stage("Fisher information")
-            information = self._fisher(space, u, self.data, config.fisher_stars, bar.step)
+            information = climb.information(u, self.data, config.fisher_stars, bar.step)
         else:
-            u, information = self._normalised_finely(u, bar, report)
-            space = LatentSpace(self.model)
-        _, slope = space.gradient(u, self.data)
+            u, information, n_points, error = climb.normalised_finely(u, bar.stage)
+            self.state.update(selection_points=n_points, selection_error=error)
+        self.state["model"] = climb.model
+        self.state["map_iterations"] += climb.iterations
+        _, slope = LatentSpace(self.model).gradient(u, self.data)
         norm = float(slope @ torch.linalg.lstsq(information, slope[:, None]).solution[:, 0]) ** 0.5
         if not torch.isfinite(information).all() or not norm == norm:
             raise FitError("the likelihood is not finite at its maximum: look for stars with absurd coordinates")
         self.state.update(u=u, information=information, gradient_norm=norm)
 
-    def _climbed(
-        self, u: Tensor, data: Tensor, n_points: int, report: Callable[[Tensor, str], None]
-    ) -> tuple[Tensor, LatentSpace]:
-        """L-BFGS to the maximum, with a selection's points and the information laid anew where it came to a halt.
-
-        Ridges of the posterior bend: with the information of a distant place, tens of posterior standard deviations
-        away, the climb comes to a halt before the top.
-        """
-        config = self.config
-        for _ in range(_ROUNDS):
-            space = self._normalised(u, n_points)
-            information = self._fisher(space, u, data, 25_000)
-            u, norm, iterations = lbfgs(
-                space, u, data, information, config.map_tolerance, config.map_iterations, report
-            )
-            self.state["map_iterations"] += iterations
-            if norm <= config.map_tolerance:
-                break
-        return u, space
-
-    def _fisher(
-        self, space: LatentSpace, u: Tensor, data: Tensor, n_rows: int, tick: Callable[[], None] | None = None
-    ) -> Tensor:
-        # the information of the literal likelihood is that of its limit, which costs a hundred times less
-        closed = LatentSpace(space.model.closed_form())
-        return closed.fisher(u, data, max(stars_in(data, n_rows), min(len(data), 4000)), self.config.seed, tick)
-
-    # -- selection ---------------------------------------------------------------------------------------
-
-    def _normalised(self, u: Tensor, n: int = _FEW_POINTS) -> LatentSpace:
-        """Lay n points that normalise the selection at u; the model itself without a selection."""
-        self.state["model"] = self._with_points(u, n, self.config.seed)
-        return LatentSpace(self.model)
-
-    def _with_points(self, u: Tensor, n: int, seed: int) -> SnapshotModel:
-        with torch.no_grad():
-            return self.model.select_at(LatentSpace(self.model).values(u), self.catalog, n, seed)
-
-    def _normalised_finely(
-        self, u: Tensor, bar: Progress, report: Callable[[Tensor, str], None]
-    ) -> tuple[Tensor, Tensor]:
-        """Double the points that normalise the selection until that moves the posterior little; climb there."""
-        config, n = self.config, self.config.selection_points
-        while True:
-            bar.stage(f"normalising the selection with {n} points")
-            u, space = self._climbed(u, self.data, n, report)
-            information = self._fisher(space, u, self.data, config.fisher_stars)
-            # other points, twice as many: how far would the posterior mean move?
-            finer = LatentSpace(self._with_points(u, 2 * n, config.seed + 7_001))
-            error = displacement(space, finer, u, information, len(self.data), config.seed)
-            report(u, f"twice as many move the result by {error:.2g} posterior sd")
-            if error <= config.selection_tolerance or 2 * n > config.selection_max_points:
-                break
-            n *= 2
-        self.state.update(selection_points=n, selection_error=error)
-        return u, information
+    def _climb(self, report: Report) -> Climb:
+        few = self.data[self.few_rows[: stars_in(self.data, 5000)]]
+        return Climb(self.model, self.catalog, self.data, few, self.config, report)
 
     def _guide(self, space: LatentSpace) -> WhitenedGuide:
         """The guide before training: the Laplace approximation, up to its families."""

@@ -80,12 +80,20 @@ def _guide(d: Mapping[str, Any]) -> list[tuple[int, str]]:
         shown = "is infinite (a weight is not finite)" if math.isinf(k) else f"is {k:.2f} (> {K_HAT_LIMIT})"
         level = 1 if k <= 1 or alike else 2
         text = f"PSIS k-hat {shown}: the guide misses part of the posterior"
-        found.append((level, f"{text} and may be too narrow; try another guide"))
+        found.append((level, f"{text} and may be too narrow; {_remedy(d)}"))
     if (narrowing := d.get("narrowing")) is not None and narrowing < 0.95:
         # fields mix latents whose correlations are lost: their bands may come out too narrow or too wide
         text = f"the mean field's worst latent has {narrowing:.2f} of the sd it should have, too narrow by construction"
         found.append((1 if narrowing > 0.5 else 2, f"{text}, and bands lack its correlations; take guide full_rank"))
     return found
+
+
+def _remedy(d: Mapping[str, Any]) -> str:
+    """What to do about a guide that misses part of the posterior."""
+    joint = bool(d.get("error_samples") or d.get("selection_points"))
+    if joint and d.get("df", "").endswith("Mixture"):
+        return "try df logistic_gp, with which f(J) and the potential have a nearly Gaussian posterior"
+    return "try another guide"
 
 
 def _elbo(d: Mapping[str, Any]) -> list[tuple[int, str]]:

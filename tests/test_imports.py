@@ -32,7 +32,7 @@ ORDER = [
     ("latent", "phase_mixing"),
     ("guides", "optimise", "diagnostics", "samplers", "verdict"),
     ("fit_result",),
-    ("diagnosis", "variational", "alternating"),
+    ("climb", "diagnosis", "variational", "alternating"),
     ("inference",),
     ("ensemble",),
     ("fields",),

@@ -10,6 +10,10 @@ where potential and f(J) of every mock are a draw of the very prior it is fitted
 `FixedPriorMixture`), so that ranks are uniform if and only if the posterior is right. Its stars are J ~ f, theta ~ U,
 mapped to (x, v) in the drawn potential: an exact equilibrium.
 
+``selection`` (N before the cut, a third is kept) and ``errors`` (tracers a Plummer sphere of 4 kpc, 64 samples a star)
+are isochrones with the network of 8 features and a logistic Gaussian process for f(J), as `bayespot.models.gaia_sphere`
+has them; their guide is joint.
+
 One line of JSON per mock is appended to results/calibration/<case>.jsonl as it finishes, with commit, versions and
 settings; a seed that is there is skipped, so an interrupted run resumes. No mock is dropped: one that cannot be drawn
 or fitted leaves a row with ``error``, which the summary counts.
@@ -41,14 +45,26 @@ import torch
 from bayespot.models import isochrone, spherical
 from numpy.typing import NDArray
 
-from bayespot import Catalog, FitConfig, MassSlopeNetwork, Posterior, SnapshotModel, SphericalMixture, fit
+from bayespot import (
+    Catalog,
+    FitConfig,
+    LogisticGaussianProcess,
+    MassSlopeNetwork,
+    Posterior,
+    SnapshotModel,
+    SphericalMixture,
+    fit,
+)
 from bayespot.chain import Chain
 from bayespot.df.mixture import SitePrior
+from bayespot.errors import MeasurementErrors
 from bayespot.fields import truth_field
 from bayespot.mock import MOCKS, mock
-from bayespot.potential import Potential
+from bayespot.observe import observe
+from bayespot.potential import Plummer, Potential
 from bayespot.progress import Progress
 from bayespot.runs import versions
+from bayespot.selection import HeliocentricDistance
 
 Array = NDArray[Any]
 
@@ -70,8 +86,11 @@ class Case:
     first_seed: int
     n_mocks: int
     parametric: bool = False
+    #: ``"selection"``: stars within 10 kpc of `SUN` only; ``"errors"``: 10 % in distance, 0.05 mas/yr, 2 km/s.
+    survey: str | None = None
 
 
+SUN = (8.2, 0.0, 0.02)
 CASES = {
     "isochrone": Case("isochrone", 5000, 2001, 60),
     "hernquist-in-nfw": Case("hernquist-in-nfw-radial", 5000, 2101, 60),
@@ -79,6 +98,8 @@ CASES = {
     "prior": Case(None, 2000, 2301, 100),
     "isochrone-large": Case("isochrone", 100_000, 2401, 10),
     "parametric": Case("isochrone", 5000, 2501, 60, parametric=True),
+    "selection": Case("isochrone", 10_000, 2601, 20, survey="selection"),
+    "errors": Case("isochrone", 2000, 2701, 20, survey="errors"),
 }
 
 # ---------------------------------------------------------------------------- the prior as the truth
@@ -206,9 +227,14 @@ def one_mock(case_name: str, seed: int, config: dict[str, Any], network: dict[st
             truth, r = drawn.potential, star_radii(catalog)
         else:
             system = MOCKS[case.system]
-            truth, r = system.potential, tracer_radii(system.tracers or system.potential)
-            catalog = mock(case.system, n_stars=case.n_stars, seed=seed)
-            model = isochrone.build(catalog) if case.parametric else _free_form(catalog, network)
+            truth = system.potential
+            if case.survey:
+                r = star_radii(surveyed(case.survey, 400_000, 0)[0])
+                _, catalog, model = surveyed(case.survey, case.n_stars, seed)
+            else:
+                r = tracer_radii(system.tracers or truth)
+                catalog = mock(case.system, n_stars=case.n_stars, seed=seed)
+                model = isochrone.build(catalog) if case.parametric else _free_form(catalog, network)
         if case.parametric:
             true_values = {f"potential.{name}": getattr(truth, name).log() for name in ("m_tot", "r_s")}
         result = fit(model, catalog, settings, progress=False)
@@ -224,6 +250,7 @@ def one_mock(case_name: str, seed: int, config: dict[str, Any], network: dict[st
         found = result.diagnostics
         row |= {
             "k_hat": round(found.k_hat, 3),
+            "weight_fraction": round(found.weight_fraction or math.nan, 3),
             "n_components": found.n_components,
             "n_unbound": found.n_unbound,
             "gradient_norm": round(found.gradient_norm, 4),
@@ -234,6 +261,21 @@ def one_mock(case_name: str, seed: int, config: dict[str, Any], network: dict[st
     except (ValueError, RuntimeError) as error:
         row["error"] = f"{type(error).__name__}: {error}"
     return row | {"seconds": round(time.perf_counter() - begun, 1)}
+
+
+def surveyed(kind: str, n: int, seed: int) -> tuple[Catalog, Catalog, SnapshotModel]:
+    """Stars in a survey as they are and as they are observed, and the model."""
+    if kind == "selection":
+        cut = HeliocentricDistance(10.0, observer=SUN)
+        whole = mock("isochrone", n_stars=n, seed=seed)
+        true = catalog = whole[cut(whole.w) > 0]
+        options: dict[str, Any] = {"selection": cut}
+    else:
+        true = mock("isochrone", tracers=Plummer(1.0, 4.0), n_stars=n, seed=seed)
+        catalog = observe(true, seed + 1, distance_error=0.1, pm_error=0.05, v_error=2.0)
+        options = {"errors": MeasurementErrors(n_samples=64)}
+    network = MassSlopeNetwork.for_stars(catalog.w, n_features=8)
+    return true, catalog, SnapshotModel(network, LogisticGaussianProcess(), **options)
 
 
 def _free_form(catalog: Catalog, network: dict[str, Any]) -> SnapshotModel:
