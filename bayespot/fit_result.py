@@ -107,7 +107,7 @@ class FitConfig:
     k_hat_draws: int = 200
     selection_points: int = 65_536
     selection_max_points: int = 524_288
-    selection_tolerance: float = 0.1
+    selection_tolerance: float = 0.05
     guide_rank: int = 4
     nuts_chains: int = 4
     nuts_warmup: int = 200
