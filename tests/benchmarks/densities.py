@@ -111,7 +111,7 @@ def orbits(name: str, df_name: str, n: int, seed: int) -> dict[str, Any]:
         fitted = df.trained(J, seed)
         size = sum(history.best_step for history in fitted.state.histories)
     else:
-        size = choose_n_components(df, J, seed).n_components
+        size = df.n_components or choose_n_components(df, J, seed).n_components
         module = df.resolved(size, J)
         fitted = freeze(module, module.fit_actions(J[:20_000], seed))
     seconds = time.perf_counter() - begun
