@@ -225,7 +225,7 @@ class _Fit:
             n_components = self._choose(values, bar.step)
         values = self._with_df({k: v for k, v in values.items() if not k.startswith("df.")}, n_components, self.subset)
         space = LatentSpace(self.model)
-        self.catalog.require(space.size)
+        self.catalog.require(space.n_potential if self.model.df.regularised else space.size)
         if self.config.guide == "svgd":
             check_svgd_size(space.size if self._joint else space.n_potential)
         self.state["u"] = space.vector(values)

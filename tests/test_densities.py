@@ -13,6 +13,7 @@ import pytest
 import torch
 from contracts_df import Case
 
+from bayespot import FitConfig, MassSlopeNetwork, Posterior, SnapshotModel, fit
 from bayespot.df import (
     ActionChart,
     ChartGaussians,
@@ -29,6 +30,8 @@ from bayespot.df import (
 )
 from bayespot.df.flow import box_spline
 from bayespot.df.logistic_gp import LegendreBasis, LogPolynomialDistribution
+from bayespot.fields import truth_field
+from bayespot.mock import mock, truth_potential
 from bayespot.pyro_modules import freeze
 
 SHORT = TrainingConfig(steps=60, warm_steps=20, batch_size=512, check_every=20, learning_rate=5e-3)
@@ -237,12 +240,12 @@ def test_process_fits_what_a_mixture_fits():
         others = truth(False).sample((20_000,))
     below = truth(False).log_prob(others) - df.log_prob(others)
     assert float(below.mean()) < 0.02
-    process = LogisticGaussianProcess(degree=3).resolved(1, J)
+    process, chart = LogisticGaussianProcess(degree=3).resolved(1, J), ActionChart.for_actions(J)
     weights = torch.linspace(-1, 1, 9, dtype=torch.float64, requires_grad=True)
 
     def mean(w: torch.Tensor) -> torch.Tensor:
         orbits = freeze(process, {"weights": w}).stratified(4096, seed=3)
-        return (orbits.weight * orbits.J[:, 0]).sum() / 1000
+        return (orbits.weight * chart.smooth(orbits.J)[:, 0]).sum()
 
     (slope,) = torch.autograd.grad(mean(weights), weights)
     for k in range(9):
@@ -268,6 +271,18 @@ def test_process_has_one_maximum():
         away = torch.randn(len(best), generator=generator, dtype=torch.float64)
         # the prior alone is concave by this much
         assert log_p(best + away) < log_p(best) - 0.45 * float((away**2).sum())
+
+
+def test_process_takes_fewer_stars_than_polynomials():
+    """40 stars, 44 polynomials with their priors: a fit, with M(<r) at the median star within 3 sd of the truth."""
+    stars_ = mock("isochrone", n_stars=40, seed=2)
+    model = SnapshotModel(MassSlopeNetwork.for_stars(stars_.w, n_features=4), LogisticGaussianProcess())
+    result = fit(model, stars_, FitConfig(seed=1, guide="laplace", n_draws=100, k_hat_draws=30))
+    assert result.draws["df.weights"].shape == (100, 44)
+    field = Posterior.from_result(result).field("enclosed_mass", [result.catalog["r_q"][4]])
+    truth = truth_field(truth_potential(stars_), "enclosed_mass", field.points)
+    assert abs(field.mean - truth) < 3 * field.sd
+    assert field.sd < truth
 
 
 def test_refusals():

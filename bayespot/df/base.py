@@ -21,6 +21,8 @@ class DistributionFunction(AbstractPyroModule, abc.ABC):
     n_components: int | None
     #: ``"spherical"`` if f depends on J_r and L only, so that a sphere of such orbits has no preferred axis.
     symmetry: Symmetry = "axisymmetric"
+    #: Whether its priors alone determine f, so that a catalogue may have fewer stars than f has parameters.
+    regularised: bool = False
     #: Whether f describes the catalogue's stars at all; if not they must be bound and nothing else.
     proper: bool = True
 

@@ -170,6 +170,8 @@ class LogisticGaussianProcess(DistributionDensity):
     torch.Size([9])
     """
 
+    regularised = True
+
     def __init__(self, rotation: bool = False, degree: int = 8, amplitude: float = 1.0, decay: float = 0.55) -> None:
         super().__init__()
         if degree < 1 or not amplitude > 0 or not 0 < decay <= 1:
@@ -187,7 +189,7 @@ class LogisticGaussianProcess(DistributionDensity):
         if n_components != 1:
             raise ValueError(
                 f"a logistic Gaussian process has no components to set (n_components={n_components}); leave "
-                "n_components out, and raise the degree for a more flexible f(J)"
+                "n_components out, raise the degree for a more flexible f(J), or take df='mixture'"
             )
         module = LogisticGaussianProcess(self.rotation, self.degree, self.amplitude, self.decay)
         module._chart = ActionChart.for_actions(J.detach(), self.rotation)

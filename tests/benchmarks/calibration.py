@@ -286,7 +286,7 @@ def _free_form(catalog: Catalog, network: dict[str, Any]) -> SnapshotModel:
     p = model.potential
     options = {"n_features": p.n_features} | network
     start = float(p.initial_values()["ln_mass"])
-    return SnapshotModel(MassSlopeNetwork(p.s_0, p.s_inner, p.s_outer, start, **options), SphericalMixture())
+    return SnapshotModel(MassSlopeNetwork(p.s_0, p.s_inner, p.s_outer, start, **options), model.df)
 
 
 # ---------------------------------------------------------------------------- the campaign
