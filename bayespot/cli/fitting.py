@@ -31,7 +31,7 @@ def fit(
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     n_draws: Annotated[int, typer.Option(min=2, help="Posterior draws to keep.")] = 1000,
     n_components: Annotated[
-        int | None, typer.Option(min=1, help="Components of f(J); default: the data choose.")
+        int | None, typer.Option(min=1, help="Components of f(J), if it is a mixture; default: the data choose.")
     ] = None,
     df: Annotated[
         Any,

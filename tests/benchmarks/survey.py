@@ -33,6 +33,8 @@ from bayespot.selection import HeliocentricDistance
 RADII = np.array([0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0])
 FIELDS = ("potential", "enclosed_mass", "circular_speed")
 SUN = (8.2, 0.0, 0.02)
+#: Largest error (%) in the figure: without the correction the potential is almost unbounded.
+TOP = 600.0
 
 
 def measured(model: SnapshotModel, catalog: Catalog, config: FitConfig) -> tuple[dict[str, Any], Posterior]:
@@ -105,13 +107,18 @@ def draw(case: str, rows: list[dict[str, Any]], path: Path) -> None:
             for i, row in enumerate(rows):
                 bias, sd = (np.array(row[kind][f"{name}_{what}_percent"]) for what in ("bias", "sd"))
                 shown = {"corrected": "modelled", "deconvolved": "modelled"}.get(kind, "ignored")
+                if (bias > TOP).all():
+                    # a band as wide as the scale would hide the rest
+                    ax.text(
+                        0.5, 0.93, "ignored: off the scale", color=styles[kind], ha="center", transform=ax.transAxes
+                    )
+                    break
                 ax.plot(RADII, bias, color=styles[kind], label=shown if i == 0 else None)
                 ax.fill_between(RADII, bias - sd, bias + sd, color=styles[kind], alpha=0.25, lw=0)
         ax.axhline(0, color="k", ls="--", lw=0.8)
         ax.set(xscale="log", yscale="symlog", xlabel="r [kpc]", ylabel=f"error of {label} [%]")
         ax.set_yscale("symlog", linthresh=10)
-        # without the correction the potential is almost unbounded: off the scale
-        ax.set_ylim(-60, 600)
+        ax.set_ylim(-60, TOP)
     axes[0].legend(title=case, frameon=False)
     figure.savefig(path, dpi=200)
     plt.close(figure)
