@@ -41,7 +41,8 @@ PROCESS = "logistic_gp"
 #: Boundaries of those that are not finite and positive at the edges by construction.
 EDGES = {"SphericalMixture": "power", "LogActionGaussians": "vanishing"}
 STICKS = "mixture with sticks"
-NAMES = [STICKS, *(name + turn for turn in ("", ", rotating") for name in (*SITED, *TRAINED, PROCESS))]
+FREE_TAIL = "logistic_gp near data"
+NAMES = [STICKS, FREE_TAIL, *(name + turn for turn in ("", ", rotating") for name in (*SITED, *TRAINED, PROCESS))]
 
 
 def _t(*values: float) -> torch.Tensor:
@@ -69,8 +70,8 @@ def case(name: str) -> Case:
     df: DistributionFunction
     if kind in TRAINED:
         df = TRAINED[kind](rotation=rotating, training=SHORT).trained(J, seed=1)
-    elif kind == PROCESS:
-        df = LogisticGaussianProcess(rotation=rotating).resolved(1, J)
+    elif kind in (PROCESS, FREE_TAIL):
+        df = LogisticGaussianProcess(rotation=rotating).resolved(1, J, near_data=kind == FREE_TAIL)
         df = freeze(df, df.fit_actions(J, seed=0))
     else:
         sticks = kind == STICKS

@@ -272,8 +272,8 @@ def test_refusals(isochrone_stars):
         FitConfig(n_draws=0)
     with pytest.raises(ValueError, match="guide must be one of"):
         FitConfig(guide="wide")
-    few = isochrone_stars[:8]
-    with pytest.raises(ValueError, match="8 stars for a model with 1"):
+    few = isochrone_stars[:12]
+    with pytest.raises(ValueError, match="12 stars for a model with 1"):
         fit(spherical.build(isochrone_stars), few, QUICK)
     w = isochrone_stars.w.clone()
     w[3, :3] = 0
