@@ -92,7 +92,7 @@ def _remedy(d: Mapping[str, Any]) -> str:
     """What to do about a guide that misses part of the posterior."""
     joint = bool(d.get("error_samples") or d.get("selection_points"))
     if joint and d.get("df", "").endswith("Mixture"):
-        return "try df logistic_gp, with which f(J) and the potential have a nearly Gaussian posterior"
+        return "try df logistic_gp, with which the posterior of f(J) and the potential is closer to a Gaussian"
     return "try another guide"
 
 

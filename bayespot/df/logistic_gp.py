@@ -156,7 +156,7 @@ class LogisticGaussianProcess(DistributionDensity):
     those of the actions it is resolved with. Where stars are selected or blurred these actions have another tail than
     f: its index b is then free, ln b ~ N(ln 2, 0.7) (site ``ln_tail``). At fixed actions and b the posterior of w is
     log-concave, and with many stars
-    nearly Gaussian, where a mixture's bends along ridges on which components stand in for each other: the density
+    closer to a Gaussian, where a mixture's bends along ridges on which components stand in for each other: the density
     for likelihoods in which f(J) and the potential are inferred together (selections, measurement errors). It is
     smooth: cold shells and clumps take a `SphericalMixture`.
 
