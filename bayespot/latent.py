@@ -94,7 +94,7 @@ class LatentSpace:
                 part = self.log_likelihood(u, block).sum()
                 slope = slope + torch.autograd.grad(part, u)[0]
                 value = value + part.detach()
-        return value.detach(), slope.detach()
+        return value, slope
 
     def log_fraction_gradient(self, u: Tensor) -> Tensor:
         """Return the gradient in u of ln Z, the fraction selected; the model's points must be laid."""

@@ -183,7 +183,8 @@ def test_interrupted_fit_resumes(isochrone_stars, fitted, tmp_path, monkeypatch)
 
 
 def test_control_variate_of_minibatches(isochrone_stars):
-    """ln p of batches of 200 of 2000 stars, 1 sd from the MAP: right in the mean, and 20 times less noise with it."""
+    """ln p of batches of 200 of 2000 stars, 1 sd from the MAP: right in the mean, a fifth of the noise that is left
+    where the batch's own ln p at the MAP is subtracted."""
     fitted = fit(isochrone.build(isochrone_stars), isochrone_stars, QUICK)
     space = LatentSpace(fitted.model)
     u_0 = space.vector(fitted.map)
@@ -194,20 +195,21 @@ def test_control_variate_of_minibatches(isochrone_stars):
     away = torch.randn(space.n_potential, generator=generator, dtype=torch.float64)
     u = u_0.clone()
     u[: space.n_potential] += whitening(information[: space.n_potential, : space.n_potential]) @ away
-    exact, _ = space.likelihood_gradient(u, isochrone_stars.w)
+    exact, at_map = (space.likelihood_gradient(v, isochrone_stars.w)[0] for v in (u, u_0))
     plain, controlled = [], []
     for _ in range(60):
         batch = torch.randint(2000, (200,), generator=generator)
         control.move(batch)
         guide.latest = u
-        plain.append(float(10 * space.likelihood_gradient(u, isochrone_stars.w[batch])[0] - exact))
+        there, here = (space.likelihood_gradient(v, isochrone_stars.w[batch])[0] for v in (u, u_0))
+        plain.append(float(10 * (there - here) - (exact - at_map)))
         scored = poutine.condition(control.scored, data=space.values(u))
         trace = poutine.trace(scored).get_trace(isochrone_stars.w, batch)
         trace.compute_log_prob(lambda name, _: name in ("w", "control_variate"))
         found = sum(trace.nodes[name]["log_prob_sum"] for name in ("w", "control_variate"))
         controlled.append(float((found - exact).detach()))
     noise = torch.tensor(controlled).double()
-    assert float(noise.std()) < torch.tensor(plain).double().std() / 20
+    assert float(noise.std()) < torch.tensor(plain).double().std() / 5
     assert abs(float(noise.mean())) < 4 * float(noise.std()) / 60**0.5 + 1e-6
 
 

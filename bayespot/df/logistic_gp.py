@@ -1,4 +1,4 @@
-"""Logistic Gaussian process on the chart of action space: f(J) whose posterior is nearly Gaussian."""
+"""Logistic Gaussian process on the chart of action space: f(J) whose posterior is close to a Gaussian."""
 
 from __future__ import annotations
 
@@ -55,7 +55,6 @@ class LogPolynomialDistribution(OrbitDistribution):
         self.basis, self.amplitude = basis, amplitude
         log_weight = basis.log_weight if tail is None else basis.log_step + self.chart.log_volume(basis.nodes)
         self.log_norm = torch.logsumexp(log_weight + basis.at_nodes @ amplitude, 0)
-        self._table: TabulatedDistribution | None = None
         super().__init__(Size(), Size([3]), validate_args=False)
 
     def log_q(self, y: Tensor) -> Tensor:
@@ -68,11 +67,7 @@ class LogPolynomialDistribution(OrbitDistribution):
         return self.log_q(y) + self.chart.log_reference(y)
 
     def _tabulated(self) -> TabulatedDistribution:
-        if self._table is None:
-            self._table = TabulatedDistribution(
-                dataclasses.replace(self.chart, tail=float(self.chart.tail)), self.log_q
-            )
-        return self._table
+        return TabulatedDistribution(dataclasses.replace(self.chart, tail=float(self.chart.tail)), self.log_q)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw orbits J ``(*sample_shape, 3)`` (`TabulatedDistribution.sample`)."""
@@ -155,10 +150,9 @@ class LogisticGaussianProcess(DistributionDensity):
     (site ``weights``), n_k the degree of phi_k: without data f is the reference density f_0, whose scales and tail are
     those of the actions it is resolved with. Where stars are selected or blurred these actions have another tail than
     f: its index b is then free, ln b ~ N(ln 2, 0.7) (site ``ln_tail``). At fixed actions and b the posterior of w is
-    log-concave, and with many stars
-    closer to a Gaussian, where a mixture's bends along ridges on which components stand in for each other: the density
-    for likelihoods in which f(J) and the potential are inferred together (selections, measurement errors). It is
-    smooth: cold shells and clumps take a `SphericalMixture`.
+    log-concave, and with many stars close to a Gaussian, where a mixture's bends along ridges on which components stand
+    in for each other: the density for likelihoods in which f(J) and the potential are inferred together (selections,
+    measurement errors). It is smooth: cold shells and clumps take a `SphericalMixture`.
 
     Parameters
     ----------
