@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
+from dataclasses import replace
 from typing import Any
 
 import pyro.distributions as dist
@@ -23,15 +22,15 @@ from bayespot.pyro_modules import freeze
 _NODES = {2: (64, 32), 3: (48, 20, 12)}
 #: Highest degree in cos i, with rotation.
 _ROTATION_DEGREE = 4
-#: Prior of ln b where the tail index b is free, and the least b that the quadrature is laid for.
-_LN_TAIL, _LN_TAIL_SD, _LEAST_TAIL = math.log(2.0), 0.7, 0.5
+#: Highest tail index of the reference density where the actions at hand are not a sample of f(J).
+_WIDE_TAIL = 1.5
 
 
 class LogPolynomialDistribution(OrbitDistribution):
     r"""Density of orbits :math:`\ln f = \ln f_0 + \sum_k a_k \phi_k(v, t, c) - \ln Z`, an exponential family.
 
     phi_k are products of orthonormal Legendre polynomials on the `ActionChart`, f_0 its reference density; Z is summed
-    over Gauss-Legendre nodes. For a tail index b that is no number the chart's coordinates stay, and f_0 has this b.
+    over Gauss-Legendre nodes.
 
     Parameters
     ----------
@@ -41,20 +40,15 @@ class LogPolynomialDistribution(OrbitDistribution):
         The polynomials, with their values at the nodes.
     amplitude : Float[Tensor, "K"]
         a_k.
-    tail : Float[Tensor, ""], optional
-        b; None: the chart's.
     """
 
     support = action_space
     has_rsample = False
     arg_constraints: dict[str, constraints.Constraint] = {}
 
-    def __init__(self, chart: ActionChart, basis: LegendreBasis, amplitude: Tensor, tail: Tensor | None = None) -> None:
-        # the chart's formulas hold for tensors, too
-        self.chart = chart if tail is None else dataclasses.replace(chart, tail=tail)  # type: ignore[arg-type]
-        self.basis, self.amplitude = basis, amplitude
-        log_weight = basis.log_weight if tail is None else basis.log_step + self.chart.log_volume(basis.nodes)
-        self.log_norm = torch.logsumexp(log_weight + basis.at_nodes @ amplitude, 0)
+    def __init__(self, chart: ActionChart, basis: LegendreBasis, amplitude: Tensor) -> None:
+        self.chart, self.basis, self.amplitude = chart, basis, amplitude
+        self.log_norm = torch.logsumexp(basis.log_weight + basis.at_nodes @ amplitude, 0)
         super().__init__(Size(), Size([3]), validate_args=False)
 
     def log_q(self, y: Tensor) -> Tensor:
@@ -67,14 +61,14 @@ class LogPolynomialDistribution(OrbitDistribution):
         return self.log_q(y) + self.chart.log_reference(y)
 
     def _tabulated(self) -> TabulatedDistribution:
-        return TabulatedDistribution(dataclasses.replace(self.chart, tail=float(self.chart.tail)), self.log_q)
+        return TabulatedDistribution(self.chart, self.log_q)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw orbits J ``(*sample_shape, 3)`` (`TabulatedDistribution.sample`)."""
         return self._tabulated().sample(sample_shape)
 
     def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
-        """Return n weighted orbits; the weights are differentiable in amplitudes and tail, J stays in place."""
+        """Return n weighted orbits; the weights are differentiable in the amplitudes, J stays in place."""
         placed = self._tabulated().stratified(n, seed, n_spare)
         log_f = self.log_prob(placed.J)
         weight = placed.weight * (log_f - log_f.detach()).exp()
@@ -85,8 +79,7 @@ class LegendreBasis:
     """Products of orthonormal Legendre polynomials of the chart's coordinates up to a total degree.
 
     Without the constant, which the normalisation takes. ``degrees (K,)`` are their total degrees; ``nodes (n, 3)`` with
-    ``log_weight (n,)`` integrate over the reference density, with ``log_step (n,)`` over dv dt dc, and
-    ``at_nodes (n, K)`` are the polynomials there.
+    ``log_weight (n,)`` integrate over the reference density, and ``at_nodes (n, K)`` are the polynomials there.
 
     Parameters
     ----------
@@ -94,11 +87,9 @@ class LegendreBasis:
         Chart of action space.
     degree
         Highest total degree; in cos i, with rotation, at most 4.
-    least_tail
-        Tail index down to which reference densities are integrated; None: the chart's.
     """
 
-    def __init__(self, chart: ActionChart, degree: int, least_tail: float | None = None) -> None:
+    def __init__(self, chart: ActionChart, degree: int) -> None:
         self.degree = degree
         top = min(degree, _ROTATION_DEGREE) if chart.rotation else 0
         powers = torch.cartesian_prod(torch.arange(degree + 1), torch.arange(degree + 1), torch.arange(top + 1))
@@ -113,12 +104,12 @@ class LegendreBasis:
             axes.append(torch.full((1,), 0.5, dtype=torch.float64))
             weights.append(torch.ones(1, dtype=torch.float64))
         # the reference density goes as (1 - v)^(b - 1): smooth in s, v = 1 - (1 - s)^p, even where b is small
-        p = max(1.0, 3 / (least_tail or chart.tail))
+        p = max(1.0, 3 / chart.tail)
         weights[0] = weights[0] * p * (1 - axes[0]) ** (p - 1)
         axes[0] = 1 - (1 - axes[0]) ** p
         self.nodes = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-        self.log_step = torch.stack(torch.meshgrid(*weights, indexing="ij"), -1).log().sum(-1).reshape(-1)
-        self.log_weight = self.log_step + chart.log_volume(self.nodes)
+        log_step = torch.stack(torch.meshgrid(*weights, indexing="ij"), -1).log().sum(-1).reshape(-1)
+        self.log_weight = log_step + chart.log_volume(self.nodes)
         i, j, k = self.powers.unbind(-1)
         v, t, c = (self._polynomials(x) for x in self.nodes.unbind(-1))
         self.at_nodes = v[:, i] * t[:, j] * c[:, k]
@@ -149,10 +140,11 @@ class LogisticGaussianProcess(DistributionDensity):
 
     (site ``weights``), n_k the degree of phi_k: without data f is the reference density f_0, whose scales and tail are
     those of the actions it is resolved with. Where stars are selected or blurred these actions have another tail than
-    f: its index b is then free, ln b ~ N(ln 2, 0.7) (site ``ln_tail``). At fixed actions and b the posterior of w is
-    log-concave, and with many stars close to a Gaussian, where a mixture's bends along ridges on which components stand
-    in for each other: the density for likelihoods in which f(J) and the potential are inferred together (selections,
-    measurement errors). It is smooth: cold shells and clumps take a `SphericalMixture`.
+    f, and the polynomials, bounded, can thin out a tail by any factor but not give it another power: f_0 then falls no
+    faster than S^-1.5. At fixed actions the posterior of w is log-concave, and with many stars close to a Gaussian,
+    where a mixture's bends along ridges on which components stand in for each other: the density for likelihoods in
+    which f(J) and the potential are inferred together (selections, measurement errors). It is smooth: cold shells and
+    clumps take a `SphericalMixture`.
 
     Parameters
     ----------
@@ -194,7 +186,6 @@ class LogisticGaussianProcess(DistributionDensity):
         self.n_components = 1
         self._chart: ActionChart | None = None
         self._basis: LegendreBasis | None = None
-        self._free_tail = False
 
     def resolved(self, n_components: int, J: Tensor, near_data: bool = False) -> LogisticGaussianProcess:
         if n_components != 1:
@@ -203,20 +194,18 @@ class LogisticGaussianProcess(DistributionDensity):
                 "n_components out, raise the degree for a more flexible f(J), or take df='mixture'"
             )
         module = LogisticGaussianProcess(self.rotation, self.degree, self.amplitude, self.decay)
-        module._free_tail = near_data
-        module._chart = ActionChart.for_actions(J.detach(), self.rotation)
-        module._basis = LegendreBasis(module._chart, self.degree, _LEAST_TAIL if near_data else None)
+        chart = ActionChart.for_actions(J.detach(), self.rotation)
+        if near_data:
+            chart = replace(chart, tail=min(chart.tail, _WIDE_TAIL))
+        module._chart, module._basis = chart, LegendreBasis(chart, self.degree)
         for name, prior in module.site_distributions().items():
             setattr(module, name, PyroSample(prior))
         return module
 
     def site_distributions(self) -> dict[str, dist.TorchDistribution]:
-        """Return the priors of the sites of a resolved density: ``weights (K,)`` and, if it is free, ``ln_tail``."""
+        """Return the prior of the site of a resolved density, ``weights (K,)``."""
         zero = torch.zeros(len(self._resolved()[1]), dtype=torch.float64)
-        found: dict[str, dist.TorchDistribution] = {"weights": dist.Normal(zero, torch.ones_like(zero)).to_event(1)}
-        if self._free_tail:
-            found["ln_tail"] = dist.Normal(torch.tensor(_LN_TAIL, dtype=torch.float64), _LN_TAIL_SD)
-        return found
+        return {"weights": dist.Normal(zero, torch.ones_like(zero)).to_event(1)}
 
     def _resolved(self) -> tuple[ActionChart, LegendreBasis]:
         if self._chart is None or self._basis is None:
@@ -226,31 +215,23 @@ class LogisticGaussianProcess(DistributionDensity):
     def distribution(self) -> LogPolynomialDistribution:
         chart, basis = self._resolved()
         sd = self.amplitude * self.decay ** basis.degrees.double()
-        return LogPolynomialDistribution(
-            chart, basis, sd * self.weights, self.ln_tail.exp() if self._free_tail else None
-        )
+        return LogPolynomialDistribution(chart, basis, sd * self.weights)
 
     def fit_actions(
         self, J: Tensor, seed: int, max_iterations: int = 100, log_z: LogFraction | None = None
     ) -> dict[str, Tensor]:
-        """Maximise the posterior of the sites at fixed actions: a concave problem if the tail is not free."""
-        start = {"weights": torch.zeros(len(self._resolved()[1]), dtype=torch.float64)}
-        if self._free_tail:
-            start["ln_tail"] = torch.tensor(_LN_TAIL, dtype=torch.float64)
-        values = {name: value.requires_grad_() for name, value in start.items()}
-        optimiser = torch.optim.LBFGS(
-            list(values.values()), max_iter=max_iterations, history_size=30, line_search_fn="strong_wolfe"
-        )
+        """Maximise the posterior of the weights at fixed actions: a concave problem without ``log_z``."""
+        w = torch.zeros(len(self._resolved()[1]), dtype=torch.float64, requires_grad=True)
+        optimiser = torch.optim.LBFGS([w], max_iter=max_iterations, history_size=30, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimiser.zero_grad()
-            fixed = freeze(self, values)
-            log_prior = sum(prior.log_prob(values[name]) for name, prior in self.site_distributions().items())
-            loss = -log_prior / len(J) - fixed.log_prob(J).mean()
+            fixed = freeze(self, {"weights": w})
+            loss = (w**2).sum() / (2 * len(J)) - fixed.log_prob(J).mean()
             if log_z is not None:
                 loss = loss + log_z(fixed)
             loss.backward()
             return loss
 
         optimiser.step(closure)
-        return {name: value.detach().clone() for name, value in values.items()}
+        return {"weights": w.detach().clone()}
