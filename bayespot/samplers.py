@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bayespot.latent import LatentSpace, whitening
 
-#: Kernel methods lose the posterior's width in more dimensions than about this.
-SVGD_MAX_SIZE = 12
+#: 50 particles have 0.98, 0.94 and 0.89 of a Gaussian's sd in 1, 2 and 3 dimensions; 0.84, 0.64, 0.52 in 4, 8, 12.
+SVGD_MAX_SIZE = 3
 #: A trajectory of NUTS has at most 2^this steps.
 MAX_TREE_DEPTH = 7
 
@@ -111,7 +111,7 @@ def check_svgd_size(size: int) -> None:
     """
     if size > SVGD_MAX_SIZE:
         raise ValueError(
-            f"SVGD moves {size} latents, and its particles lose the posterior's width above about {SVGD_MAX_SIZE}: "
+            f"SVGD moves {size} latents, and its particles are too narrow above {SVGD_MAX_SIZE}: "
             "take guide='full_rank', or 'nuts' for few stars"
         )
 
