@@ -123,18 +123,23 @@ class AugmentedDensity(StarDensity):
                 "take likelihood='jeans'"
             )
         stars = chain.augment(smoothing.n_augmented, smoothing.seed)
+        self._log_weight = stars.weight.log()
+        if not len(stars.w):
+            return
         self._edge = _FAR * float(torch.linalg.vector_norm(stars.w[:, :3].detach(), dim=-1).median())
         self._stars = reduced(stars.w, self.potential, self.symmetry, self._edge)
-        self._log_weight = stars.weight.log()
         k = smoothing.n_components if self.symmetry == "spherical" else 0
         self._mixture = _fit_mixture(self._stars, stars.weight, k, smoothing.n_steps) if k else None
         if smoothing.kind == "kernel":
             self._sd = self._bandwidths()
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return ln p(w) in (kpc km/s)^-3 for ``value (*batch, 6)``."""
+        """Return ln p(w) in (kpc km/s)^-3 for ``value (*batch, 6)``; minus infinity if no orbit was held."""
         shape = value.shape[:-1]
         w = value.reshape(-1, 6)
+        if not len(self._log_weight):
+            # with the graph of the potential, which a fit's trial step asks for its gradient
+            return (0 * self.potential.phi(w[:, :3]) - torch.inf).reshape(shape)
         at = reduced(w, self.potential, self.symmetry, self._edge)
         m = self._mixture
         log_p = -at.log_volume - UNBOUND_STEEPNESS * at.excess

@@ -80,6 +80,8 @@ class Chain:
     def augment(self, n: int, seed: int) -> AugmentedStars:
         """Draw about n stars: J from f, stratified over its components, theta uniform, mapped to (x, v).
 
+        Orbits that the potential does not hold are left out, in an absurd one all of them.
+
         The random numbers (scrambled Sobol points) depend on ``seed`` only: at two values of the parameters
         the stars differ by the parameters alone, so sums over them are smooth functions.
 
@@ -93,7 +95,8 @@ class Chain:
         orbits = self.df.stratified(n, seed, n_spare=3)
         kept = self._map.reaches(self.potential, orbits.J)
         J, weight, theta = orbits.J[kept], orbits.weight[kept], 2 * math.pi * orbits.spare[kept]
-        return AugmentedStars(self._map.phase_space(self.potential, J, theta), weight, J, theta)
+        w = self._map.phase_space(self.potential, J, theta) if len(J) else J.new_zeros(0, 6)
+        return AugmentedStars(w, weight, J, theta)
 
     def log_density(self, w: Tensor) -> Tensor:
         r"""Return the closed form that the augmented stars follow, :math:`\ln f(J(w)) - 3 \ln 2\pi`.

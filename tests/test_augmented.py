@@ -13,6 +13,7 @@ import torch
 
 from bayespot import FitConfig, MassSlopeNetwork, Posterior, SnapshotModel, SphericalMixture, fit
 from bayespot.actions.isochrone import IsochroneActions
+from bayespot.actions.spherical import SphericalActions
 from bayespot.augmented import AugmentedDensity, Smoothing
 from bayespot.chain import Chain
 from bayespot.mock import mock
@@ -168,6 +169,22 @@ def test_literal_fit_agrees_with_the_closed_form(isochrone_stars):
     assert (abs(literal.mean - truth) < 4 * literal.sd).all()
     assert (abs(literal.mean - jeans.mean) < jeans.sd).all(), (literal.mean, jeans.mean, jeans.sd)
     assert (abs(literal.sd / jeans.sd - 1) < 0.3).all(), (literal.sd, jeans.sd)
+
+
+@pytest.mark.parametrize("kind", ["mixture", "kernel"])
+def test_a_potential_that_holds_no_orbit(kind):
+    """A trial step of a fit whose mass overflows: no star has a density, the gradient is asked for without an error."""
+    finder = SphericalActions(0.1, 100.0)
+    df = SphericalMixture(1).resolved(1, J)
+    chain = Chain(POTENTIAL, freeze(df, df.fit_actions(J, seed=0)), finder)
+    ln_mass = torch.tensor(800.0, dtype=torch.float64, requires_grad=True)
+    network = MassSlopeNetwork.for_stars(STARS, n_features=4)
+    absurd = freeze(network, {"ln_mass": ln_mass, "slope_weights": network.initial_values()["slope_weights"]})
+    assert len(chain.augment(64, 0).w) > 0
+    density = Smoothing(n_augmented=64, kind=kind).density(Chain(absurd, chain.df, finder))
+    log_p = density.log_prob(STARS[:5])
+    assert not torch.isfinite(log_p).any()
+    torch.autograd.grad(log_p.sum(), ln_mass)
 
 
 def test_refusals():

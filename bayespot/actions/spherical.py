@@ -114,7 +114,9 @@ class SphericalActions(ActionFinder, TorusMap):
         _, ln_lc, reached = self._scan(potential)
         J_r, J_phi, J_z = J.detach().unbind(-1)
         L = J_z + J_phi.abs()
-        return (L + J_r > 0) & (L + _BEYOND * J_r < ln_lc[reached].max().exp())
+        # where the potential overflows no circular orbit is reached
+        largest = torch.where(reached, ln_lc, -torch.inf).max().exp()
+        return (L + J_r > 0) & (L + _BEYOND * J_r < largest)
 
     @staticmethod
     @torch.no_grad()
