@@ -148,12 +148,12 @@ def draw(found: dict[str, Any], case: str, path: Path) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     left.barh(names, [found[name]["sd_over_nuts"] or np.nan for name in names], color="#0072B2")
     left.axvline(1, color="k", ls="--", lw=0.8)
-    left.set_xlabel("posterior sd of $v_c$ over that of NUTS")
+    left.set_xlabel("sd of $v_c$ over that of NUTS")
     for key, level, colour in (("in_68", 0.68, "#0072B2"), ("in_95", 0.95, "#D55E00")):
         right.plot([found[name][key] for name in names], names, "o", color=colour, label=f"{100 * level:.0f} % band")
         right.axvline(level, color=colour, ls="--", lw=0.8)
-    right.set_xlabel("fraction of radii whose band holds the truth")
-    right.legend(frameon=False, loc="lower left")
+    right.set_xlabel("radii whose band holds the truth")
+    figure.legend(frameon=False, loc="outside upper right", ncols=2)
     left.set_title(case, loc="left")
     figure.savefig(path, dpi=200)
 
