@@ -125,6 +125,7 @@ class AugmentedDensity(StarDensity):
         stars = chain.augment(smoothing.n_augmented, smoothing.seed)
         self._log_weight = stars.weight.log()
         if not len(stars.w):
+            # the potential of an absurd trial step: `log_prob` has nothing to smooth
             return
         self._edge = _FAR * float(torch.linalg.vector_norm(stars.w[:, :3].detach(), dim=-1).median())
         self._stars = reduced(stars.w, self.potential, self.symmetry, self._edge)

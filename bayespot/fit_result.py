@@ -47,7 +47,7 @@ class FitConfig:
     guide
         How the posterior of the potential is found: a Gaussian guide, ``"full_rank"``, ``"low_rank"``,
         ``"mean_field"`` (too narrow by construction) or ``"laplace"`` (full rank, no SVI); ``"svgd"``, particles, for
-        few latents; ``"nuts"``, Hamiltonian Monte Carlo over all latents, the reference for small N.
+        up to three latents; ``"nuts"``, Hamiltonian Monte Carlo over all latents, the reference for small N.
     df_guide
         Guide over f(J): ``"point"`` (by the score identity it costs no width to first order), ``"mean_field"``,
         ``"low_rank"``, ``"full_rank"``, or ``"joint"``: one guide over the potential and f(J) together. None:

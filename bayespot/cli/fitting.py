@@ -45,7 +45,7 @@ def fit(
     guide: Annotated[
         Any,
         typer.Option(
-            help="full_rank, low_rank, mean_field (too narrow), laplace, svgd (few parameters) or nuts (few stars).",
+            help="full_rank, low_rank, mean_field (too narrow), laplace, svgd (up to 3 latents) or nuts (few stars).",
             parser=str,
             metavar="TEXT",
         ),
