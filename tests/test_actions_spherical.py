@@ -86,6 +86,34 @@ def test_isochrone_closed_form():
     torch.testing.assert_close(found.Omega, exact.Omega[:500], rtol=2e-7, atol=0)
 
 
+@pytest.mark.parametrize("J_r", [1e-4, 0.01, 1.0, 100.0, 2000.0])
+def test_turning_points(J_r):
+    """Stars at and near peri- and apocentre: w to 1e-8, its derivative by J to 1e-5, theta to 1e-4, of closed form's.
+
+    Angles from (x, v) are uncertain by the rounding of r: 1e-8 of eccentric orbits, more of circular ones.
+    """
+    potential = POTENTIALS["isochrone"]
+    away = torch.cat([torch.zeros(1, dtype=torch.float64), torch.logspace(-10, -1, 37, dtype=torch.float64)])
+    theta_r = torch.cat([away, -away[1:], torch.pi - away])
+    theta = torch.stack([theta_r, torch.ones_like(theta_r), 2 * torch.ones_like(theta_r)], -1)
+
+    def mapped(finder):
+        J = torch.tensor([J_r, 350.0, 150.0], dtype=torch.float64).repeat(len(theta), 1).requires_grad_()
+        w = finder.phase_space(potential, J, theta)
+        slopes = [torch.autograd.grad(column.sum(), J, retain_graph=True)[0] for column in w.unbind(-1)]
+        return w.detach(), torch.stack(slopes, 1)
+
+    (w, slope), (exact, exact_slope) = mapped(SphericalActions()), mapped(IsochroneActions())
+    for part in (slice(None, 3), slice(3, None)):
+        error = torch.linalg.vector_norm((w - exact)[:, part], dim=-1)
+        assert float((error / torch.linalg.vector_norm(exact[:, part], dim=-1)).max()) < 1e-8
+        error = (slope - exact_slope)[:, part].abs().amax((1, 2))
+        assert float((error / exact_slope[:, part].abs().amax((1, 2))).max()) < 1e-5
+    with torch.no_grad():
+        found = SphericalActions().actions_angles(potential, exact).theta[:, 0]
+    assert float(angle_difference(found, theta_r).abs().max()) < 1e-4
+
+
 def test_gradients():
     """Autograd against five-point differences, in w and in the potential's parameters, both ways, 1e-5."""
     potential = Plummer(1e11, 3.0)

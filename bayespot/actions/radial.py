@@ -14,6 +14,10 @@ from bayespot.potential.profile import RadialProfile
 _N = 48
 #: L is kept between these fractions of L_c(E), where the quadratures keep about ten digits.
 _LEAST_L, _MOST_L = 1e-8, 1 - 1e-9
+#: In ln r from a turning point: closer, the potential's rise is its slope's (relative error d^2), not a difference.
+_NEAR = 2e-5
+#: 1 - |sin(psi)| at a turning point itself.
+_LEAST_RISE = 1e-30
 
 
 class RadialOrbits(NamedTuple):
@@ -48,17 +52,43 @@ class RadialOrbits(NamedTuple):
         mid, half = (self.mid[..., None], self.half[..., None]) if extra else (self.mid, self.half)
         return mid + half * psi.sin()
 
-    def _integrand(self, psi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """d(J_r pi)/dpsi, dt/dpsi and d(azimuth)/dpsi on a trailing axis of psi."""
-        half, L = self.half[..., None], self.L[..., None]
-        s = self.mid[..., None] + half * psi.sin()
-        root = _f(self.profile, self.energy[..., None], L, s).clamp(min=1e-300).sqrt()
-        weight = half * psi.cos()
-        return weight * root, weight * (2 * s).exp() / root, weight * L / root
+    def radial_momentum(self, psi: Tensor) -> Tensor:
+        """Return r p_r (kpc km/s) at psi on the way out, zero at the turning points."""
+        *_, root = self._motion(psi[..., None] + torch.pi / 2)
+        return root[..., 0]
+
+    def _motion(self, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""ds/dpsi and r p_r, ``turn`` = psi + pi/2 in [0, pi] on a trailing axis.
+
+        Both vanish at the turning points and their ratio does not, so neither may be a difference of large
+        numbers there: from a turning point s_t, with d = s - s_t,
+
+        .. math:: F = L^2 (e^{2 d} - 1) - 2 e^{2 s} [\Phi(s) - \Phi(s_t)].
+        """
+        mid, half, L = self.mid[..., None], self.half[..., None], self.L[..., None]
+        # 1 + sin(psi) and 1 - sin(psi)
+        rise = (2 * (turn / 2).sin() ** 2).clamp(min=_LEAST_RISE)
+        fall = (2 * (turn / 2).cos() ** 2).clamp(min=_LEAST_RISE)
+        s, speed = mid + half * (1 - fall), half * (rise * fall).sqrt()
+        f = _f(self.profile, self.energy[..., None], L, s)
+        near = torch.nonzero(half * torch.minimum(rise, fall) < _NEAR, as_tuple=True)
+        if len(near[0]):
+            mid, half, L, rise, fall = (t.expand(f.shape)[near] for t in (mid, half, L, rise, fall))
+            inside = rise < fall
+            turning = torch.where(inside, mid - half, mid + half)
+            d = torch.where(inside, half * rise, -half * fall)
+            climb = d * self.profile.vc2_at(turning + d / 2)
+            f = f.index_put(near, L**2 * torch.expm1(2 * d) - 2 * (2 * (turning + d)).exp() * climb)
+        return s, speed, f.clamp(min=1e-300).sqrt()
+
+    def _integrand(self, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """d(J_r pi)/dpsi, dt/dpsi and d(azimuth)/dpsi at ``turn`` as in `_motion`."""
+        s, weight, root = self._motion(turn)
+        return weight * root, weight * (2 * s).exp() / root, weight * self.L[..., None] / root
 
     def full(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return J_r (kpc km/s), Omega_r and Omega_L (km/s/kpc)."""
-        action, time, azimuth = (f.mean(-1) for f in self._integrand(midpoint_angles(_N)))
+        action, time, azimuth = (f.mean(-1) for f in self._integrand(midpoint_angles(_N) + torch.pi / 2))
         # mean over psi times pi is the integral from peri- to apocentre, half a period
         return action, 1 / time, azimuth / time
 
@@ -68,21 +98,19 @@ class RadialOrbits(NamedTuple):
         The fractions are weights of an average over the radial angle, which is the average over time.
         """
         psi = midpoint_angles(_N)
-        _, time, _ = self._integrand(psi)
+        _, time, _ = self._integrand(psi + torch.pi / 2)
         return self.mid[..., None] + self.half[..., None] * psi.sin(), time / time.sum(-1, keepdim=True)
 
     def since_pericentre(self, psi: Tensor) -> tuple[Tensor, Tensor]:
         """Return the time (kpc s/km) and the azimuth (rad) from pericentre to psi on the way out."""
         nodes, weights = gauss_legendre(_N)
         span = (psi + torch.pi / 2)[..., None] / 2
-        points = -torch.pi / 2 + span * (nodes + 1)
-        _, time, azimuth = self._integrand(points)
+        _, time, azimuth = self._integrand(span * (nodes + 1))
         return (time * span * weights).sum(-1), (azimuth * span * weights).sum(-1)
 
     def time_slope(self, psi: Tensor) -> Tensor:
         """Return dt/dpsi at psi, finite at the turning points."""
-        near = psi.clamp(-torch.pi / 2 + 1e-4, torch.pi / 2 - 1e-4)
-        return self._integrand(near[..., None])[1][..., 0]
+        return self._integrand(psi[..., None] + torch.pi / 2)[1][..., 0]
 
 
 def _f(profile: RadialProfile, energy: Tensor, L: Tensor, s: Tensor) -> Tensor:

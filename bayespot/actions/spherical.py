@@ -104,9 +104,7 @@ class SphericalActions(ActionFinder, TorusMap):
         time, azimuth = orbits.since_pericentre(psi)
         outward = torch.where(angles.theta_r < 0, -1.0, 1.0).to(psi)
         r = orbits.s(psi).exp()
-        # r p_r = sqrt(F); F vanishes like cos^2(psi) at the turning points, where its root has no slope
-        f = 2 * (orbits.energy - profile.phi(orbits.s(psi))) * r**2 - L**2
-        v_r = outward * torch.where(f > 0, torch.where(f > 0, f, 1.0).sqrt(), 0.0) / r
+        v_r = outward * orbits.radial_momentum(psi) / r
         lag = outward * (azimuth - Omega_L * time)
         return first_order_only(to_phase_space(r, v_r, J_phi, J_z, angles.node, angles.theta_z + lag))
 

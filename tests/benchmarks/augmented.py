@@ -36,7 +36,7 @@ from bayespot.pyro_modules import freeze
 M, B = 1e11, 3.0
 TRUTH = Isochrone(M, B)
 #: Augmented stars of the demonstration; 0 is the closed form.
-SIZES = (0, 2048, 8192)
+SIZES = (0, 2048, 8192, 32768)
 # Cramer-Rao floors of ln M and ln b times sqrt(N), f(J) free, and their correlation
 FLOOR = torch.tensor([0.92, 1.38], dtype=torch.float64)
 COVARIANCE = FLOOR[:, None] * FLOOR * torch.tensor([[1, 0.76], [0.76, 1]], dtype=torch.float64)
@@ -143,7 +143,7 @@ def draw_demonstration(rows: list[dict[str, Any]], path: Path) -> None:
 
     seeds = sorted({row["seed"] for row in rows})
     figure, axes = plt.subplots(1, len(seeds), figsize=(3.6 * len(seeds), 3.2), constrained_layout=True, squeeze=False)
-    colors = dict(zip(SIZES, ("black", VERMILION, BLUE), strict=True))
+    colors = dict(zip(SIZES, ("black", VERMILION, BLUE, GREEN), strict=True))
     r = np.geomspace(0.1 * B, 50 * B, 100)
     for ax, seed in zip(axes[0], seeds, strict=True):
         for row in (row for row in rows if row["seed"] == seed):
