@@ -17,6 +17,8 @@ from bayespot.potential.base import Potential, Symmetry
 
 #: Pairs of star and augmented star evaluated at once; bounds memory.
 _PAIRS = 4_000_000
+#: In standard deviations: a kernel further away from a pole does not reach across it.
+_REACH = 6.0
 #: Where velocities have their zero of energy, in units of the median radius.
 _FAR = 1e9
 
@@ -93,7 +95,8 @@ class AugmentedDensity(StarDensity):
     so that a density that falls with a power of the energy below escape becomes a Gaussian. A spherical population
     is smoothed in (ln r, u_r, u_t), where u_t is a vector in two dimensions of random direction and u_r has random
     sign; an axisymmetric one in (ln r, sin b, u_R, u_phi, u_z). The kernel's or the components' images under
-    these symmetries are summed in closed form, so there is no edge at u_t = 0.
+    these symmetries are summed in closed form, so there is no edge at u_t = 0; at the poles, sin b = 1 and -1, kernels
+    turn back.
 
     A kernel K smooths the augmented density p to p * K. With the mixture m as a start the estimate is
     :math:`m\,(p * K) / (m * K)`, where smoothing acts on what m misses alone (in the spirit of Hjort & Glad 1995,
@@ -186,6 +189,7 @@ class AugmentedDensity(StarDensity):
         a, b = at[:, :d] / sd[:d], y / sd[:d]
         exponent = self._log_weight - (sd[:d].log() + 0.5 * math.log(2 * math.pi)).sum()
         if u_t is None:
+            b, exponent = _with_polar_images(b, exponent, sd)
             return torch.logsumexp(exponent + a @ b.T - 0.5 * (a**2).sum(-1)[:, None] - 0.5 * (b**2).sum(-1), -1)
         # ln r: a plain Gaussian; u_r: the mean of the kernels at +u_r and -u_r; u_t: of those on a circle
         t, s = at[:, d] / sd[d], u_t / sd[d]
@@ -225,6 +229,20 @@ def reduced(w: Tensor, potential: Potential, symmetry: Symmetry, edge: float) ->
     u_phi = (u[:, 1] * x[:, 0] - u[:, 0] * x[:, 1]) / R
     y = torch.stack([r.log(), x[:, 2] / r, u_R, u_phi, u[:, 2]], -1)
     return ReducedCoordinates(y, None, math.log(2 * math.pi) + log_volume, excess)
+
+
+def _with_polar_images(b: Tensor, exponent: Tensor, sd: Tensor) -> tuple[Tensor, Tensor]:
+    """Add the images of stars ``b (n, 5)``, in units of ``sd``, whose kernels reach across a pole.
+
+    Across the pole sin b turns back, and with the longitude the directions of R and phi are opposite.
+    """
+    found, exponents = [b], [exponent]
+    for pole in (1 / sd[1], -1 / sd[1]):
+        near = ((b[:, 1] - pole).abs() < _REACH).nonzero()[:, 0]
+        ln_r, sine, u_R, u_phi, u_z = b[near].unbind(-1)
+        found.append(torch.stack([ln_r, 2 * pole - sine, -u_R, -u_phi, u_z], -1))
+        exponents.append(exponent[near])
+    return torch.cat(found), torch.cat(exponents)
 
 
 def _quantile(value: Tensor, weight: Tensor, level: float) -> Tensor:

@@ -17,8 +17,8 @@ from bayespot.potential.base import Potential, Symmetry
 class AugmentedStars(NamedTuple):
     """Stars of a phase-mixed population: ``w (n, 6)``, ``weight (n,)``, ``J (n, 3)`` and ``theta (n, 3)``.
 
-    Weights sum to one, less those of orbits that the map cannot reach (beyond 5e8 kpc). All but theta are
-    differentiable in the parameters of f(J), w also in the potential's.
+    Weights sum to one, less those of orbits that the map cannot reach (beyond 5e8 kpc), and differ from component to
+    component of f(J). All but theta are differentiable in the parameters of f(J), w also in the potential's.
     """
 
     w: Tensor
@@ -78,7 +78,7 @@ class Chain:
         return max(self.potential.symmetry, self.df.symmetry, key=order.index)
 
     def augment(self, n: int, seed: int) -> AugmentedStars:
-        """Draw about n stars: J from f, stratified over its components, theta uniform, mapped to (x, v).
+        """Draw n weighted stars: J from f, as many from each of its components, theta uniform, mapped to (x, v).
 
         Orbits that the potential does not hold are left out, in an absurd one all of them.
 
@@ -88,7 +88,7 @@ class Chain:
         Parameters
         ----------
         n
-            Number of stars; rounding of the components' shares may change it a little.
+            Number of stars; at least 16 for each component of f.
         seed
             Seed of the point set.
         """

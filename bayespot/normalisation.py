@@ -92,7 +92,7 @@ class FixedPoints:
     def of_stars(
         cls, chain: Chain, selection: SelectionFunction, n: int, seed: int, n_rotations: int = 16
     ) -> FixedPoints:
-        """Draw about n augmented stars of the population ``chain``; they re-weight to populations nearby.
+        """Draw n augmented stars of the population ``chain``; they re-weight to populations nearby.
 
         Their Monte-Carlo error is that of importance sampling. ``seed`` is that of stars and rotations, over
         ``n_rotations`` of which S is averaged.

@@ -122,10 +122,11 @@ def test_augment_differentiates_in_all_parameters(finder: ActionFinder):
 
 
 def test_common_random_numbers():
-    """The same seed gives the same angles at other parameters; another seed other ones."""
+    """The same seed gives the same angles at other parameters, of f too; another seed other ones."""
     df, values = population("sphere")
     chain = Chain(POTENTIAL, freeze(df, values), IsochroneActions())
-    other = Chain(Isochrone(m_tot=1.1e11, r_s=3.0), freeze(df, values), IsochroneActions())
+    tilted = values | {"logits": values["logits"] + torch.tensor([0.4, -0.4], dtype=torch.float64)}
+    other = Chain(Isochrone(m_tot=1.1e11, r_s=3.0), freeze(df, tilted), IsochroneActions())
     assert torch.equal(chain.augment(500, 1).theta, other.augment(500, 1).theta)
     assert not torch.equal(chain.augment(500, 1).theta, chain.augment(500, 2).theta)
     assert kstest(chain.augment(500, 1).theta[:, 0].numpy() / (2 * math.pi), "uniform").pvalue > 0.001

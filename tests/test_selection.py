@@ -165,8 +165,9 @@ def test_a_lattice_covers_motion_in_and_out():
         points = FixedPoints.lattice(chain, Custom(_outward), 2**14, 7, (1.0, 20.0))
         assert abs(float(points.log_z(chain.log_density(points.w)).exp()) - 0.5) < 1e-3
         shell = SphericalShell(5.0, 5.05)
-        r = torch.linalg.vector_norm(chain.augment(2**20, 3).w[:, :3], dim=-1)
-        expected = float(((r > 4.8) & (r < 5.25)).double().mean()) / 9
+        stars = chain.augment(2**20, 3)
+        r = torch.linalg.vector_norm(stars.w[:, :3], dim=-1)
+        expected = float(stars.weight[(r > 4.8) & (r < 5.25)].sum()) / 9
         points = FixedPoints.lattice(chain, shell, 2**16, 7, (1.0, 20.0))
         assert abs(float(points.log_z(chain.log_density(points.w)).exp()) / expected - 1) < 0.03
 

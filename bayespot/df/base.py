@@ -36,7 +36,7 @@ class DistributionFunction(AbstractPyroModule, abc.ABC):
 
     @abc.abstractmethod
     def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
-        """Return about n weighted orbits, differentiable in the parameters, with common random numbers."""
+        """Return n weighted orbits, differentiable in the parameters, with common random numbers."""
 
     @abc.abstractmethod
     def resolved(self, n_components: int, J: Tensor, near_data: bool = False) -> DistributionFunction:

@@ -47,7 +47,7 @@ class OrbitDistribution(Distribution, abc.ABC):
 
     @abc.abstractmethod
     def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
-        """Return about n weighted orbits with the random numbers of ``seed``; see `OrbitSample`."""
+        """Return n weighted orbits with the random numbers of ``seed``; see `OrbitSample`."""
 
 
 class SphericalActionDistribution(OrbitDistribution):
@@ -138,7 +138,7 @@ class SphericalActionDistribution(OrbitDistribution):
         return torch.stack([J_r, L * cos_i, L * (1 - cos_i.abs())], -1)
 
     def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
-        """Return about n orbits, a fixed share from each component; see `OrbitSample`.
+        """Return n orbits, as many from each component; see `OrbitSample`.
 
         The same seed gives the same uniform numbers whatever the parameters, so estimates at two parameter
         values share their noise.
@@ -227,7 +227,7 @@ class ActionDistribution(OrbitDistribution):
         return torch.stack([J_r, J_phi, J_z], -1)
 
     def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
-        """Return about n orbits, a fixed share from each component; see `OrbitSample`."""
+        """Return n orbits, as many from each component; see `OrbitSample`."""
         k, weight, u = strata(self.logits, n, seed, 4 + n_spare)
         common = self.tail[k] / gamma_quantile(self.tail[k], u[:, 0])
         J_r = gamma_quantile(self.shape_r[k], u[:, 1]) * common * self.scale_r[k]
@@ -238,11 +238,16 @@ class ActionDistribution(OrbitDistribution):
 
 
 def strata(logits: Tensor, n: int, seed: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Component, weight and scrambled Sobol point of every orbit; weights are differentiable in the logits."""
+    """Component, weight and scrambled Sobol point of every orbit; weights are differentiable in the logits.
+
+    As many orbits of every component whatever its weight: with counts that follow the weights sums over the orbits
+    would jump as these change.
+    """
     share = torch.softmax(logits, -1)
-    counts = (n * share.detach()).round().long().clamp(min=16).tolist()
+    size = len(share)
+    counts = [max(16, n // size + (i < n % size)) for i in range(size)]
     points = [uniform_points(m, dim, seed * 1009 + i) for i, m in enumerate(counts)]
-    k = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    k = torch.repeat_interleave(torch.arange(size), torch.tensor(counts))
     return k, (share / share.new_tensor(counts))[k], torch.cat(points)
 
 

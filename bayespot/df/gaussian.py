@@ -42,7 +42,7 @@ class QuantileMixture(OrbitDistribution, abc.ABC):
         return self._orbits(k, torch.rand(*shape, 3, dtype=torch.float64))
 
     def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
-        """Return about n orbits, a fixed share from each component; see `OrbitSample`."""
+        """Return n orbits, as many from each component; see `OrbitSample`."""
         k, weight, u = strata(self.logits, n, seed, 3 + n_spare)
         return OrbitSample(self._orbits(k, u[:, :3]), weight, u[:, 3:])
 
