@@ -82,7 +82,7 @@ def convergence(n_seeds: int) -> list[dict[str, Any]]:
                 found["moved"].append(float((delta @ shift).sqrt()))
             found["seconds"] = (time.perf_counter() - begun) / len(found["sd"])
             if hasattr(density, "_sd"):
-                found["kernel_widths"] = [float(x) for x in density._sd]
+                found["kernel_widths"] = [float(x) for x in density._sd.detach()]
             rows.append(found)
             print(json.dumps(found), flush=True)
     return rows
