@@ -58,10 +58,10 @@ class RadialOrbits(NamedTuple):
         return root[..., 0]
 
     def _motion(self, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        r"""ds/dpsi and r p_r, ``turn`` = psi + pi/2 in [0, pi] on a trailing axis.
+        r"""s, ds/dpsi and r p_r, ``turn`` = psi + pi/2 in [0, pi] on a trailing axis.
 
-        Both vanish at the turning points and their ratio does not, so neither may be a difference of large
-        numbers there: from a turning point s_t, with d = s - s_t,
+        The last two vanish at the turning points and their ratio does not, so neither may be a difference of
+        large numbers there: with d = s - s_t from a turning point s_t,
 
         .. math:: F = L^2 (e^{2 d} - 1) - 2 e^{2 s} [\Phi(s) - \Phi(s_t)].
         """
