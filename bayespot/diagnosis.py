@@ -59,7 +59,7 @@ def diagnose(
     log_weights = torch.full((len(u),), torch.nan, dtype=torch.float64)
     k_hat = math.nan
     extra: dict[str, Any] = {}
-    if drawn.log_q is not None:
+    if drawn.log_q is not None and config.k_hat_draws > 0:
         n = min(config.k_hat_draws, len(u))
         log_weights[:n], k_hat = psis(log_ratios(space, data, u[:n], drawn.log_q[:n], tick))
         extra["weight_fraction"] = weight_fraction(log_weights[:n])

@@ -70,7 +70,7 @@ class FitConfig:
         Catalogues more than twice as large are scored in random minibatches of this size in SVI, with a control variate
         (`bayespot.variational.ControlVariate`); with measurement errors a star counts as many as it has samples.
     k_hat_draws
-        Draws used for the PSIS diagnostic and re-weighting.
+        Draws used for the PSIS diagnostic, the evidence and re-weighting; 0: without them.
     selection_points, selection_max_points, selection_tolerance
         Points that normalise a selection near the maximum. They are doubled until twice as many, and others, would
         move the mean of no parameter of the potential by more than the tolerance, in posterior standard deviations, or
@@ -129,6 +129,8 @@ class FitConfig:
         for name in (*_COUNTS, "subset_size", "fisher_stars", "batch_size", "df_rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.k_hat_draws < 0:
+            raise ValueError(f"k_hat_draws must be positive, or 0 for none; got {self.k_hat_draws}")
         if self.svi_learning_rate is not None and not self.svi_learning_rate > 0:
             raise ValueError(f"svi_learning_rate must be positive; got {self.svi_learning_rate}")
         if self.svi_steps < 0 or self.svi_particles < 1:

@@ -272,6 +272,8 @@ def test_refusals(isochrone_stars):
     """Too few stars, a star at the centre, unbound systems and bad settings are refused with the remedy."""
     with pytest.raises(ValueError, match="n_draws must be at least 1; got 0"):
         FitConfig(n_draws=0)
+    with pytest.raises(ValueError, match="k_hat_draws must be positive, or 0 for none; got -1"):
+        FitConfig(k_hat_draws=-1)
     with pytest.raises(ValueError, match="guide must be one of"):
         FitConfig(guide="wide")
     few = isochrone_stars[:12]
@@ -285,6 +287,16 @@ def test_refusals(isochrone_stars):
     with pytest.raises(FitError, match=r"stay unbound.*units"):
         fit(light, isochrone_stars, dataclasses.replace(QUICK, adam_steps=2))
     pyro.clear_param_store()
+
+
+def test_fit_without_weights(isochrone_stars):
+    """With k_hat_draws=0 no draw is weighted: k-hat is NaN, no evidence, and re-weighting says what it lacks."""
+    config = dataclasses.replace(QUICK, guide="laplace", k_hat_draws=0)
+    result = fit(isochrone.build(isochrone_stars), isochrone_stars, config)
+    assert math.isnan(result.diagnostics.k_hat)
+    assert result.diagnostics.log_evidence is None
+    with pytest.raises(ValueError, match="no draw has an importance weight"):
+        Posterior.from_result(result).reweighted()
 
 
 @pytest.mark.parametrize("prior", ["none", "all"])
