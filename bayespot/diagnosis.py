@@ -64,6 +64,8 @@ def diagnose(
         log_weights[:n], k_hat = psis(log_ratios(space, data, u[:n], drawn.log_q[:n], tick))
         extra["weight_fraction"] = weight_fraction(log_weights[:n])
         extra["log_evidence"] = float(log_weights[:n].logsumexp(0)) - math.log(n)
+    if drawn.log_q is not None and math.isnan(k_hat):
+        notes.append("the guide was not compared with the exact posterior: k-hat takes 25 draws (k_hat_draws, n_draws)")
     if config.guide == "nuts":
         extra |= _chains(space, data, drawn, tick)
     if config.guide == "mean_field":

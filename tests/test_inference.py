@@ -290,11 +290,12 @@ def test_refusals(isochrone_stars):
 
 
 def test_fit_without_weights(isochrone_stars):
-    """With k_hat_draws=0 no draw is weighted: k-hat is NaN, no evidence, and re-weighting says what it lacks."""
+    """With k_hat_draws=0 no draw is weighted: k-hat is NaN, the verdict says so, and re-weighting what it lacks."""
     config = dataclasses.replace(QUICK, guide="laplace", k_hat_draws=0)
     result = fit(isochrone.build(isochrone_stars), isochrone_stars, config)
     assert math.isnan(result.diagnostics.k_hat)
     assert result.diagnostics.log_evidence is None
+    assert any("not compared with the exact posterior" in reason for reason in result.diagnostics.warnings)
     with pytest.raises(ValueError, match="no draw has an importance weight"):
         Posterior.from_result(result).reweighted()
 

@@ -35,7 +35,7 @@ TRUE = Isochrone(1e11, 3.0)
 FINDER = IsochroneActions()
 #: (J_r, J_phi, J_z) of three progenitors in kpc km/s.
 ORBITS = {"one": (300.0, 900.0, 700.0), "two": (150.0, -1200.0, 400.0), "three": (500.0, 600.0, 1500.0)}
-QUICK = FitConfig(seed=1, n_components=1, svi_steps=30, n_draws=300, k_hat_draws=20)
+QUICK = FitConfig(seed=1, n_components=1, svi_steps=30, n_draws=300, k_hat_draws=30)
 
 
 def mock_stream(orbit: tuple[float, float, float], n: int, seed: int) -> Catalog:
