@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bayespot.fit_result import EnsembleResult, FitConfig, FitResult, Weighting
+from bayespot.fit_result import NO_EVIDENCE, EnsembleResult, FitConfig, FitResult, Weighting
 from bayespot.inference import fingerprint, fit
 from bayespot.model import SnapshotModel
 from bayespot.potential.neural import MassSlopeNetwork
@@ -90,13 +90,15 @@ def fit_ensemble(
     Raises
     ------
     ValueError
-        If there are fewer than 2 members, or as `fit`.
+        If there are fewer than 2 members, if they will have no evidence to be weighted by, or as `fit`.
     FitError
         As `fit`, for the first member that fails.
     """
     config = FitConfig() if config is None else config
     if n_members < 2:
         raise ValueError(f"an ensemble needs at least 2 members, got {n_members}")
+    if weighting == "evidence" and (config.guide in ("nuts", "svgd") or config.k_hat_draws == 0):
+        raise ValueError(NO_EVIDENCE)
     jobs = min(n_members, os.cpu_count() or 1) if jobs is None else min(jobs, n_members)
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")

@@ -15,6 +15,7 @@ from bayespot.model import SnapshotModel
 
 GuideName = Literal["full_rank", "low_rank", "mean_field", "laplace", "svgd", "nuts"]
 _COUNTS = ("n_draws", "adam_steps", "map_iterations", "guide_rank", "nuts_chains", "nuts_warmup", "svgd_particles")
+NO_EVIDENCE = "members fitted by NUTS or SVGD, or with k_hat_draws=0, have no evidence; weight them equally"
 #: How the members of an ensemble are weighted.
 Weighting = Literal["equal", "evidence"]
 
@@ -226,5 +227,5 @@ class EnsembleResult:
             return [1 / len(self.members)] * len(self.members)
         evidence = [member.diagnostics.log_evidence for member in self.members]
         if any(value is None for value in evidence):
-            raise ValueError("members fitted by NUTS or SVGD have no evidence; weight them equally")
+            raise ValueError(NO_EVIDENCE)
         return torch.tensor(evidence, dtype=torch.float64).softmax(0).tolist()

@@ -286,6 +286,9 @@ def test_refusals(few_stars):
         FitConfig(guide="nuts", df_guide="full_rank")
     with pytest.raises(ValueError, match="at least 2 members, got 1"):
         fit_ensemble(parametric(few_stars), few_stars, QUICK, 1)
+    for config in (FitConfig(guide="nuts"), FitConfig(k_hat_draws=0)):
+        with pytest.raises(ValueError, match="have no evidence; weight them equally"):
+            fit_ensemble(parametric(few_stars), few_stars, config, 2, weighting="evidence")
 
 
 # --- re-weighting
