@@ -12,45 +12,45 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Catalog": "catalog",
-    "CatalogError": "catalog_columns",
+    "CatalogError": "catalog",
     "Potential": "potential",
     "Isochrone": "potential",
     "MassSlopeNetwork": "potential",
     "DirectNetwork": "potential",
-    "SphericalActions": "actions.spherical",
+    "SphericalActions": "actions",
     "LogisticGaussianProcess": "df",
     "SphericalMixture": "df",
-    "SnapshotModel": "model",
-    "FitConfig": "fit_result",
-    "FitError": "fit_result",
+    "SnapshotModel": "likelihood",
+    "FitConfig": "inference",
+    "FitError": "inference",
     "fit": "inference",
-    "fit_ensemble": "ensemble",
+    "fit_ensemble": "inference",
     "Posterior": "posterior",
     "EnsemblePosterior": "posterior",
-    "load_run": "runs",
-    "save_run": "runs",
+    "load_run": "report",
+    "save_run": "report",
 }
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from bayespot.actions.spherical import SphericalActions as SphericalActions
-    from bayespot.catalog import Catalog as Catalog
-    from bayespot.catalog_columns import CatalogError as CatalogError
+    from bayespot.catalog.catalog import Catalog as Catalog
+    from bayespot.catalog.columns import CatalogError as CatalogError
     from bayespot.df import LogisticGaussianProcess as LogisticGaussianProcess
     from bayespot.df import SphericalMixture as SphericalMixture
-    from bayespot.ensemble import fit_ensemble as fit_ensemble
-    from bayespot.fit_result import FitConfig as FitConfig
-    from bayespot.fit_result import FitError as FitError
-    from bayespot.inference import fit as fit
-    from bayespot.model import SnapshotModel as SnapshotModel
-    from bayespot.posterior import EnsemblePosterior as EnsemblePosterior
-    from bayespot.posterior import Posterior as Posterior
+    from bayespot.inference.ensemble import fit_ensemble as fit_ensemble
+    from bayespot.inference.fit import fit as fit
+    from bayespot.inference.result import FitConfig as FitConfig
+    from bayespot.inference.result import FitError as FitError
+    from bayespot.likelihood.model import SnapshotModel as SnapshotModel
+    from bayespot.posterior.posterior import EnsemblePosterior as EnsemblePosterior
+    from bayespot.posterior.posterior import Posterior as Posterior
     from bayespot.potential import DirectNetwork as DirectNetwork
     from bayespot.potential import Isochrone as Isochrone
     from bayespot.potential import MassSlopeNetwork as MassSlopeNetwork
     from bayespot.potential import Potential as Potential
-    from bayespot.runs import load_run as load_run
-    from bayespot.runs import save_run as save_run
+    from bayespot.report.runs import load_run as load_run
+    from bayespot.report.runs import save_run as save_run
 
 
 def __getattr__(name: str) -> Any:

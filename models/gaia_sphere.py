@@ -5,8 +5,7 @@ cut on what was observed. Copy the file and declare the cuts your catalogue was 
 """
 
 from bayespot import Catalog, LogisticGaussianProcess, MassSlopeNetwork, SnapshotModel
-from bayespot.errors import MeasurementErrors
-from bayespot.selection import GalacticLatitude, HeliocentricDistance
+from bayespot.likelihood import GalacticLatitude, HeliocentricDistance, MeasurementErrors
 
 #: The cuts that were applied to the observed coordinates.
 SELECTION = HeliocentricDistance(10.0) * GalacticLatitude(15.0)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bayespot.actions.base import ActionAngles, ActionFinder, CappedActions, cap_energy
 from bayespot.actions.isochrone import IsochroneActions
+from bayespot.actions.orbit import integrate_transformed
 from bayespot.actions.plane import split, wrap
-from bayespot.orbit import integrate_transformed
 from bayespot.potential.analytic import Isochrone
 from bayespot.potential.base import Potential, Symmetry
 from bayespot.units import G

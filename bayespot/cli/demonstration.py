@@ -13,7 +13,7 @@ from bayespot.cli.formulas import print_formulas
 from bayespot.cli.tables import OUTPUT, interval, print_table
 
 if TYPE_CHECKING:
-    from bayespot.posterior import PotentialDraws
+    from bayespot.posterior.posterior import PotentialDraws
 
 
 def demo(
@@ -25,10 +25,10 @@ def demo(
 
     Example: `bayespot demo`
     """
-    from bayespot.catalog import Catalog
-    from bayespot.fit_result import FitConfig
-    from bayespot.mock import mock
-    from bayespot.runs import check_free
+    from bayespot.catalog.catalog import Catalog
+    from bayespot.inference.result import FitConfig
+    from bayespot.mock.sample import mock
+    from bayespot.report.runs import check_free
 
     started = time.perf_counter()
     folders = [output / "isochrone", output / "milky_way"]
@@ -55,8 +55,8 @@ def demo(
 def _print_truth(posterior: PotentialDraws) -> None:
     import numpy as np
 
-    from bayespot.fields import truth_field
-    from bayespot.mock import truth_potential
+    from bayespot.mock.sample import truth_potential
+    from bayespot.potential.fields import truth_field
 
     truth = truth_potential(posterior.meta["meta"])
     assert truth is not None  # the demo simulated it
@@ -80,9 +80,9 @@ def _demo_formulas(posterior: PotentialDraws, folder: Path, seed: int) -> None:
     if find_spec("physo") is None:
         typer.echo("no formulas: physo is not installed (pip install 'bayespot[distill]')")
         return
-    from bayespot.distill import distill as run_distill
-    from bayespot.grammar import DistillConfig
-    from bayespot.runs import load_run
+    from bayespot.distill.distill import distill as run_distill
+    from bayespot.distill.grammar import DistillConfig
+    from bayespot.report.runs import load_run
 
     # the run keeps its stars, the posterior in memory does not
     stored, _, _ = load_run(folder.parent)

@@ -13,9 +13,9 @@ import typer
 from bayespot.cli.tables import OUTPUT
 
 if TYPE_CHECKING:
-    from bayespot.catalog import Catalog
-    from bayespot.fit_result import FitConfig
-    from bayespot.posterior import PotentialDraws
+    from bayespot.catalog.catalog import Catalog
+    from bayespot.inference.result import FitConfig
+    from bayespot.posterior.posterior import PotentialDraws
 
 
 def models() -> None:
@@ -82,8 +82,8 @@ def fit(
 
     Example: `bayespot fit spherical stars.ecsv -o run --ensemble 4 --jobs 2`
     """
-    from bayespot.catalog import Catalog
-    from bayespot.fit_result import FitConfig
+    from bayespot.catalog.catalog import Catalog
+    from bayespot.inference.result import FitConfig
 
     if jobs is not None and ensemble is None:
         raise ValueError("--jobs is for ensembles: add --ensemble K")
@@ -125,7 +125,7 @@ def load_model(model: str) -> tuple[Any, Path | None]:
     """Return the module with build(catalog), and its file when it is the user's."""
     import importlib
 
-    from bayespot.runs import load_model_module
+    from bayespot.report.runs import load_model_module
 
     if model.endswith(".py"):
         path = Path(model)
@@ -154,10 +154,10 @@ def fit_to_folder(
 ) -> PotentialDraws:
     import functools
 
-    from bayespot.ensemble import fit_ensemble
-    from bayespot.inference import fit as run_fit
-    from bayespot.runs import check_free, load_model_module, load_run, partial_folder, save_run
-    from bayespot.verdict import verdict
+    from bayespot.inference.ensemble import fit_ensemble
+    from bayespot.inference.fit import fit as run_fit
+    from bayespot.inference.verdict import verdict
+    from bayespot.report.runs import check_free, load_model_module, load_run, partial_folder, save_run
 
     check_free(folder, overwrite, resume)
     module, path = load_model(model)

@@ -11,7 +11,7 @@ from bayespot.cli.fitting import load_model
 from bayespot.cli.tables import check_table_place, parse_radii, print_table, write_table
 
 if TYPE_CHECKING:
-    from bayespot.forecast import Forecast
+    from bayespot.posterior.forecast import Forecast
 
 
 def forecast(
@@ -48,8 +48,8 @@ def forecast(
     """
     import numpy as np
 
-    from bayespot.forecast import forecast as run_forecast
-    from bayespot.mock import mock
+    from bayespot.mock.sample import mock
+    from bayespot.posterior.forecast import forecast as run_forecast
 
     if output is not None and figure is None:
         figure = output.with_suffix(".png")
@@ -81,7 +81,7 @@ def forecast(
         write_table(found.table(r, n_stars), output)
         typer.echo(f"wrote {output}")
     if figure is not None:
-        from bayespot import plots
+        from bayespot.report import plots
 
         with plots.style():
             plots.save(plots.forecast_figure(found, np.geomspace(r[0], r[-1], 60), n_stars), figure)

@@ -10,7 +10,7 @@ import typer
 from bayespot.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from bayespot.distillation import Distillation
+    from bayespot.distill.result import Distillation
 
 
 def distill(
@@ -47,7 +47,7 @@ def distill(
     """
     from importlib.util import find_spec
 
-    from bayespot.grammar import DEFAULT_FAMILIES, FAMILIES, DistillConfig
+    from bayespot.distill.grammar import DEFAULT_FAMILIES, FAMILIES, DistillConfig
 
     if families == "list":
         for family in FAMILIES.values():
@@ -59,9 +59,9 @@ def distill(
     )
     if find_spec("physo") is None:
         raise ValueError("distill needs physo, which is not installed: pip install 'bayespot[distill]'")
-    from bayespot.catalog import Catalog
-    from bayespot.distill import distill as run_distill
-    from bayespot.runs import load_run
+    from bayespot.catalog.catalog import Catalog
+    from bayespot.distill.distill import distill as run_distill
+    from bayespot.report.runs import load_run
 
     posterior, _, _ = load_run(run)
     stars = None if catalog is None else Catalog.read(catalog, check_offset=False)

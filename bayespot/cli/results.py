@@ -10,7 +10,7 @@ import typer
 from bayespot.cli.tables import OUTPUT, check_table_place, interval, parse_radii, print_table, write_table
 
 if TYPE_CHECKING:
-    from bayespot.posterior import PotentialDraws
+    from bayespot.posterior.posterior import PotentialDraws
 
 
 def predict(
@@ -23,7 +23,7 @@ def predict(
 
     Example: `bayespot predict run --radii 0.1:80:60 -o fields.ecsv`
     """
-    from bayespot.runs import load_run
+    from bayespot.report.runs import load_run
 
     r = parse_radii(radii)
     check_table_place(output, overwrite)
@@ -40,9 +40,9 @@ def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
 
     Example: `bayespot report run`
     """
-    from bayespot.figures import draw_figures
-    from bayespot.page import write_page
-    from bayespot.runs import load_run
+    from bayespot.report.figures import draw_figures
+    from bayespot.report.page import write_page
+    from bayespot.report.runs import load_run
 
     posterior, config, diagnosis = load_run(run)
     _print_report(posterior, config, diagnosis)
@@ -69,10 +69,10 @@ def check(
 
     Example: `bayespot check run stars.ecsv`
     """
-    from bayespot.catalog import Catalog
-    from bayespot.predictive import posterior_predictive
+    from bayespot.catalog.catalog import Catalog
+    from bayespot.posterior.predictive import posterior_predictive
     from bayespot.progress import Progress
-    from bayespot.runs import RunError, load_run, save_predictive
+    from bayespot.report.runs import RunError, load_run, save_predictive
 
     posterior, config, _ = load_run(run)
     stars = Catalog.read(catalog, drop_invalid=drop_invalid, allow_missing=allow_missing, check_offset=False)
@@ -92,8 +92,8 @@ def check(
 def _print_report(posterior: PotentialDraws, config: dict[str, Any], diagnosis: dict[str, Any]) -> None:
     import numpy as np
 
-    from bayespot.report import describe, reweighted_where_it_matters
-    from bayespot.verdict import verdict
+    from bayespot.inference.verdict import verdict
+    from bayespot.report.text import describe, reweighted_where_it_matters
 
     catalog = config["catalog"]
     typer.echo(f"model {config['model']}, {catalog['n_stars']} stars, seed {config['fit']['seed']}")

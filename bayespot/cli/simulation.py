@@ -34,7 +34,7 @@ def simulate(
 
     Example: `bayespot simulate isochrone --n-stars 20000 --observed --max-distance 10 --min-latitude 15 -o gaia.fits`
     """
-    from bayespot.mock import MOCKS, mock
+    from bayespot.mock.sample import MOCKS, mock
 
     if name == "list":
         typer.echo("\n".join(MOCKS))
@@ -45,8 +45,8 @@ def simulate(
         raise ValueError("--max-distance and --min-latitude are cuts on what is observed: add --observed")
     catalog = mock(name, n_stars=n_stars, seed=seed, anisotropy_radius=anisotropy_radius)
     if observed:
-        from bayespot.observe import observe
-        from bayespot.selection import GalacticLatitude, HeliocentricDistance
+        from bayespot.likelihood.selection import GalacticLatitude, HeliocentricDistance
+        from bayespot.mock.observe import observe
 
         far = None if max_distance is None else HeliocentricDistance(max_distance)
         low = None if min_latitude is None else GalacticLatitude(min_latitude)

@@ -32,9 +32,10 @@ class TrainedDensity(DistributionDensity, abc.ABC):
     """A density of orbits by a network on the `ActionChart`, trained on the stars' actions in a fixed potential.
 
     It has no Pyro sites: a fit alternates between training f(J) at fixed potential and maximising over the potential
-    at fixed f(J) (`bayespot.alternating`). At the true potential the expected score of the potential vanishes for any
-    f(J), so small errors of the network do not move it; an overfitted one ties it to the potential it was trained in,
-    hence the early stopping on held-out stars. The network is tabulated once per training (`TabulatedDistribution`).
+    at fixed f(J) (`bayespot.inference.alternating`). At the true potential the expected score of the potential
+    vanishes for any f(J), so small errors of the network do not move it; an overfitted one ties it to the potential it
+    was trained in, hence the early stopping on held-out stars. The network is tabulated once per training
+    (`TabulatedDistribution`).
 
     Parameters
     ----------

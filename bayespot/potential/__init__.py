@@ -19,6 +19,7 @@ from bayespot.potential.analytic import (
 from bayespot.potential.base import Potential, radius
 from bayespot.potential.callables import CallablePotential
 from bayespot.potential.exchange import from_gala, from_galpy
+from bayespot.potential.fields import RADIAL_FIELDS, Field, PlaneField, truth_field
 from bayespot.potential.neural import DirectNetwork, MassSlopeNetwork
 from bayespot.potential.profile import RadialProfile
 from bayespot.potential.symbolic import SymbolicPotential
@@ -27,16 +28,19 @@ from bayespot.potential.tabulated import TabulatedSphere
 __all__ = [
     "ANALYTIC",
     "NFW",
+    "RADIAL_FIELDS",
     "AnalyticPotential",
     "AnalyticSphere",
     "CallablePotential",
     "CoredPowerLaw",
     "DirectNetwork",
+    "Field",
     "Hernquist",
     "Isochrone",
     "Jaffe",
     "Logarithmic",
     "MassSlopeNetwork",
+    "PlaneField",
     "Plummer",
     "Potential",
     "PowerLaw",
@@ -49,4 +53,5 @@ __all__ = [
     "from_gala",
     "from_galpy",
     "radius",
+    "truth_field",
 ]

@@ -22,9 +22,8 @@ import torch
 from bayespot.models import isochrone, spherical
 
 from bayespot import FitConfig, Posterior, SnapshotModel, SphericalMixture, fit
-from bayespot.fields import truth_field
 from bayespot.mock import mock
-from bayespot.potential import Isochrone, Plummer
+from bayespot.potential import Isochrone, Plummer, truth_field
 
 M, B = 1e11, 3.0
 # Cramer-Rao floor of ln M and ln b with f(J) free, times sqrt(N) (isotropic isochrone)

@@ -25,13 +25,12 @@ import numpy as np
 import torch
 
 from bayespot import FitConfig, Isochrone, MassSlopeNetwork, Posterior, SnapshotModel, SphericalMixture, fit
-from bayespot.actions.isochrone import IsochroneActions
-from bayespot.augmented import Smoothing
-from bayespot.chain import Chain
-from bayespot.fields import truth_field
+from bayespot.actions import IsochroneActions
+from bayespot.likelihood import Chain, Smoothing
 from bayespot.mock import mock
-from bayespot.plots import BLUE, GREEN, GREY, ORANGE, VERMILION
+from bayespot.potential import truth_field
 from bayespot.pyro_modules import freeze
+from bayespot.report.plots import BLUE, GREEN, GREY, ORANGE, VERMILION
 
 M, B = 1e11, 3.0
 TRUTH = Isochrone(M, B)

@@ -55,16 +55,12 @@ from bayespot import (
     SphericalMixture,
     fit,
 )
-from bayespot.chain import Chain
 from bayespot.df.mixture import SitePrior
-from bayespot.errors import MeasurementErrors
-from bayespot.fields import truth_field
-from bayespot.mock import MOCKS, mock
-from bayespot.observe import observe
-from bayespot.potential import Plummer, Potential
+from bayespot.likelihood import Chain, HeliocentricDistance, MeasurementErrors
+from bayespot.mock import MOCKS, mock, observe
+from bayespot.potential import Plummer, Potential, truth_field
 from bayespot.progress import Progress
-from bayespot.runs import versions
-from bayespot.selection import HeliocentricDistance
+from bayespot.report.runs import versions
 
 Array = NDArray[Any]
 

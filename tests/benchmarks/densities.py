@@ -33,11 +33,10 @@ import numpy as np
 import torch
 
 from bayespot import Catalog, FitConfig, MassSlopeNetwork, Posterior, SnapshotModel, SphericalMixture, fit
-from bayespot.actions.spherical import SphericalActions
+from bayespot.actions import SphericalActions
 from bayespot.df import DENSITIES, TrainedDensity, choose_n_components, density
-from bayespot.fields import truth_field
 from bayespot.mock import MOCKS, mock
-from bayespot.potential import NFW, Potential
+from bayespot.potential import NFW, Potential, truth_field
 from bayespot.pyro_modules import freeze
 
 RESULTS = Path(__file__).parent / "results" / "densities.jsonl"

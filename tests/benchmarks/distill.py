@@ -28,14 +28,12 @@ from bayespot.models import spherical
 from pyro.distributions import LogNormal
 
 from bayespot import FitConfig, Posterior, SnapshotModel, SphericalMixture, fit
-from bayespot.distill import distill
-from bayespot.distillation import Distillation
-from bayespot.formulas import Fitter
-from bayespot.grammar import DistillConfig
+from bayespot.distill import Distillation, DistillConfig, distill
+from bayespot.distill.formulas import Fitter
+from bayespot.distill.ranking import constant_prior
+from bayespot.distill.target import Target
 from bayespot.mock import mock
 from bayespot.potential import NFW, Hernquist, Isochrone, Plummer
-from bayespot.ranking import constant_prior
-from bayespot.target import Target
 
 #: True form in normalised units, its constants' true values in physical units, and the closed-form class.
 TRUTHS: dict[str, tuple[str, dict[str, float], Any]] = {

@@ -18,8 +18,7 @@ from pathlib import Path
 
 import torch
 
-from bayespot.actions.isochrone import IsochroneActions
-from bayespot.actions.spherical import SphericalActions
+from bayespot.actions import IsochroneActions, SphericalActions
 from bayespot.mock import mock
 from bayespot.potential import Isochrone
 

@@ -41,11 +41,11 @@ from bayespot import (
     fit,
     fit_ensemble,
 )
-from bayespot.actions.isochrone import IsochroneActions
-from bayespot.fields import truth_field
-from bayespot.fit_result import EnsembleResult
+from bayespot.actions import IsochroneActions
+from bayespot.inference import EnsembleResult
 from bayespot.mock import mock
 from bayespot.posterior import PotentialDraws, member_spread
+from bayespot.potential import truth_field
 
 TRUE = Isochrone(1e11, 3.0)
 N_STARS = {"parametric": 1000, "free-form": 2000}

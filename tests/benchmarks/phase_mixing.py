@@ -29,10 +29,9 @@ from bayespot.models import isochrone
 from torch import Tensor
 
 from bayespot import Catalog, FitConfig, Isochrone, MassSlopeNetwork, SnapshotModel, SphericalMixture, fit
-from bayespot.actions.isochrone import IsochroneActions
+from bayespot.actions import IsochroneActions, integrate
+from bayespot.inference import ALARM
 from bayespot.mock import mock
-from bayespot.orbit import integrate
-from bayespot.phase_mixing import ALARM
 
 N = 2000
 TRUTH = Isochrone(1e11, 3.0)

@@ -33,11 +33,11 @@ import torch
 from bayespot.models import isochrone
 
 from bayespot import Catalog, FitConfig, Isochrone, MassSlopeNetwork, Posterior, SnapshotModel, SphericalMixture, fit
-from bayespot.actions.isochrone import IsochroneActions
-from bayespot.fields import truth_field
+from bayespot.actions import IsochroneActions
+from bayespot.likelihood import Stream, UniformOrbits, stacked
 from bayespot.mock import mock
-from bayespot.plots import BLUE, ORANGE, VERMILION, save, stars, style
-from bayespot.streams import Stream, UniformOrbits, stacked
+from bayespot.potential import truth_field
+from bayespot.report.plots import BLUE, ORANGE, VERMILION, save, stars, style
 
 TRUE = Isochrone(1e11, 3.0)
 FINDER = IsochroneActions()

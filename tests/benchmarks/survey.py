@@ -23,12 +23,9 @@ import numpy as np
 import torch
 
 from bayespot import Catalog, FitConfig, LogisticGaussianProcess, MassSlopeNetwork, Posterior, SnapshotModel, fit
-from bayespot.errors import MeasurementErrors
-from bayespot.fields import truth_field
-from bayespot.mock import mock, truth_potential
-from bayespot.observe import observe
-from bayespot.potential import Plummer
-from bayespot.selection import HeliocentricDistance
+from bayespot.likelihood import HeliocentricDistance, MeasurementErrors
+from bayespot.mock import mock, observe, truth_potential
+from bayespot.potential import Plummer, truth_field
 
 RADII = np.array([0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0])
 FIELDS = ("potential", "enclosed_mass", "circular_speed")

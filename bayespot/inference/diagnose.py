@@ -1,0 +1,145 @@
+"""The diagnostics of a fit, from its draws: importance weights, chains, unbound stars, errors, selection, angles."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bayespot.diagnostics import chain_statistics, psis, weight_fraction
+from bayespot.inference.guides import mean_field_narrowing
+from bayespot.inference.latent import LatentSpace, blocks
+from bayespot.inference.optimise import count_unbound
+from bayespot.inference.phase_mixing import angle_statistic
+from bayespot.inference.result import Diagnostics, FitConfig
+from bayespot.inference.verdict import verdict
+from bayespot.likelihood.phase_mixed import effective_samples
+
+#: Most stars of the phase-mixing test.
+ANGLE_STARS = 20_000
+
+
+class Draws(NamedTuple):
+    """Draws of the unconstrained latents ``(n, size)``, chain after chain, and their log-density under the guide."""
+
+    u: Tensor
+    log_q: Tensor | None
+    n_chains: int = 1
+    divergences: float | None = None
+
+
+def diagnose(
+    space: LatentSpace,
+    data: Tensor,
+    few: Tensor,
+    drawn: Draws,
+    config: FitConfig,
+    state: Mapping[str, Any],
+    tick: Callable[[], None],
+) -> tuple[Diagnostics, Tensor]:
+    """Return the diagnostics and the smoothed log importance weights ``(n,)`` of the draws.
+
+    Parameters
+    ----------
+    space, data
+        Latents, and the stars as `SnapshotModel.prepare` returns them.
+    few
+        Coordinates of the stars for the phase-mixing test.
+    drawn, config
+        The posterior's draws and the settings of the fit.
+    state
+        What the stages recorded (``elbo``, ``gradient_norm``, ``warnings``, ...).
+    """
+    u, model = drawn.u, space.model
+    notes = list(state["warnings"])
+    log_weights = torch.full((len(u),), torch.nan, dtype=torch.float64)
+    k_hat = math.nan
+    extra: dict[str, Any] = {}
+    if drawn.log_q is not None and config.k_hat_draws > 0:
+        n = min(config.k_hat_draws, len(u))
+        log_weights[:n], k_hat = psis(log_ratios(space, data, u[:n], drawn.log_q[:n], tick))
+        extra["weight_fraction"] = weight_fraction(log_weights[:n])
+        extra["log_evidence"] = float(log_weights[:n].logsumexp(0)) - math.log(n)
+    if drawn.log_q is not None and math.isnan(k_hat):
+        notes.append("the guide was not compared with the exact posterior: k-hat takes 25 draws (k_hat_draws, n_draws)")
+    if config.guide == "nuts":
+        extra |= _chains(space, data, drawn, tick)
+    if config.guide == "mean_field":
+        # with f(J) in the same guide its correlations with the potential are lost too
+        size = space.size if config.df_guide == "joint" else space.n_potential
+        extra["narrowing"] = mean_field_narrowing(state["information"][:size, :size], space.n_potential)
+    extra |= _observation(space, data, few, u.mean(0), notes)
+    if model.points is not None:
+        extra["selection_points"] = state["selection_points"]
+        extra["selection_error"] = state["selection_error"]
+    found = Diagnostics(
+        elbo=state["elbo"],
+        gradient_norm=state["gradient_norm"],
+        n_unbound=count_unbound(space, u.mean(0), data),
+        k_hat=k_hat,
+        n_components=int(model.df.n_components or 0),
+        component_table=state["component_table"],
+        map_iterations=state["map_iterations"],
+        seconds=dict(state["seconds"]),
+        warnings=[],
+        n_stars=len(data),
+        df=type(model.df).__name__,
+        df_rounds=[dataclasses.asdict(one) for one in state["rounds"]],
+        notes=notes,
+        **extra,
+    )
+    return dataclasses.replace(found, warnings=verdict(dataclasses.asdict(found)).reasons), log_weights
+
+
+def log_ratios(space: LatentSpace, data: Tensor, u: Tensor, log_q: Tensor, tick: Callable[[], None]) -> Tensor:
+    """Return ln p(u, data) - ln q(u) of draws, p the exact unnormalised posterior.
+
+    Where the guide of f(J) is a point mass, p is that of the potential at this f(J): what f(J) leaves open is not
+    integrated over, and neither k-hat nor re-weighting can tell.
+    """
+    found = []
+    for one, log_density in zip(u, log_q, strict=True):
+        found.append(space.log_posterior(one, data) - log_density)
+        tick()
+    return torch.stack(found)
+
+
+def _chains(space: LatentSpace, data: Tensor, drawn: Draws, tick: Callable[[], None]) -> dict[str, Any]:
+    """r-hat and ESS of the potential's latents and ln p; components of f(J) may change their places."""
+    log_p = log_ratios(space, data, drawn.u, torch.zeros(len(drawn.u)).double(), tick)
+    watched = torch.cat([drawn.u[:, : space.n_potential], log_p[:, None]], -1)
+    r_hat, ess = chain_statistics(watched.reshape(drawn.n_chains, -1, watched.shape[-1]))
+    return {"r_hat": r_hat, "ess": ess, "divergences": drawn.divergences}
+
+
+@torch.no_grad()
+def _observation(space: LatentSpace, data: Tensor, few: Tensor, u: Tensor, notes: list[str]) -> dict[str, Any]:
+    """What errors, selection and phase mixing did, at the posterior mean."""
+    found: dict[str, Any] = {}
+    model = space.model
+    fixed = model.at(space.values(u))
+    density = fixed.true_density()
+    if model.errors is None and model.selection is None and model.df.proper:
+        test = angle_statistic(fixed, few)
+        found = {"angle_p_value": test.p_value, "angle_statistic": test.statistic, "angle_dof": test.dof}
+    if data.dim() == 3:
+        n_eff = torch.cat([effective_samples(density, block) for block in blocks(data)])
+        found["error_samples"] = [float(x) for x in n_eff.quantile(torch.tensor([0.0, 0.05, 0.5]).double())]
+        found["n_error_samples"] = data.shape[1]
+        found["n_poorly_sampled"] = int((n_eff < 2).sum())
+    for stream in fixed.streams:
+        if stream.data.dim() == 3:
+            n_eff = stream.effective_samples(fixed.potential, fixed.finder)
+            if (poor := int((n_eff < 4).sum())) > 0.05 * len(n_eff):
+                notes.append(
+                    f"{poor} of {len(n_eff)} stars of stream {stream.stream_name} have fewer than 4 effective "
+                    f"samples of {stream.data.shape[1]} within their errors, which biases the result: raise "
+                    "n_samples of its errors, or drop stars with large errors"
+                )
+    if model.points is not None:
+        found["selected_fraction"] = float(model.points.log_z(density.log_prob(model.points.w)).exp())
+    return found

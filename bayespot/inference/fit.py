@@ -1,0 +1,459 @@
+"""Fit a model to a catalogue: data-based start, MAP, Fisher matrix, guide or sampler, draws."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import biject_to
+
+from bayespot.actions.spherical import SphericalActions
+from bayespot.df import TrainedDensity, density
+from bayespot.df.base import LogFraction
+from bayespot.df.components import CANDIDATES, choose_n_components
+from bayespot.files import replacing, save_torch
+from bayespot.inference.alternating import UNSETTLED, alternate, require_plain
+from bayespot.inference.diagnose import ANGLE_STARS, Draws, diagnose
+from bayespot.inference.guides import Family, WhitenedGuide
+from bayespot.inference.latent import LatentSpace, stars_in
+from bayespot.inference.map import Climb
+from bayespot.inference.optimise import Report, adam_until_bound, count_unbound, lbfgs
+from bayespot.inference.result import FitConfig, FitError, FitResult
+from bayespot.inference.samplers import Chain, WhitenedPosterior, check_svgd_size, nuts, svgd
+from bayespot.inference.svi import maximise_elbo, step_seed
+from bayespot.likelihood.model import SnapshotModel
+from bayespot.potential.base import radius
+from bayespot.progress import Progress
+
+if TYPE_CHECKING:
+    from bayespot.catalog.catalog import Catalog
+
+_CHECKPOINT_SECONDS = 20.0
+#: Numbers of components to choose from where the guide is joint: fewer bias the potential by more than held-out stars
+#: can tell, of more f(J) has directions far from Gaussian.
+_JOINT_CANDIDATES = (3, 4)
+
+
+def fit(
+    model: SnapshotModel,
+    catalog: Catalog,
+    config: FitConfig | None = None,
+    *,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+) -> FitResult:
+    """Infer the posterior of the potential from one snapshot.
+
+    Start from the data or the prior, Adam until every star is bound, choice of the number of components of
+    f(J), full-batch L-BFGS to the maximum a posteriori, Fisher matrix, and from there, in whitened coordinates, what
+    ``config.guide`` names: stochastic variational inference, Stein particles or NUTS. A trained f(J) (`TrainedDensity`)
+    is trained and held fixed in turns with the potential first. The model is not changed.
+
+    Parameters
+    ----------
+    model
+        Potential, f(J) and finder with priors.
+    catalog
+        The stars.
+    config
+        `FitConfig`.
+    checkpoint
+        File that receives the state of the fit at every stage and every 20 s, written atomically.
+    resume
+        Continue from ``checkpoint`` instead of starting anew.
+    progress
+        Show progress on stderr; None: only on a terminal.
+
+    Raises
+    ------
+    ValueError
+        If the catalogue has fewer stars than the model has parameters, SVGD is asked to move too many latents, or the
+        checkpoint is of another fit.
+    FitError
+        If no potential is found in which the stars are bound, or the likelihood is not finite.
+    """
+    config = FitConfig() if config is None else config
+    run = _Fit(model, catalog, config, checkpoint)
+    if resume:
+        run.load()
+    with Progress(progress) as bar:
+        return run.complete(bar)
+
+
+class _Fit:
+    """One run of the stages; ``state`` is everything a checkpoint must hold."""
+
+    def __init__(self, model: SnapshotModel, catalog: Catalog, config: FitConfig, checkpoint: Path | None) -> None:
+        self.catalog, self.config, self.checkpoint = catalog, config, checkpoint
+        model = copy.deepcopy(model)
+        if config.df is not None:
+            model.df = density(config.df, rotation=model.df.symmetry != "spherical")
+        #: f(J) that is trained in turns with the potential; until then a mixture stands in for it.
+        trained = model.df if isinstance(model.df, TrainedDensity) else None
+        if trained is not None:
+            require_plain(model)
+            model.df = trained.start()
+        self.w = catalog.w
+        #: The stars as the likelihood sees them; w are their coordinates.
+        self.data = model.prepare(catalog, config.seed)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.order = torch.randperm(len(self.w), generator=self.generator)
+        sharp = self.order if model.errors is None else _sharp(catalog, self.order)
+        self.subset = self.w[sharp[: config.subset_size]]
+        self.few_rows = self._few(sharp)
+        self.few = self.w[self.few_rows]
+        if isinstance(model.finder, SphericalActions) and model.finder.r_min is None:
+            r = radius(torch.cat([self.w, *(stream.w for stream in model.streams)])[:, :3])
+            if float(r.min()) <= 0:
+                raise ValueError(f"star {int(r.argmin())} is exactly at the centre; drop it (it has no angles)")
+            model.finder = SphericalActions(float(r.min()), float(r.max()), model.finder.margin)
+        self.state: dict[str, Any] = {
+            "fingerprint": fingerprint(torch.cat([self.w, *(stream.w for stream in model.streams)]), config),
+            "model": model,
+            "trained": trained,
+            "rounds": [],
+            "stage": "start",
+            "seconds": {},
+            "warnings": [],
+            "component_table": [],
+            "map_iterations": 0,
+            "elbo": [],
+            "svi_step": 0,
+            "chains": [],
+            "selection_points": 0,
+            "selection_error": 0.0,
+        }
+        self._saved = time.monotonic()
+
+    def _few(self, order: Tensor) -> Tensor:
+        """Rows of a small sample for the start, with the fastest stars of the whole catalogue among it."""
+        n = len(order)
+        chosen = order[: min(n, 5000)]
+        w = self.w[order]
+        v2 = (w[:, 3:] ** 2).sum(-1) * radius(w[:, :3])
+        extreme = order[v2.topk(min(200, n)).indices]
+        return torch.cat([chosen, extreme]).unique()
+
+    # -- checkpoints -------------------------------------------------------------------------------------
+
+    def save(self, force: bool = True) -> None:
+        if self.checkpoint is None or not (force or time.monotonic() - self._saved > _CHECKPOINT_SECONDS):
+            return
+        with replacing(self.checkpoint) as temporary:
+            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            save_torch(self.state, temporary)
+        self._saved = time.monotonic()
+
+    def load(self) -> None:
+        if self.checkpoint is None or not self.checkpoint.exists():
+            raise ValueError(f"nothing to resume: {self.checkpoint} does not exist; fit without resuming")
+        try:
+            state = torch.load(self.checkpoint, weights_only=False)
+        except Exception as error:
+            raise ValueError(
+                f"{self.checkpoint}: not a readable checkpoint ({error}); delete it and fit anew"
+            ) from error
+        if state["fingerprint"] != self.state["fingerprint"]:
+            raise ValueError(
+                f"{self.checkpoint} belongs to another fit (other stars or settings); resume with the same "
+                "catalogue, seed and options, or fit anew"
+            )
+        self.state = state
+
+    # -- stages ------------------------------------------------------------------------------------------
+
+    def complete(self, bar: Progress) -> FitResult:
+        stages: dict[str, Callable[[Progress], None]] = {"start": self._start}
+        if self.state["trained"] is not None:
+            stages["orbits"] = self._orbits
+        stages["map"] = self._map
+        last = {"nuts": self._nuts, "svgd": self._svgd}.get(self.config.guide, self._svi)
+        stages[last.__name__.removeprefix("_")] = last
+        names = list(stages)
+        for i, name in enumerate(names):
+            if self.state["stage"] != name:
+                continue
+            begun = time.perf_counter()
+            stages[name](bar)
+            seconds = self.state["seconds"]
+            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begun
+            self.state["stage"] = names[i + 1] if i + 1 < len(names) else "draws"
+            self.save()
+        return self._result(bar)
+
+    @property
+    def model(self) -> SnapshotModel:
+        return self.state["model"]
+
+    @property
+    def _separable(self) -> bool:
+        """Whether f(J) and the potential are independent to first order: the likelihood is f(J) at known places."""
+        return self.model.selection is None and self.model.errors is None
+
+    def _start(self, bar: Progress) -> None:
+        """Initial f(J) in the initial potential, Adam, and the number of components."""
+        values = self._scattered(self.model.initial_values())
+        if self.config.guide == "svgd":
+            check_svgd_size(sum(v.numel() for v in values.values()))  # before work that would be in vain
+        wanted = self.config.n_components or self.model.df.n_components
+        # a flexible f(J) is not needed to bind the stars, nor is its number of components known yet
+        values = self._with_df(values, min(wanted or 3, 3), self.few)
+        bar.stage("start: binding the stars")
+
+        def report(u: Tensor, note: str) -> None:
+            bar.step(note)
+
+        u = self._rough(values, report)
+        values = values | LatentSpace(self.model.plain()).values(u)
+        if self.model.selection is not None:
+            bar.stage("start: allowing for the selection")
+            climb = self._climb(report)
+            values = climb.selected(values)
+            self.state["model"] = climb.model
+        n_components = wanted
+        if n_components is None:
+            bar.stage("start: choosing the number of components of f(J)", len(CANDIDATES))
+            n_components = self._choose(values, bar.step)
+        values = self._with_df({k: v for k, v in values.items() if not k.startswith("df.")}, n_components, self.subset)
+        space = LatentSpace(self.model)
+        self.catalog.require(space.n_potential if self.model.df.regularised else space.size)
+        if self.config.guide == "svgd":
+            check_svgd_size(space.size if self._joint else space.n_potential)
+        self.state["u"] = space.vector(values)
+
+    def _scattered(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Displace the start at random by ``start_scatter`` in unconstrained coordinates."""
+        if self.config.start_scatter == 0:
+            return values
+        generator = torch.Generator().manual_seed(self.config.seed)
+        priors, moved = self.model.sites(), {}
+        for name, value in values.items():
+            transform = biject_to(priors[name].support)
+            raw = transform.inv(value)
+            noise = torch.randn(raw.shape, generator=generator, dtype=torch.float64)
+            moved[name] = transform(raw + self.config.start_scatter * noise)
+        return moved
+
+    def _rough(self, values: Mapping[str, Tensor], report: Callable[[Tensor, str], None]) -> Tensor:
+        config, space = self.config, LatentSpace(self.model.plain())
+        u = adam_until_bound(
+            space, space.vector(dict(values)), self.few, config.adam_steps, config.adam_learning_rate, report
+        )
+        unbound = count_unbound(space, u, self.few)
+        if unbound > len(self.few) // 2:
+            raise FitError(
+                f"{unbound} of {len(self.few)} stars stay unbound after {10 * config.adam_steps} steps: check the "
+                "units (kpc, km/s), the frame (Galactocentric) and the prior of the mass"
+            )
+        if self.model.smoothing is None:
+            information = space.fisher(u, self.few, 3000, config.seed)
+            u, _, _ = lbfgs(space, u, self.few, information, 0.3, 60, report)
+        return u
+
+    def _with_df(self, values: Mapping[str, Tensor], n_components: int, w: Tensor) -> dict[str, Tensor]:
+        """Resolve f(J) to ``n_components`` and start it at its best fit in the given potential."""
+        J = self._actions(values, w)
+        log_z = self._log_fraction(values)
+        self.model.df = self.model.df.resolved(n_components, J, near_data=not self._separable)
+        start = self.model.df.fit_actions(J[:20_000], self.config.seed, log_z=log_z)
+        return dict(values) | {f"df.{name}": value for name, value in start.items()}
+
+    @torch.no_grad()
+    def _log_fraction(self, values: Mapping[str, Tensor]) -> LogFraction | None:
+        """ln Z as a function of f(J) alone, in the given potential; None before a selection's points are drawn."""
+        if self.model.points is None:
+            return None
+        fixed = self.model.at({name: value for name, value in values.items() if not name.startswith("df.")})
+        return self.model.points.in_actions(fixed.potential, fixed.finder)
+
+    @torch.no_grad()
+    def _actions(self, values: Mapping[str, Tensor], w: Tensor) -> Tensor:
+        fixed = self.model.at(values)
+        return fixed.finder.capped_actions(fixed.potential, w).J
+
+    def _choose(self, values: Mapping[str, Tensor], tick: Callable[[str], None]) -> int:
+        J = self._actions(values, self.subset)
+        choice = choose_n_components(
+            self.model.df,
+            J,
+            self.config.seed,
+            CANDIDATES if self._separable else _JOINT_CANDIDATES,
+            tick=tick,
+            log_z=self._log_fraction(values),
+            joint=not self._separable,
+            criterion=self.config.component_choice,
+        )
+        self.state["component_table"] = [dict(row) for row in choice.table]
+        return choice.n_components
+
+    def _orbits(self, bar: Progress) -> None:
+        """Train f(J) and maximise over the potential in turns; then f(J) stays."""
+        state = self.state
+        bar.stage("f(J) and the potential in turns")
+
+        def report(u: Tensor, note: str) -> None:
+            bar.step(note)
+
+        for found in alternate(
+            self.model, state["trained"], state["u"], self.data, self.config, state["rounds"], report
+        ):
+            state.update(model=found.model, trained=found.model.df, u=found.u, rounds=found.rounds)
+            state["map_iterations"] += found.rounds[-1].iterations
+            self.save()
+        if (moved := state["rounds"][-1].moved) > UNSETTLED:
+            state["warnings"].append(
+                f"the last of {len(state['rounds'])} rounds of training f(J) moved the potential by {moved:.2f} "
+                "posterior sd: raise df_rounds"
+            )
+
+    def _map(self, bar: Progress) -> None:
+        """L-BFGS to the MAP: on a subset first when there are many stars."""
+        config = self.config
+        sets = [self.data]
+        if (size := stars_in(self.data, config.subset_size)) < len(self.data):
+            sets = [self.data[self.order[:size]], self.data]
+        bar.stage("maximum a posteriori", config.map_iterations * len(sets))
+
+        def report(u: Tensor, note: str) -> None:
+            self.state["u"] = u
+            self.save(force=False)
+            bar.step(note, 4)
+
+        u, climb = self.state["u"], self._climb(report)
+        for data in sets:
+            u = climb.towards(u, data)
+        if self.model.selection is None:
+            bar.stage("Fisher information")
+            information = climb.information(u, self.data, config.fisher_stars, bar.step)
+        else:
+            u, information, n_points, error = climb.normalised_finely(u, bar.stage)
+            self.state.update(selection_points=n_points, selection_error=error)
+        self.state["model"] = climb.model
+        self.state["map_iterations"] += climb.iterations
+        _, slope = LatentSpace(self.model).gradient(u, self.data)
+        norm = float(slope @ torch.linalg.lstsq(information, slope[:, None]).solution[:, 0]) ** 0.5
+        if not torch.isfinite(information).all() or not norm == norm:
+            raise FitError("the likelihood is not finite at its maximum: look for stars with absurd coordinates")
+        self.state.update(u=u, information=information, gradient_norm=norm)
+
+    def _climb(self, report: Report) -> Climb:
+        few = self.data[self.few_rows[: stars_in(self.data, 5000)]]
+        return Climb(self.model, self.catalog, self.data, few, self.config, report)
+
+    def _guide(self, space: LatentSpace) -> WhitenedGuide:
+        """The guide before training: the Laplace approximation, up to its families."""
+        config = self.config
+        family = cast("Family", "full_rank" if config.guide == "laplace" else config.guide)
+        df = config.df_guide or ("joint" if self._joint else "point")
+        return WhitenedGuide(space, self.state["u"], self.state["information"], family, df, config.guide_rank)
+
+    def _svi(self, bar: Progress) -> None:
+        """Train the guide; for the Laplace approximation there is nothing to train."""
+        config = self.config
+        pyro.clear_param_store()
+        guide = self._guide(LatentSpace(self.model))
+        self.state["guide"] = self.state.get("guide") or guide.state_dict()
+        if config.guide != "laplace" and config.svi_steps > 0:
+            maximise_elbo(self.model, guide, self.data, config, self.state, lambda: self.save(force=False), bar)
+
+    # -- draws -------------------------------------------------------------------------------------------
+
+    @property
+    def _joint(self) -> bool:
+        """Whether f(J) is inferred together with the potential."""
+        apart = self._separable and self.config.guide != "nuts"
+        return (self.config.df_guide or ("point" if apart else "joint")) == "joint"
+
+    def _whitened(self) -> WhitenedPosterior:
+        space = LatentSpace(self.model)
+        return WhitenedPosterior(space, self.data, self.state["u"], self.state["information"], self._joint)
+
+    def _nuts(self, bar: Progress) -> None:
+        """Chains of NUTS, one after the other; a finished chain is not run again."""
+        config, chains = self.config, self.state["chains"]
+        n = max(4, math.ceil(config.n_draws / config.nuts_chains))
+        while len(chains) < config.nuts_chains:
+            bar.stage(f"NUTS, chain {len(chains) + 1} of {config.nuts_chains}", n + config.nuts_warmup)
+            seed = step_seed(config.seed, len(chains))
+            chains.append(nuts(self._whitened(), n, config.nuts_warmup, seed, bar.step))
+            self.save()
+
+    def _svgd(self, bar: Progress) -> None:
+        """Stein particles from the Laplace approximation to the posterior."""
+        config, target = self.config, self._whitened()
+        bar.stage("Stein particles", config.svgd_steps)
+        z, rest = svgd(target, config.svgd_particles, config.svgd_steps, config.seed, bar.step)
+        self.state["chains"] = [Chain(z, 0)]
+        if rest > 0.2:
+            self.state["warnings"].append(
+                f"the particles of SVGD still move ({rest:.2f} of the first step's direction): raise svgd_steps"
+            )
+
+    def _draws(self, space: LatentSpace) -> Draws:
+        config, state = self.config, self.state
+        if config.guide in ("nuts", "svgd"):
+            chains = state["chains"]
+            u = self._whitened().u(torch.cat([chain.z for chain in chains]))
+            return Draws(u, None, len(chains), sum(chain.n_divergent for chain in chains) / len(u))
+        guide = self._guide(space)
+        guide.load_state_dict(state["guide"])
+        return Draws(*guide.draw(config.n_draws, config.seed))
+
+    def _result(self, bar: Progress) -> FitResult:
+        config, space, state = self.config, LatentSpace(self.model), self.state
+        begun = time.perf_counter()
+        bar.stage("posterior draws and diagnostics")
+        drawn = self._draws(space)
+        few = self.w[self.order[:ANGLE_STARS]]
+        found, log_weights = diagnose(space, self.data, few, drawn, config, state, bar.step)
+        found.seconds["draws"] = time.perf_counter() - begun
+        statistics = {} if drawn.log_q is None else {"log_q": drawn.log_q, "log_weights": log_weights}
+        r = radius(self.w[:, :3])
+        q = [0.0, 0.01, 0.05, 0.16, 0.5, 0.84, 0.95, 0.99, 1.0]
+        ranked = r.sort().values
+        return FitResult(
+            model=self.model,
+            draws={k: v.detach() for k, v in space.values(drawn.u).items()},
+            map={k: v.detach() for k, v in space.values(state["u"]).items()},
+            config=config,
+            diagnostics=found,
+            catalog={
+                "n_stars": len(self.w),
+                "r_q": [float(ranked[min(int(p * len(r)), len(r) - 1)]) for p in q],
+                "radii": [float(x) for x in ranked[:: max(1, len(r) // 500)]],
+                "meta": dict(self.catalog.meta),
+            },
+            sample_stats=statistics,
+            n_chains=drawn.n_chains,
+        )
+
+
+def _sharp(catalog: Catalog, order: Tensor) -> Tensor:
+    """Rows of the stars whose coordinates are good enough to start from, in the same order.
+
+    Errors make fast stars of slow ones: a potential that binds all of them where they were observed may be far
+    too deep for the fit to come back from. Stars with velocity or position known to 20 % are taken, or
+    the better half if these are fewer.
+    """
+    if catalog.covariance is None:
+        return order
+    variance = catalog.covariance.diagonal(dim1=1, dim2=2)
+    ratio = torch.maximum(
+        variance[:, 3:].sum(-1) / (catalog.v**2).sum(-1), variance[:, :3].sum(-1) / (catalog.x**2).sum(-1)
+    )
+    limit = max(0.04, float(ratio.median()))
+    return order[ratio[order] <= limit]
+
+
+def fingerprint(w: Tensor, config: FitConfig) -> dict[str, Any]:
+    """Return what tells one fit from another: a digest of the stars, and the settings."""
+    return {"n": len(w), "sum": float(w.sum()), "norm": float((w**2).sum()), "config": asdict(config)}

@@ -1,0 +1,196 @@
+"""The latent sites of a model as one unconstrained vector, and the posterior density over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.distributions import biject_to
+
+from bayespot.df.base import DistributionFunction
+from bayespot.likelihood.model import SnapshotModel
+
+#: Stars per block in sums over the whole catalogue: bounds memory at any number of stars.
+BLOCK = 100_000
+
+
+class LatentSpace:
+    """Maps a real vector to the sites of a model and back; the potential's sites come first, then those of streams.
+
+    ``n_potential`` counts both.
+
+    Parameters
+    ----------
+    model
+        Its sites' priors give shapes and supports.
+    """
+
+    def __init__(self, model: SnapshotModel) -> None:
+        self.model = model
+        sites = model.sites()
+        order = [n for part in ("potential.", "streams.", "df.") for n in sites if n.startswith(part)]
+        self.priors = {name: sites[name] for name in order}
+        self.shapes, self.transforms, self.slices = {}, {}, {}
+        start = 0
+        for name, prior in self.priors.items():
+            transform = biject_to(prior.support)
+            shape = transform.inverse_shape(prior.batch_shape + prior.event_shape)
+            stop = start + shape.numel()
+            self.shapes[name], self.transforms[name], self.slices[name] = shape, transform, slice(start, stop)
+            if not name.startswith("df."):
+                self.n_potential = stop
+            start = stop
+        self.size = start
+
+    def values(self, u: Tensor) -> dict[str, Tensor]:
+        """Return the sites' values at the unconstrained vector ``u`` ``(*batch, size)``."""
+        out = {}
+        for name, part in self.slices.items():
+            raw = u[..., part].reshape(u.shape[:-1] + self.shapes[name])
+            out[name] = self.transforms[name](raw)
+        return out
+
+    def vector(self, values: dict[str, Tensor]) -> Tensor:
+        """Return the unconstrained vector of the given values; the inverse of `values`."""
+        return torch.cat([self.transforms[n].inv(values[n]).reshape(-1) for n in self.priors]).double()
+
+    def log_jacobian(self, u: Tensor) -> Tensor:
+        """Return ln |d values / d u|, so that densities may be compared in u."""
+        total = u.new_zeros(())
+        for name, part in self.slices.items():
+            raw, transform = u[part].reshape(self.shapes[name]), self.transforms[name]
+            total = total + transform.log_abs_det_jacobian(raw, transform(raw)).sum()
+        return total
+
+    def log_prior(self, u: Tensor) -> Tensor:
+        """Return the log prior density in u."""
+        return self.model.log_prior(self.values(u)) + self.log_jacobian(u)
+
+    def log_likelihood(self, u: Tensor, w: Tensor) -> Tensor:
+        """Return the log-density of each star of ``w`` at ``u``."""
+        return self.model.at(self.values(u)).log_prob(w)
+
+    def log_posterior(self, u: Tensor, w: Tensor) -> Tensor:
+        """Return the unnormalised log posterior density in u, without gradients; any number of stars."""
+        with torch.no_grad():
+            fixed = self.model.at(self.values(u))
+            return self.log_prior(u) + sum(fixed.log_prob(block).sum() for block in blocks(w))
+
+    def gradient(self, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log posterior density and its gradient in u, block by block."""
+        value, slope = self.likelihood_gradient(u, w)
+        u = u.detach().requires_grad_()
+        with torch.enable_grad():
+            prior = self.log_prior(u)
+            return value + prior.detach(), slope + torch.autograd.grad(prior, u)[0]
+
+    def likelihood_gradient(self, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-likelihood of the stars ``w`` and its gradient in u, block by block."""
+        u = u.detach().requires_grad_()
+        value, slope = u.new_zeros(()), torch.zeros_like(u)
+        with torch.enable_grad():
+            for block in blocks(w):
+                part = self.log_likelihood(u, block).sum()
+                slope = slope + torch.autograd.grad(part, u)[0]
+                value = value + part.detach()
+        return value, slope
+
+    def log_fraction_gradient(self, u: Tensor) -> Tensor:
+        """Return the gradient in u of ln Z, the fraction selected; the model's points must be laid."""
+        points = self.model.points
+        assert points is not None  # the caller laid them
+        u = u.detach().requires_grad_()
+        with torch.enable_grad():
+            log_z = points.log_z(self.model.at(self.values(u)).true_density().log_prob(points.w))
+            return torch.autograd.grad(log_z, u)[0]
+
+    @torch.no_grad()
+    def scores(self, u: Tensor, w: Tensor, step: float = 1e-4) -> Tensor:
+        """Return d ln p(w_i)/du ``(n, size)`` by central differences (error of order step^2).
+
+        Differences cost two passes per parameter without a graph, and are not misled by turning points
+        that are constants of the first derivative.
+        """
+        columns = torch.zeros(len(w), self.size, dtype=torch.float64)
+        # without errors or selection f(J) is all that depends on the df's sites
+        plain = self.model.is_plain
+        # of the sites of streams the density of these stars does not depend at all
+        of_streams = [range(self.size)[part] for name, part in self.slices.items() if name.startswith("streams.")]
+        for k in sorted(set(range(self.size)).difference(*of_streams)):
+            ahead, behind = u.clone(), u.clone()
+            ahead[k] += step
+            behind[k] -= step
+            plus, minus = self.model.at(self.values(ahead)), self.model.at(self.values(behind))
+            if k < self.n_potential or not plain:
+                columns[:, k] = (plus.log_prob(w) - minus.log_prob(w)) / (2 * step)
+            else:
+                # f(J) alone changes: the actions are computed once
+                if k == self.n_potential:
+                    J, _ = plus.finder.capped_actions(plus.potential, w)
+                columns[:, k] = (_log_f(plus.df, J) - _log_f(minus.df, J)) / (2 * step)
+        return columns
+
+    def fisher(self, u: Tensor, w: Tensor, max_stars: int, seed: int, tick: Callable[[], None] | None = None) -> Tensor:
+        """Return the outer-product Fisher information of the data plus the prior's curvature, in u.
+
+        More than ``max_stars`` stars are represented by a random subset, scaled up. The curvature of the
+        prior and of the streams is that of their log-density (central differences of the gradient), with the
+        absolute values of its eigenvalues, which are positive at a maximum.
+        """
+        n = len(w)
+        if n > max_stars:
+            w = w[torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:max_stars]]
+        information = torch.zeros(self.size, self.size, dtype=torch.float64)
+        for block in blocks(w, 25_000):
+            scores = self.scores(u, block)
+            information += scores.T @ scores
+            if tick:
+                tick()
+        return information * (n / len(w)) + self.prior_curvature(u)
+
+    def prior_curvature(self, u: Tensor, step: float = 1e-4) -> Tensor:
+        """Return the curvature of minus the log prior in u, eigenvalues replaced by their absolute values."""
+
+        def slope(v: Tensor) -> Tensor:
+            v = v.detach().requires_grad_()
+            with torch.enable_grad():
+                value = self.log_prior(v)
+                # flat priors everywhere leave nothing that depends on v
+                return torch.autograd.grad(value, v)[0] if value.requires_grad else torch.zeros_like(v)
+
+        rows = []
+        for k in range(self.size):
+            shift = torch.zeros_like(u)
+            shift[k] = step
+            rows.append((slope(u - shift) - slope(u + shift)) / (2 * step))
+        curvature = torch.stack(rows)
+        values, vectors = torch.linalg.eigh((curvature + curvature.T) / 2)
+        return (vectors * values.abs()) @ vectors.T
+
+
+def whitening(information: Tensor) -> Tensor:
+    """Return lower-triangular C with C C^T = information^-1.
+
+    Directions the data and the prior leave free (information below 1e-12 of its row's scale) keep a
+    finite, large variance instead of failing.
+    """
+    scale = information.diagonal().clamp(min=1e-12).rsqrt()
+    correlation = information * scale[:, None] * scale[None, :]
+    values, vectors = torch.linalg.eigh((correlation + correlation.T) / 2)
+    covariance = (vectors / values.clamp(min=1e-9)) @ vectors.T
+    return torch.linalg.cholesky(covariance * scale[:, None] * scale[None, :])
+
+
+def blocks(w: Tensor, size: int = BLOCK) -> Iterator[Tensor]:
+    """Yield consecutive blocks of stars, of at most ``size`` rows in all (a star may have many samples)."""
+    yield from w.split(stars_in(w, size))
+
+
+def stars_in(w: Tensor, n_rows: int) -> int:
+    """Return how many stars make ``n_rows`` rows of the data that `SnapshotModel.prepare` returns."""
+    return n_rows if w.dim() == 2 else max(1, n_rows // w.shape[1])
+
+
+def _log_f(df: DistributionFunction, J: Tensor) -> Tensor:
+    return df.log_prob(J)

@@ -1,0 +1,125 @@
+"""The climb to the maximum a posteriori: information and a selection's points laid anew where it comes to a halt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bayespot.catalog.catalog import Catalog
+from bayespot.inference.latent import LatentSpace, stars_in
+from bayespot.inference.optimise import Report, displacement, lbfgs
+from bayespot.inference.result import FitConfig
+from bayespot.likelihood.model import SnapshotModel
+
+#: Points that normalise a selection on the way to the maximum.
+_FEW_POINTS = 16_384
+#: How often a climb starts afresh.
+_ROUNDS = 4
+#: Of the seeds of the finer points with which points are compared, beyond the fit's.
+_OTHER_POINTS = 7_001
+
+
+class Climb:
+    """Climbs the log posterior of one model and catalogue by L-BFGS.
+
+    A selection is normalised by points that cover the population they were laid for, and L-BFGS is preconditioned by
+    the information at its start: both are laid anew as the climb goes on. ``model`` has the latest points,
+    ``iterations`` counts those of L-BFGS.
+
+    Parameters
+    ----------
+    model, catalog, config
+        What is fitted.
+    data
+        The stars as `SnapshotModel.prepare` returns them.
+    few
+        A small sample of them, with the most energetic ones.
+    report
+        Called with (u, note) after every few iterations.
+    """
+
+    def __init__(
+        self, model: SnapshotModel, catalog: Catalog, data: Tensor, few: Tensor, config: FitConfig, report: Report
+    ) -> None:
+        self.model, self.catalog, self.data, self.few = model, catalog, data, few
+        self.config, self.report = config, report
+        self.iterations = 0
+
+    def space(self, u: Tensor, n: int = _FEW_POINTS) -> LatentSpace:
+        """Lay n points that normalise the selection at u, if there is one; return the model's latents."""
+        self.model = self._with_points(u, n, self.config.seed)
+        return LatentSpace(self.model)
+
+    def _with_points(self, u: Tensor, n: int, seed: int) -> SnapshotModel:
+        with torch.no_grad():
+            return self.model.select_at(LatentSpace(self.model).values(u), self.catalog, n, seed)
+
+    def information(self, u: Tensor, data: Tensor, n_rows: int, tick: Callable[[], None] | None = None) -> Tensor:
+        """Return the Fisher information at u from at most about n_rows rows of the data.
+
+        That of the literal likelihood is that of its limit, which costs a hundred times less.
+        """
+        closed = LatentSpace(self.model.closed_form())
+        return closed.fisher(u, data, max(stars_in(data, n_rows), min(len(data), 4000)), self.config.seed, tick)
+
+    def selected(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Move to where the selection is allowed for, a few stars at a time."""
+        for _ in range(_ROUNDS):
+            u = LatentSpace(self.model).vector(values)
+            space = self.space(u)
+            u, norm, _ = lbfgs(space, u, self.few, self.information(u, self.few, 3000), 0.5, 16, self.report)
+            values = space.values(u)
+            if norm < 0.5:
+                break
+        return values
+
+    def towards(self, u: Tensor, data: Tensor) -> Tensor:
+        """Climb to about one posterior standard deviation from the maximum of ``data``, then to it."""
+        rounds = 1 if self.model.selection is None else _ROUNDS
+        for _ in range(rounds):
+            space = self.space(u)
+            information = self.information(u, self.few, 5000)
+            u, norm, done = lbfgs(space, u, data, information, 1.0, self.config.map_iterations // rounds, self.report)
+            self.iterations += done
+            if norm < 1.0:
+                break
+        return self.to_maximum(u, data, _FEW_POINTS)
+
+    def to_maximum(self, u: Tensor, data: Tensor, n_points: int) -> Tensor:
+        """Climb to the maximum, with points and information laid anew where L-BFGS came to a halt.
+
+        Ridges of the posterior bend: with the information of a distant place, tens of posterior standard deviations
+        away, the climb comes to a halt before the top.
+        """
+        config = self.config
+        for _ in range(_ROUNDS):
+            space = self.space(u, n_points)
+            information = self.information(u, data, 25_000)
+            u, norm, done = lbfgs(space, u, data, information, config.map_tolerance, config.map_iterations, self.report)
+            self.iterations += done
+            if norm <= config.map_tolerance:
+                break
+        return u
+
+    def normalised_finely(self, u: Tensor, stage: Callable[[str], None]) -> tuple[Tensor, Tensor, int, float]:
+        """Climb with ever more points, twice as many each time, until that moves the posterior little.
+
+        Returns
+        -------
+        u, information, n_points, error
+            The maximum and the information there; the number of points, and by how many posterior standard deviations
+            twice as many, and others, would move the mean of the parameter of the potential that moves most.
+        """
+        config, n = self.config, self.config.selection_points
+        while True:
+            stage(f"normalising the selection with {n} points")
+            u = self.to_maximum(u, self.data, n)
+            information = self.information(u, self.data, config.fisher_stars)
+            finer = LatentSpace(self._with_points(u, 2 * n, config.seed + _OTHER_POINTS))
+            error = displacement(LatentSpace(self.model), finer, u, information, len(self.data), config.seed)
+            self.report(u, f"twice as many move the result by {error:.2g} posterior sd")
+            if error <= config.selection_tolerance or 2 * n > config.selection_max_points:
+                return u, information, n, error
+            n *= 2

@@ -1,0 +1,35 @@
+"""How likely the stars are, given potential and density of orbits: steps D to H of the chain, and the model."""
+
+from bayespot.likelihood.augmented import AugmentedDensity, Smoothing
+from bayespot.likelihood.chain import AugmentedStars, Chain
+from bayespot.likelihood.errors import MeasurementErrors
+from bayespot.likelihood.model import SnapshotModel
+from bayespot.likelihood.selection import (
+    Custom,
+    GalacticLatitude,
+    HeliocentricDistance,
+    MagnitudeLimit,
+    SelectionFunction,
+    SkyCone,
+    SphericalShell,
+)
+from bayespot.likelihood.streams import Stream, UniformOrbits, stacked
+
+__all__ = [
+    "AugmentedDensity",
+    "AugmentedStars",
+    "Chain",
+    "Custom",
+    "GalacticLatitude",
+    "HeliocentricDistance",
+    "MagnitudeLimit",
+    "MeasurementErrors",
+    "SelectionFunction",
+    "SkyCone",
+    "Smoothing",
+    "SnapshotModel",
+    "SphericalShell",
+    "Stream",
+    "UniformOrbits",
+    "stacked",
+]

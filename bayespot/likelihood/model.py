@@ -1,0 +1,301 @@
+"""The complete probabilistic model of one snapshot, as a Pyro module."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from bayespot.actions.base import ActionFinder
+from bayespot.actions.spherical import SphericalActions
+from bayespot.catalog.catalog import Catalog
+from bayespot.df.base import DistributionFunction
+from bayespot.likelihood.augmented import Smoothing
+from bayespot.likelihood.chain import Chain
+from bayespot.likelihood.errors import ErrorScatter, MeasurementErrors
+from bayespot.likelihood.normalisation import FixedPoints
+from bayespot.likelihood.phase_mixed import ObservedStars, PhaseMixed, StarDensity
+from bayespot.likelihood.selection import SelectionFunction, require_selected
+from bayespot.likelihood.streams import Stream, Streams
+from bayespot.potential.base import Potential
+from bayespot.pyro_modules import freeze
+
+
+class SnapshotModel(PyroModule):
+    """Potential, action finder, density of orbits and likelihood of one snapshot.
+
+    Called as ``model(w)`` it is a Pyro model: the sites of the potential and of f(J) under the names
+    ``potential.*`` and ``df.*``, and the stars as the observed site ``w`` in the plate ``stars``.
+
+    Parameters
+    ----------
+    potential, df
+        Potential and density of orbits, with their priors.
+    finder
+        Action finder; `SphericalActions` by default.
+    likelihood
+        ``"jeans"``, the closed form of the phase-mixed density, or ``"augmented"``, a smooth density of stars
+        sampled by the chain; or a `Smoothing`, the latter with its settings.
+    selection
+        S(x, v), the probability that a star is in the catalogue; None: 1.
+    errors
+        How the catalogue's measurement errors enter; None: its coordinates count as exact.
+    selection_sees
+        Whether S applies to the ``"observed"`` coordinates, scattered by errors, or to the ``"true"`` ones;
+        the same without errors.
+    streams
+        Stellar streams whose stars add to the likelihood, see `bayespot.likelihood.streams`. They are not among the
+        catalogue's stars.
+
+    Raises
+    ------
+    ValueError
+        If ``likelihood`` or ``selection_sees`` is unknown.
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        df: DistributionFunction,
+        finder: ActionFinder | None = None,
+        likelihood: Literal["jeans", "augmented"] | Smoothing = "jeans",
+        selection: SelectionFunction | None = None,
+        errors: MeasurementErrors | None = None,
+        selection_sees: Literal["observed", "true"] = "observed",
+        streams: Sequence[Stream] = (),
+    ) -> None:
+        super().__init__()
+        if likelihood not in ("jeans", "augmented") and not isinstance(likelihood, Smoothing):
+            raise ValueError(f"likelihood must be 'jeans', 'augmented' or a Smoothing, got {likelihood!r}")
+        if selection_sees not in ("observed", "true"):
+            raise ValueError(f"selection_sees must be 'observed' or 'true', got {selection_sees!r}")
+        self.potential = potential
+        self.df = df
+        self.finder = SphericalActions() if finder is None else finder
+        self.smoothing = Smoothing() if likelihood == "augmented" else None
+        if isinstance(likelihood, Smoothing):
+            self.smoothing = likelihood
+        self.selection, self.errors, self.selection_sees = selection, errors, selection_sees
+        self.streams = Streams(streams)
+        #: Points that normalise the selection, see `select_at`.
+        self.points: FixedPoints | None = None
+
+    def forward(self, w: Tensor, subsample: Tensor | None = None) -> None:
+        """Score the stars ``w``, as `prepare` returns them; with ``subsample`` (indices) a minibatch, scaled to all."""
+        fixed = self._drawn()
+        with pyro.plate("stars", len(w), subsample=subsample):
+            batch = w if subsample is None else w.index_select(0, subsample)
+            pyro.sample("w", fixed.density(), obs=batch)
+
+    def _drawn(self) -> SnapshotModel:
+        """Sample every site, and the potential's factors; return the model fixed there.
+
+        All sites are sampled here: handlers evaluate the likelihood after the model's call, when an access to a
+        site would be a new draw.
+        """
+        root: Any = self
+        fixed = self.at({name: functools.reduce(getattr, name.split("."), root) for name in self.sites()})
+        fixed.register_factors()
+        return fixed
+
+    def register_factors(self) -> None:
+        """Add the potential's named factors and the streams' likelihoods; fix the sites with `at` first."""
+        self.potential.register_factors()
+        self.streams.register_factors(self.potential, self.finder)
+
+    def prepare(self, catalog: Catalog, seed: int = 0) -> Tensor:
+        """Return what the likelihood conditions on, stars along the first axis.
+
+        ``(n, 6)``, the coordinates, or with measurement errors ``(n, S, 7)``, samples of where each star may be.
+
+        Raises
+        ------
+        ValueError
+            If the selection rejects stars of the catalogue, errors are asked for and it has none, or a model without
+            errors meets stars that lack a distance or a radial velocity.
+        """
+        seen = self.selection is not None and (self.errors is None or self.selection_sees == "observed")
+        if self.selection is not None and seen:
+            require_selected(self.selection, catalog.w)
+        if self.errors is None:
+            n_lost = 0 if catalog.observed is None else int(torch.isnan(catalog.observed.values).any(-1).sum())
+            if n_lost:
+                raise ValueError(
+                    f"{n_lost} of {len(catalog)} stars have no distance or no radial velocity, and the model has no "
+                    "errors to marginalise over them with: give it errors=MeasurementErrors(), or drop those stars"
+                )
+            return catalog.w
+        if self.errors.method == "latent":
+            raise ValueError(
+                "errors with method='latent' are for Pyro's own samplers and guides: see latent_model(catalog); "
+                "a fit needs method='marginal'"
+            )
+        samples = self.errors.samples(catalog, seed)
+        if self.selection is not None and not seen:
+            samples[..., 6] += self.selection(samples[..., :6]).log()
+            lost = torch.isneginf(samples[..., 6]).all(-1)
+            if bool(lost.any()):
+                raise ValueError(
+                    f"{self.selection} rejects star {int(lost.int().argmax())} (counting from 0) wherever within its "
+                    "errors it may be; correct the selection or drop it"
+                )
+        return samples
+
+    def select_at(self, values: Mapping[str, Tensor], catalog: Catalog, n: int, seed: int) -> SnapshotModel:
+        """Return a copy whose selection is normalised with about n points, see `FixedPoints.lattice`.
+
+        ``values`` of all sites give the population whose speeds of escape and radii are covered; ``seed`` is that
+        of the rotations. Without a selection the model itself.
+        """
+        if self.selection is None:
+            return self
+        model = copy.copy(self)
+        blurred = self.errors is not None and self.selection_sees == "observed"
+        scatter = ErrorScatter(catalog) if blurred else None
+        r = torch.linalg.vector_norm(catalog.x, dim=-1)
+        r_range = (float(r.min()) / 2, float(r.max()) * 1.5)
+        # errors are drawn per rotation, at the price of an observation each; catalogues that have them are small
+        m = 16 if blurred else 128
+        model.points = FixedPoints.lattice(self.chain(values), self.selection, n, seed, r_range, m, scatter)
+        return model
+
+    def chain(self, values: Mapping[str, Tensor]) -> Chain:
+        """Return the population at ``values`` of all sites."""
+        fixed = self.at(values)
+        return Chain(fixed.potential, fixed.df, fixed.finder)
+
+    def latent_model(self, catalog: Catalog) -> Callable[[], None]:
+        """Return a Pyro model whose sites include the true observables of every star, for NUTS or own guides.
+
+        The sites are those of the potential and of f(J), and ``stars.truth`` ``(n, 6)``: each star's errors, in
+        standard deviations (quantiles of the range where an observable is missing).
+
+        Raises
+        ------
+        ValueError
+            If the model has no errors with ``method="latent"``.
+        """
+        errors = self.errors
+        if errors is None or errors.method != "latent":
+            raise ValueError("build the model with errors=MeasurementErrors(method='latent')")
+
+        def model() -> None:
+            # as in a call of the module: outside of its context sites are drawn without a sample statement
+            with self._pyro_context:
+                fixed = self._drawn()
+            with pyro.plate("stars.plate", len(catalog)):
+                zero = torch.zeros(6, dtype=torch.float64)
+                z = pyro.sample("stars.truth", dist.Normal(zero, 1.0).to_event(1))
+            w = errors.place(catalog, z[:, None])
+            if self.selection is not None and self.selection_sees == "true":
+                w = torch.cat([w[..., :6], w[..., 6:] + self.selection(w[..., :6]).log()[..., None]], -1)
+            pyro.factor("stars.density", fixed.density().log_prob(w).sum())
+
+        return model
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the likelihood is f(J) alone: the closed form, without errors or selection."""
+        return self.smoothing is None and self.selection is None and self.errors is None
+
+    def closed_form(self) -> SnapshotModel:
+        """Return a copy with the ``jeans`` likelihood: what an augmented one tends to with more stars."""
+        model = copy.copy(self)
+        model.smoothing = None
+        return model
+
+    def unnormalised(self) -> SnapshotModel:
+        """Return a copy without the normalisation of a selection, which all stars share."""
+        model = copy.copy(self)
+        model.selection = model.points = None
+        return model
+
+    def plain(self) -> SnapshotModel:
+        """Return a copy with the closed form, no errors, selection or slopes of streams: what a fit starts with."""
+        model = self.closed_form()
+        model.selection = model.errors = model.points = None
+        model._modules = dict(self._modules) | {"streams": self.streams.without_slopes()}
+        return model
+
+    def density(self) -> ObservedStars:
+        """Return the density of the stars as observed; fix the sites with `at` first."""
+        if self.selection is not None and self.points is None:
+            raise ValueError("a selection needs its normalisation: call select_at(values, catalog, n, seed) first")
+        return ObservedStars(self.true_density(), self.points)
+
+    def true_density(self) -> StarDensity:
+        """Return the density of the true coordinates, without errors or selection."""
+        if self.smoothing is None:
+            return PhaseMixed(self.potential, self.finder, self.df)
+        return self.smoothing.density(Chain(self.potential, self.df, self.finder))
+
+    def log_prob(self, w: Tensor) -> Tensor:
+        """Return ln p per star of ``w``, as `prepare` returns them; fix the sites with `at` first."""
+        return self.density().log_prob(w)
+
+    def sites(self) -> dict[str, torch.distributions.Distribution]:
+        """Return the prior of every latent site under its full name, in a fixed order."""
+        found = {}
+        for path, module in self.named_modules():
+            if isinstance(module, PyroModule):
+                samples: dict[str, Any] = module._pyro_samples
+                for name, prior in samples.items():
+                    full = f"{path}.{name}" if path else name
+                    found[full] = prior if isinstance(prior, torch.distributions.Distribution) else prior(module)
+        return found
+
+    def at(self, values: Mapping[str, Tensor]) -> SnapshotModel:
+        """Return a copy whose sites are fixed at ``values`` (full names), differentiable in them."""
+        fixed = copy.copy(self)
+        fixed._modules = dict(self._modules)
+        for part in ("potential", "streams", "df"):
+            own = {k.removeprefix(part + "."): v for k, v in values.items() if k.startswith(part + ".")}
+            fixed._modules[part] = freeze(getattr(self, part), own)
+        return fixed
+
+    def initial_values(self) -> dict[str, Tensor]:
+        """Return a starting value of every site but those of f(J): the prior's centre or the module's own."""
+        own = {f"potential.{k}": v for k, v in self.potential.initial_values().items()}
+        start = {}
+        for name, prior in self.sites().items():
+            if name.startswith("potential."):
+                start[name] = own[name] if name in own else _centre(name, prior)
+        orbits = self.streams.start(self.at(start).potential, self.finder)
+        return start | {f"streams.{name}": value for name, value in orbits.items()}
+
+    def log_prior(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Return the log prior density of ``values``, with named factors and streams."""
+        total = torch.zeros((), dtype=torch.float64)
+        for name, prior in self.sites().items():
+            total = total + prior.log_prob(values[name]).sum()
+        # an optimiser's trial step may overflow a factor: it must see the NaN and turn back
+        with pyro.validation_enabled(False):
+            factors = poutine.trace(self.at(values).register_factors).get_trace()
+            return total + factors.log_prob_sum() if len(factors) > 2 else total
+
+    def sample_prior(self, n: int, seed: int = 0) -> dict[str, Tensor]:
+        """Return n prior draws of every site, stacked on a leading axis."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return {name: prior.sample(torch.Size([n])) for name, prior in self.sites().items()}
+
+
+def _centre(name: str, prior: torch.distributions.Distribution) -> Tensor:
+    """Median of 1 000 prior draws (seeded): defined for every proper prior and inside its support."""
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return prior.sample(torch.Size([999])).median(0).values
+    except NotImplementedError as error:
+        raise ValueError(
+            f"site {name!r} has a flat prior, which gives no starting value: return one from the "
+            "potential's initial_values()"
+        ) from error

@@ -1,0 +1,98 @@
+"""The likelihood of observed stars given a potential and a density of orbits."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import constraints
+
+from bayespot.actions.base import ActionFinder
+from bayespot.df.base import DistributionFunction
+from bayespot.likelihood.normalisation import FixedPoints
+from bayespot.potential.base import Potential
+
+#: Log-density lost per unit of excess energy (in units of the local escape energy) by an unbound star.
+UNBOUND_STEEPNESS = 300.0
+
+
+class StarDensity(TorchDistribution):
+    """A density of w = (x, v) ``(*batch, 6)`` in (kpc km/s)^-3 as a Pyro distribution."""
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.real_vector
+    has_rsample = False
+
+    def __init__(self) -> None:
+        super().__init__(Size(), Size([6]), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> StarDensity:
+        """Return self: stars are the batch, and they come with the value."""
+        return self
+
+
+class PhaseMixed(StarDensity):
+    r"""Density of a phase-mixed population in phase space, the ``jeans`` likelihood.
+
+    .. math:: p(w) = f(J(w)) / (2\pi)^3
+
+    (theta, J) are canonical, so there is no Jacobian and the normalisation does not depend on the potential.
+    An unbound star has no actions; it gets the density of the orbit capped just below escape, lowered by
+    `UNBOUND_STEEPNESS` times its excess energy: finite, continuous and steep, so that an optimiser recovers.
+
+    Parameters
+    ----------
+    potential, finder, df
+        Potential, its action finder, and the density of orbits f(J) in (kpc km/s)^-3.
+    """
+
+    def __init__(self, potential: Potential, finder: ActionFinder, df: DistributionFunction) -> None:
+        self.potential, self.finder, self.df = potential, finder, df
+        super().__init__()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return ln p(w) in (kpc km/s)^-3 for ``value`` ``(*batch, 6)`` in kpc and km/s."""
+        J, excess = self.finder.capped_actions(self.potential, value)
+        return self.df.log_prob(J) - 3 * math.log(2 * math.pi) - UNBOUND_STEEPNESS * excess
+
+
+class ObservedStars(StarDensity):
+    r"""Density of stars as they were observed: averaged over errors, divided by the fraction selected.
+
+    Parameters
+    ----------
+    density
+        Density of the true w.
+    points
+        Points for the normalisation Z of a selection; None: every star is in the catalogue.
+    """
+
+    def __init__(self, density: StarDensity, points: FixedPoints | None = None) -> None:
+        self.density, self.points = density, points
+        super().__init__()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return ln p per star of ``(*batch, 6)``, or of ``(*batch, S, 7)``: S samples of w and their log-weights."""
+        log_p = sample_log_weights(self.density, value)
+        if value.shape[-1] == 7:
+            log_p = torch.logsumexp(log_p, -1) - math.log(value.shape[-2])
+        if self.points is not None:
+            log_p = log_p - self.points.log_z(self.density.log_prob(self.points.w))
+        return log_p
+
+
+def sample_log_weights(density: StarDensity, value: Tensor) -> Tensor:
+    """Return ln p(w) of true coordinates, or the log of weight times density of each sample ``(*batch, S)``."""
+    if value.shape[-1] == 6:
+        return density.log_prob(value)
+    return density.log_prob(value[..., :6]) + value[..., 6]
+
+
+def effective_samples(density: StarDensity, value: Tensor) -> Tensor:
+    """Return the effective number of error samples of each star of ``(n, S, 7)``, between 1 and S."""
+    log_p = sample_log_weights(density, value)
+    weight = torch.softmax(log_p, -1)
+    return 1 / (weight**2).sum(-1)

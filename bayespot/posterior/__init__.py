@@ -1,0 +1,16 @@
+"""What the draws say: fields with error bars, predictive checks, forecasts."""
+
+from bayespot.posterior.forecast import Forecast, forecast
+from bayespot.posterior.posterior import EnsemblePosterior, Posterior, PotentialDraws, member_spread
+from bayespot.posterior.predictive import Predictive, posterior_predictive
+
+__all__ = [
+    "EnsemblePosterior",
+    "Forecast",
+    "Posterior",
+    "PotentialDraws",
+    "Predictive",
+    "forecast",
+    "member_spread",
+    "posterior_predictive",
+]

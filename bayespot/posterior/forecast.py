@@ -1,0 +1,352 @@
+"""How well N stars of a simulated system would constrain a model's potential: Cramer-Rao bounds, without a fit."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayespot.actions.base import cap_energy
+from bayespot.actions.radial import RadialOrbits
+from bayespot.df import SphericalMixture
+from bayespot.inference.latent import LatentSpace
+from bayespot.likelihood.model import SnapshotModel
+from bayespot.mock.equilibrium import Equilibrium
+from bayespot.mock.sample import equilibrium, truth_potential
+from bayespot.posterior.posterior import Posterior
+from bayespot.potential.base import Potential, radius
+from bayespot.potential.fields import truth_field
+from bayespot.potential.profile import RadialProfile, require_spherical
+from bayespot.units import unit
+
+if TYPE_CHECKING:
+    from astropy.table import QTable
+    from numpy.typing import ArrayLike, NDArray
+
+    from bayespot.catalog.catalog import Catalog
+
+#: Fields that a forecast tabulates.
+FORECAST_FIELDS = ("potential", "enclosed_mass", "circular_speed")
+#: Weight of the latents' distance from their start in the fit to the true potential: that of a unit-normal prior
+#: beside a million stars. It settles what the stars' radii do not.
+_RIDGE = 1e-3
+_STEP = 1e-4
+#: Rounding error of central differences of that step, with a margin.
+_NOISE = 20 * 2.2e-16 / _STEP
+_N_GROUPS = 16
+_BLOCK = 5_000
+#: Eigenvalues of the information (in units of its diagonal) below this are rounding errors.
+_LEAST = 1e-11
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Information per star on a model's potential, and what follows for any number of stars.
+
+    Parameters
+    ----------
+    space
+        Latents of the potential alone.
+    u
+        Their values (unconstrained) closest to the true potential.
+    groups : (n_groups, K, K)
+        Information per star of groups of simulated stars; their mean is `information`.
+    prior : (K, K)
+        Curvature of minus the log prior at ``u``.
+    misfit
+        Largest error of ln M(<r) of the model at ``u``, over the stars' radii: what no number of stars removes.
+    stars_r
+        Radii in kpc of simulated stars, sorted.
+    """
+
+    space: LatentSpace
+    u: Tensor
+    groups: Tensor
+    prior: Tensor
+    misfit: float
+    stars_r: NDArray[np.float64]
+
+    @property
+    def information(self) -> Tensor:
+        """Fisher information per star ``(K, K)``, with f(J) free."""
+        return self.groups.mean(0)
+
+    @property
+    def potential(self) -> Potential:
+        """The model's potential closest to the true one."""
+        return self._potential(self.u)
+
+    def covariance(self, n_stars: float, prior: bool = False) -> Tensor:
+        """Return the covariance of the latents ``(K, K)`` in u: the logarithm of positive parameters.
+
+        With ``prior`` the inverse of information plus prior curvature, otherwise the Cramer-Rao bound; infinite or
+        NaN where the stars do not constrain it.
+        """
+        return self._covariance_times(torch.eye(len(self.u), dtype=torch.float64), n_stars, prior, self.information)[1]
+
+    def parameters(self, n_stars: float, prior: bool = True) -> dict[str, float]:
+        """Return the standard deviation of every scalar latent (of its logarithm if it is positive)."""
+        sd = self.covariance(n_stars, prior).diagonal().sqrt()
+        return {name: float(sd[part.start]) for name, part in self.space.slices.items() if part.stop - part.start == 1}
+
+    def relative_sd(self, field: str, radii: ArrayLike, n_stars: float, prior: bool = False) -> NDArray[np.float64]:
+        """Return sd / |value| of a field at radii (kpc) for ``n_stars`` stars.
+
+        Parameters
+        ----------
+        field
+            A name of `bayespot.potential.RADIAL_FIELDS`; the potential counts from the model's own zero, at infinity
+            where that exists.
+        radii
+            In kpc.
+        n_stars
+            Number of stars.
+        prior
+            Whether the model's prior helps. Without it the result is the Cramer-Rao bound of free f(J), infinite where
+            the stars leave the field free.
+
+        Raises
+        ------
+        ValueError
+            If the field is unknown, a radius or the number of stars is not positive.
+        """
+        if not n_stars >= 1:
+            raise ValueError(f"n_stars must be at least 1, got {n_stars}")
+        return self._relative_sd(self._log_slopes(field, radii), n_stars, prior, self.information)
+
+    def monte_carlo_error(self, field: str, radii: ArrayLike, n_stars: float, prior: bool = False) -> float:
+        """Return the largest relative error of `relative_sd` that the number of simulated stars leaves (jackknife)."""
+        slopes, n = self._log_slopes(field, radii), len(self.groups)
+        left_out = (self.groups.sum(0) - self.groups) / (n - 1)
+        sd = np.stack([self._relative_sd(slopes, n_stars, prior, information) for information in left_out])
+        with np.errstate(invalid="ignore"):
+            return float(np.nanmax(sd.std(0) * math.sqrt(n - 1) / sd.mean(0), initial=0.0))
+
+    def stars_needed(self, field: str, r: float, accuracy: float, prior: bool = False) -> float:
+        """Return the least number of stars for a relative sd of ``accuracy`` at ``r`` kpc; infinite if none suffices.
+
+        Raises
+        ------
+        ValueError
+            As `relative_sd`, or if the accuracy is not positive.
+        """
+        if not 0 < accuracy < math.inf:
+            raise ValueError(f"accuracy must be positive (0.01 is one per cent), got {accuracy}")
+        slopes = self._log_slopes(field, [r])
+
+        def sd(n: float) -> float:
+            return float(self._relative_sd(slopes, n, prior, self.information)[0])
+
+        if sd(1) <= accuracy:
+            return 1.0
+        if not prior:
+            # the bound is proportional to 1/sqrt(N)
+            return float(np.ceil((sd(1) / accuracy) ** 2))
+        low, high = 0.0, 1.0
+        while sd(math.exp(high)) > accuracy:
+            low, high = high, high + 2
+            if high > 60:
+                return math.inf
+        while high - low > 1e-4:
+            middle = (low + high) / 2
+            low, high = (middle, high) if sd(math.exp(middle)) > accuracy else (low, middle)
+        return math.ceil(math.exp(high))
+
+    def posterior(self, n_stars: float, n_draws: int, seed: int) -> Posterior:
+        """Return draws such as a fit of ``n_stars`` stars would give, about the truth, with the prior.
+
+        Their fields have the bands that the latents' Gaussian has, also where a field is not linear in them: the outer
+        potential of a free form with few stars is wider than `relative_sd` says.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        scatter = torch.linalg.cholesky(self.covariance(n_stars, prior=True))
+        draws = self.u + torch.randn(n_draws, len(self.u), dtype=torch.float64, generator=generator) @ scatter.T
+        r_q = np.quantile(self.stars_r, [0, 0.01, 0.05, 0.16, 0.5, 0.84, 0.95, 0.99, 1]).tolist()
+        meta = {"n_stars": n_stars, "r_q": r_q, "radii": self.stars_r.tolist()}
+        return Posterior(self.space.model, self.space.values(draws), meta)
+
+    def table(self, radii: ArrayLike, n_stars: float) -> QTable:
+        """Return a table of `FORECAST_FIELDS` with units: value, ``_bound`` and ``_with_prior`` (both relative sd)."""
+        from astropy.table import QTable
+
+        r = _checked(radii).numpy()
+        table = QTable({"r": r * unit("r")}, meta={"n_stars": n_stars, "misfit_ln_mass": self.misfit})
+        for name in FORECAST_FIELDS:
+            table[name] = self._values(name, torch.as_tensor(r), self.u).numpy() * unit(name)
+            for suffix, prior in (("bound", False), ("with_prior", True)):
+                table[f"{name}_{suffix}"] = self.relative_sd(name, r, n_stars, prior)
+        return table
+
+    # ------------------------------------------------------------------------------------------- linear algebra
+
+    def _potential(self, u: Tensor) -> Potential:
+        return self.space.model.at(self.space.values(u)).potential
+
+    def _values(self, field: str, r: Tensor, u: Tensor) -> Tensor:
+        return torch.as_tensor(truth_field(self._potential(u), field, r.numpy()))
+
+    def _log_slopes(self, field: str, radii: ArrayLike) -> Tensor:
+        """Return d ln|field| / du ``(n, K)``."""
+        r = _checked(radii)
+        value = self._values(field, r, self.u)
+        return _differences(lambda u: self._values(field, r, u), self.u) / value.abs()[:, None]
+
+    def _relative_sd(self, slopes: Tensor, n_stars: float, prior: bool, information: Tensor) -> NDArray[np.float64]:
+        return self._covariance_times(slopes, n_stars, prior, information)[0].sqrt().numpy()
+
+    def _covariance_times(self, g: Tensor, n_stars: float, prior: bool, information: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the variances of the rows of ``g`` ``(n, K)`` and the matrix g C g^T."""
+        total = n_stars * information + (self.prior if prior else 0.0)
+        # a latent of which the stars know nothing counts in units of its prior
+        known = torch.where(total.diagonal() > 0, total.diagonal(), self.prior.diagonal())
+        scale = torch.where(known > 0, known, 1.0).rsqrt()
+        values, vectors = torch.linalg.eigh(scale[:, None] * total * scale)
+        part = (g * scale) @ vectors
+        # a direction that nothing constrains has infinite variance, unless the field does not move along it
+        free = values < _LEAST
+        inverse = torch.where(free, 0.0, 1 / torch.where(free, 1.0, values))
+        moved = (part[:, free].abs() > 1e-6 * torch.linalg.vector_norm(part, dim=-1, keepdim=True)).any(-1)
+        matrix = (part * inverse) @ part.T
+        matrix[moved] = torch.inf
+        matrix[:, moved] = torch.inf
+        return matrix.diagonal(), matrix
+
+
+def forecast(model: SnapshotModel, catalog: Catalog) -> Forecast:
+    r"""Forecast how well stars such as those of a mock constrain the potential of a model.
+
+    At fixed (x, v) a change :math:`\delta\Phi` of a spherical potential moves :math:`J_r` by
+    :math:`(\delta\Phi(r) - \langle\delta\Phi\rangle_{orbit})/\Omega_r` and leaves L alone, so the information per star
+    on parameters :math:`\alpha_k` is
+
+    .. math::
+        F_{kl} = E\left[\left(\frac{\partial\ln f}{\partial E}\right)_L^2
+                 \mathrm{Cov}_\theta\left(\partial_k\Phi, \partial_l\Phi\right)\right],
+
+    with the covariance over the angle along each star's orbit. It averages to zero given the actions, so every function
+    of J is orthogonal to it: 1/(N F) is the Cramer-Rao bound with f(J) unknown. The mock's exact f and the quadrature
+    along orbits leave no noise but that of which orbits were drawn.
+
+    The model's latents are those closest to the true potential, by least squares in ln M(<r) over the stars' radii,
+    without the stars' noise; `Forecast.misfit` says how close that is.
+
+    Parameters
+    ----------
+    model
+        A model with a spherical potential and priors; its f(J) is not used.
+    catalog
+        A mock (`bayespot.mock.mock`), whose metadata hold the truth; 20 000 stars give 1 to 4 %,
+        see `Forecast.monte_carlo_error`.
+
+    Raises
+    ------
+    ValueError
+        If the catalogue has no truth, or has errors; if the model has errors, a selection or streams, a potential that
+        is not spherical or has no latent parameters.
+
+    Examples
+    --------
+    >>> from bayespot.mock.sample import mock
+    >>> from bayespot.models import isochrone
+    >>> stars = mock("isochrone", n_stars=2000, seed=0)
+    >>> f = forecast(isochrone.build(stars), stars)
+    >>> round(float(f.relative_sd("potential", 7.2, n_stars=100)[0]) * 10, 1)  # 0.61 with more stars
+    0.6
+    """
+    truth = truth_potential(catalog)
+    _check(model, catalog)
+    if truth is None:
+        raise ValueError("the catalogue is no mock: a forecast needs stars whose distribution function is known")
+    only = copy.copy(model).plain()
+    # an unresolved mixture has no sites: the latents are those of the potential
+    only._modules = dict(only._modules) | {"df": SphericalMixture()}
+    space = LatentSpace(only)
+    if not space.size:
+        raise ValueError("the model's potential has no latent parameters; give some of them priors")
+    r = radius(catalog.x).sort().values
+    u, misfit = _closest(space, truth, r[torch.linspace(0, len(r) - 1, 202).long()[1:-1]])
+    known = equilibrium(catalog)
+    groups = torch.stack([_information(known, space, u, part) for part in catalog.w.tensor_split(_N_GROUPS)])
+    step = max(1, len(r) // 5000)
+    return Forecast(space, u, groups, space.prior_curvature(u), misfit, r[::step].numpy())
+
+
+def _check(model: SnapshotModel, catalog: Catalog) -> None:
+    extras = {"a selection": model.selection, "measurement errors": model.errors, "streams": len(model.streams) or None}
+    for what, found in extras.items():
+        if found is not None:
+            raise ValueError(
+                f"the model has {what}: forecasts are for complete, exact stars of the system; build it without"
+            )
+    if catalog.covariance is not None:
+        raise ValueError("the catalogue has measurement errors; simulate stars without them")
+    if len(catalog) < 10 * _N_GROUPS:
+        raise ValueError(f"a forecast needs at least {10 * _N_GROUPS} simulated stars, got {len(catalog)}")
+    require_spherical(model.potential)
+
+
+def _checked(radii: ArrayLike) -> Tensor:
+    r = np.atleast_1d(np.asarray(radii, dtype=float))
+    if r.ndim != 1 or not (np.isfinite(r).all() and (r > 0).all()):
+        raise ValueError(f"radii must be positive and finite (kpc), got {r[~(r > 0)][:3]}")
+    return torch.as_tensor(r)
+
+
+def _differences(function: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
+    """Return d function / du ``(n, K)`` by central differences."""
+    columns = []
+    for k in range(len(u)):
+        shift = torch.zeros_like(u)
+        shift[k] = _STEP
+        columns.append((function(u + shift) - function(u - shift)) / (2 * _STEP))
+    return torch.stack(columns, -1)
+
+
+def _closest(space: LatentSpace, truth: Potential, r: Tensor) -> tuple[Tensor, float]:
+    """Return the latents whose ln M(<r) is closest to the true one's at ``r``, and the largest error left."""
+    from scipy.optimize import least_squares
+
+    start = space.vector(space.model.initial_values())
+    true = np.log(truth_field(truth, "enclosed_mass", r.numpy()))
+
+    def error(u: NDArray[np.float64]) -> NDArray[np.float64]:
+        mass = truth_field(space.model.at(space.values(torch.as_tensor(u))).potential, "enclosed_mass", r.numpy())
+        # a direct network may have M < 0 on the way
+        return np.log(np.clip(mass, 1e-30 * np.exp(true), None)) - true
+
+    def residuals(u: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.concatenate([error(u) / math.sqrt(len(true)), _RIDGE * (u - start.numpy())])
+
+    found = least_squares(residuals, start.numpy(), jac="3-point", method="trf", x_scale="jac", max_nfev=200)
+    return torch.as_tensor(found.x), float(np.abs(error(found.x)).max())
+
+
+@torch.no_grad()
+def _information(known: Equilibrium, space: LatentSpace, u: Tensor, w: Tensor) -> Tensor:
+    """Return the mean information per star of ``w`` on the potential at ``u``."""
+    s = radius(w[:, :3]).log()
+    profile = RadialProfile.of(known.potential, float(s.min()) - 6, float(s.max()) + 7, 0.01)
+    grid = profile.s_first + profile.ds * torch.arange(len(profile.vc2), dtype=torch.float64)
+    slopes = _differences(lambda v: space.model.at(space.values(v)).potential.phi_r(grid.exp()), u)
+    total = torch.zeros(len(u), len(u), dtype=torch.float64)
+    for stars in w.split(_BLOCK):
+        x, v = stars[:, :3], stars[:, 3:]
+        phi = profile.phi(radius(x).log())
+        energy, _ = cap_energy((v**2).sum(-1) / 2 + phi, phi, profile.escape_energy)
+        along, weight = RadialOrbits.of(profile, energy, radius(torch.linalg.cross(x, v))).phases()
+        position = ((along - profile.s_first) / profile.ds).clamp(0, len(grid) - 1.001)
+        index = position.long()
+        change = torch.lerp(slopes[index], slopes[index + 1], (position - index)[..., None])
+        change = change - (weight[..., None] * change).sum(1, keepdim=True)
+        depth = profile.phi_nodes[index].abs().amax(1)[:, None, None]
+        # rounding of the differences must not count as information
+        change = torch.where(change.abs() > _NOISE * depth, change, 0.0)
+        score = (weight.sqrt() * known.energy_slope(stars)[:, None])[..., None] * change
+        total += torch.einsum("nqk,nql->kl", score, score)
+    return total / len(w)

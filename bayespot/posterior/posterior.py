@@ -1,0 +1,367 @@
+"""Posterior draws of the potential turned into fields with credible bands."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayespot.inference.result import EnsembleResult, FitResult
+from bayespot.likelihood.model import SnapshotModel
+from bayespot.potential.base import Potential
+from bayespot.potential.fields import (
+    PLANE_FIELDS,
+    PLANES,
+    QUANTILES,
+    RADIAL_FIELDS,
+    Field,
+    PlaneField,
+    evaluator,
+    plane_points,
+)
+from bayespot.units import UNITS, unit
+
+if TYPE_CHECKING:
+    import arviz
+    from astropy.table import QTable
+    from numpy.typing import ArrayLike, NDArray
+
+#: Most numbers that `Posterior.plane` holds at a time.
+_PLANE_BLOCK = 4_000_000
+
+
+class PotentialDraws(ABC):
+    """Draws of a fitted model, and the fields that follow from them; what `Posterior` and its ensembles share.
+
+    ``n_draws`` is their number and ``meta`` what is known of the catalogue: ``n_stars``, ``r_q`` (radius quantiles),
+    ``meta``.
+    """
+
+    n_draws: int
+    meta: dict[str, Any]
+
+    @abstractmethod
+    def source(self, i: int) -> tuple[SnapshotModel, dict[str, Tensor]]:
+        """Return the model that draw ``i`` belongs to and the values of its sites."""
+
+    @abstractmethod
+    def thinned(self, n: int) -> PotentialDraws:
+        """Return ``n`` draws spread evenly over all (all of them if there are fewer)."""
+
+    @abstractmethod
+    def evaluated(self) -> PotentialDraws:
+        """Return the draws that have importance weights, unweighted; compare them with `reweighted`."""
+
+    @abstractmethod
+    def reweighted(self, n: int = 1000, seed: int = 0) -> PotentialDraws:
+        """Return n draws of the exact posterior by importance resampling; to be trusted where k-hat is below 0.7."""
+
+    @abstractmethod
+    def summary(self) -> QTable:
+        """Return mean, standard deviation and quantiles of every latent parameter."""
+
+    def to_inference_data(self, radii: ArrayLike | None = None) -> arviz.InferenceData:
+        """Return the draws as ArviZ InferenceData, one chain; sites that every draw has in the same shape.
+
+        Parameters
+        ----------
+        radii : (n,)
+            In kpc; then the group ``posterior`` also has `RADIAL_FIELDS` at these radii, with a coordinate ``r`` and
+            their units as attributes.
+        """
+        from bayespot.diagnostics import to_inference_data, with_fields
+
+        values = [self.source(i)[1] for i in range(self.n_draws)]
+        shapes = [{name: value.shape for name, value in one.items()} for one in values]
+        common = [name for name, shape in shapes[0].items() if all(one.get(name) == shape for one in shapes)]
+        data = to_inference_data({name: torch.stack([one[name] for one in values]) for name in common})
+        if radii is None:
+            return data
+        r = np.atleast_1d(np.asarray(radii, dtype=float))
+        return with_fields(data, r, {name: self.field(name, r) for name in RADIAL_FIELDS})
+
+    def potential_at(self, i: int) -> Potential:
+        """Return the potential of draw ``i`` with its parameters fixed."""
+        model, values = self.source(i)
+        return model.at({k: v for k, v in values.items() if k.startswith("potential.")}).potential
+
+    def field(self, name: str, points: ArrayLike | Tensor) -> Field:
+        """Evaluate a quantity in every draw.
+
+        Parameters
+        ----------
+        name
+            ``"potential"``, ``"acceleration"``, ``"radial_acceleration"``, ``"density"``,
+            ``"enclosed_mass"`` or ``"circular_speed"``.
+        points : (n,) or (n, 3)
+            Radii, taken on the x axis, or positions in kpc; ``acceleration`` needs positions.
+
+        Raises
+        ------
+        ValueError
+            If the quantity is unknown or the points do not fit it.
+        """
+        x = torch.as_tensor(np.asarray(points), dtype=torch.float64)
+        evaluate = evaluator(name, x)
+        # with gradients off nothing keeps a graph; the derivatives inside are unaffected
+        with torch.no_grad():
+            values = [evaluate(self.potential_at(i)) for i in range(self.n_draws)]
+        return Field(name, UNITS[name], x.numpy(), torch.stack(values).numpy())
+
+    def plane(self, name: str, plane: str = "Rz", extent: float | None = None, n: int = 64) -> PlaneField:
+        """Return mean and standard deviation over a plane, for maps; not all draws are held at a time.
+
+        Parameters
+        ----------
+        name
+            ``"potential"``, ``"acceleration"`` (its magnitude) or ``"density"``.
+        plane
+            ``"Rz"``: R from 0 and z on both sides of 0; ``"xy"``: both sides of 0.
+        extent
+            Largest coordinate in kpc; None: the radius that holds 84 % of the stars.
+        n
+            Number of cells from end to end, even: then none lies at the centre.
+
+        Raises
+        ------
+        ValueError
+            If an argument is unknown or not positive, n is odd, or the extent must be given.
+        """
+        first, second = self._cells(name, plane, extent, n)
+        x = plane_points(plane, first, second).reshape(-1, 3)
+        unique, index = x, np.arange(len(x))
+        if all(self.source(i)[0].potential.symmetry == "spherical" for i in range(self.n_draws)):
+            # equal radii up to rounding; a sphere is the same at all of them
+            r = np.linalg.norm(x, axis=-1)
+            _, rows, index = np.unique(np.round(r / second[-1], 12), return_index=True, return_inverse=True)
+            unique = x[rows]
+        mean, sd = np.empty(len(unique)), np.empty(len(unique))
+        size = 3 if name == "acceleration" else 1
+        n_blocks = -(-len(unique) * self.n_draws * size // _PLANE_BLOCK)
+        for block in np.array_split(np.arange(len(unique)), n_blocks):
+            field = self.field(name, unique[block])
+            if name == "acceleration":
+                field = Field(name, field.unit, field.points, np.linalg.norm(field.draws, axis=-1))
+            mean[block], sd[block] = field.mean, field.sd
+        shape = (len(second), len(first))
+        return PlaneField(name, UNITS[name], plane, first, second, mean[index].reshape(shape), sd[index].reshape(shape))
+
+    def _cells(self, name: str, plane: str, extent: float | None, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        if name not in PLANE_FIELDS:
+            raise ValueError(f"unknown field {name!r} of a plane; choose one of {', '.join(PLANE_FIELDS)}")
+        if plane not in PLANES:
+            raise ValueError(f"plane must be one of {', '.join(PLANES)}; got {plane!r}")
+        if n < 2 or n % 2:
+            raise ValueError(f"n must be even and positive, so that no cell lies at the centre; got {n}")
+        if extent is None:
+            if "r_q" not in self.meta:
+                raise ValueError("these draws know no stars: give the extent in kpc")
+            extent = float(self.meta["r_q"][5])
+        if not 0 < extent < np.inf:
+            raise ValueError(f"extent must be positive and finite (kpc), got {extent}")
+        second = (np.arange(n) - (n - 1) / 2) * (2 * extent / n)
+        return (second[n // 2 :] if plane == "Rz" else second), second
+
+    def predict(self, radii: ArrayLike) -> QTable:
+        """Return a table of `RADIAL_FIELDS` at radii (kpc), with units.
+
+        Columns ``r`` and per field ``_mean _sd _q2.5 _q16 _q50 _q84 _q97.5``.
+        """
+        from astropy.table import QTable
+
+        r = np.atleast_1d(np.asarray(radii, dtype=float))
+        if not (np.isfinite(r).all() and (r > 0).all()):
+            raise ValueError(f"radii must be positive and finite (kpc), got {r[~(r > 0)][:3]}")
+        table = QTable({"r": r * unit("r")})
+        for name in RADIAL_FIELDS:
+            field, u = self.field(name, r), unit(name)
+            table[f"{name}_mean"] = field.mean * u
+            table[f"{name}_sd"] = field.sd * u
+            for q, values in zip(QUANTILES, field.quantile(QUANTILES), strict=True):
+                table[f"{name}_q{100 * q:g}"] = values * u
+        return table
+
+
+class Posterior(PotentialDraws):
+    """Draws of a model's latent sites.
+
+    Parameters
+    ----------
+    model
+        The fitted model.
+    draws
+        Values by full site name with a leading axis of draws.
+    meta
+        What is known of the catalogue: ``n_stars``, ``r_q`` (radius quantiles), ``meta``.
+    log_weights : Float[Tensor, "n_draws"]
+        Log importance weights of the draws, NaN where they were not computed; None: of no draw.
+
+    Examples
+    --------
+    >>> from bayespot.df import SphericalMixture
+    >>> from bayespot.potential import MassSlopeNetwork
+    >>> prior = Posterior.prior(SnapshotModel(MassSlopeNetwork(1.0, -2.0, 4.0, 25.0), SphericalMixture()), 50, 0)
+    >>> prior.field("circular_speed", [1.0, 10.0]).draws.shape
+    (50, 2)
+    """
+
+    def __init__(
+        self,
+        model: SnapshotModel,
+        draws: Mapping[str, Tensor],
+        meta: Mapping[str, Any] | None = None,
+        log_weights: Tensor | None = None,
+    ) -> None:
+        sizes = {len(value) for value in draws.values()}
+        if len(sizes) != 1 or 0 in sizes:
+            raise ValueError(f"draws must have one leading axis of equal, positive length; got lengths {sorted(sizes)}")
+        self.model, self.draws, self.meta = model, dict(draws), dict(meta or {})
+        self.n_draws = sizes.pop()
+        self.log_weights = log_weights
+
+    @classmethod
+    def from_result(cls, result: FitResult) -> Posterior:
+        """Return the posterior of a finished fit."""
+        return cls(result.model, result.draws, result.catalog, result.sample_stats.get("log_weights"))
+
+    @classmethod
+    def prior(cls, model: SnapshotModel, n: int, seed: int) -> Posterior:
+        """Return prior draws in the same form, for prior-predictive checks."""
+        return cls(model, model.sample_prior(n, seed))
+
+    def taken(self, index: Tensor) -> Posterior:
+        """Return the draws of the given indices, in their order."""
+        weights = None if self.log_weights is None else self.log_weights[index]
+        return Posterior(self.model, {k: v[index] for k, v in self.draws.items()}, self.meta, weights)
+
+    def thinned(self, n: int) -> Posterior:
+        """Return ``n`` draws spread evenly over all (all of them if there are fewer)."""
+        return self.taken(torch.linspace(0, self.n_draws - 1, min(n, self.n_draws)).round().long())
+
+    def evaluated(self) -> Posterior:
+        """Return the draws that have importance weights, unweighted; compare them with `reweighted`."""
+        # NaN: not computed; minus infinity: a draw that the exact posterior excludes
+        has = None if self.log_weights is None else ~torch.isnan(self.log_weights)
+        if has is None or self.log_weights is None or not bool(torch.isfinite(self.log_weights).any()):
+            raise ValueError("no draw has an importance weight: fit with a Gaussian guide and k_hat_draws > 0")
+        return self.taken(has.nonzero()[:, 0])
+
+    def reweighted(self, n: int = 1000, seed: int = 0) -> Posterior:
+        """Return n draws of the exact posterior by importance resampling.
+
+        Systematic resampling of the draws that have weights: each appears as often as its Pareto-smoothed weight
+        says, to within one. To be trusted where k-hat is below 0.7. With a point mass for f(J) the exact posterior is
+        the one at that f(J).
+
+        Raises
+        ------
+        ValueError
+            If no draw has a weight (NUTS and SVGD need none; a run of an older version has none).
+        """
+        few = self.evaluated()
+        assert few.log_weights is not None  # or evaluated had raised
+        return few.taken(systematic(few.log_weights.softmax(0), n, seed))
+
+    def source(self, i: int) -> tuple[SnapshotModel, dict[str, Tensor]]:
+        """Return the model and the values of its sites in draw ``i``."""
+        return self.model, {k: v[i] for k, v in self.draws.items()}
+
+    def summary(self) -> QTable:
+        """Return mean, standard deviation and quantiles of every latent parameter."""
+        from astropy.table import QTable
+
+        rows = []
+        for name, value in self.draws.items():
+            flat = value.reshape(self.n_draws, -1).numpy()
+            for j in range(flat.shape[1]):
+                label = name if value.dim() == 1 else f"{name}[{j}]"
+                q = np.quantile(flat[:, j], QUANTILES)
+                rows.append((label, flat[:, j].mean(), flat[:, j].std(ddof=1) if self.n_draws > 1 else 0.0, *q))
+        columns = ["parameter", "mean", "sd", *(f"q{100 * q:g}" for q in QUANTILES)]
+        return QTable(rows=rows, names=columns)
+
+
+class EnsemblePosterior(PotentialDraws):
+    """A weighted mixture of the posteriors of an ensemble's members, whose potentials may differ in shape.
+
+    Member k contributes draws in proportion to its weight.
+
+    Parameters
+    ----------
+    members
+        Their posteriors.
+    weights
+        One per member, positive or zero; normalised here.
+    n_draws
+        Draws of the mixture; None: as many as the members have on average.
+    """
+
+    def __init__(self, members: Sequence[Posterior], weights: Sequence[float], n_draws: int | None = None) -> None:
+        w = torch.as_tensor(weights, dtype=torch.float64)
+        if len(w) != len(members) or not len(w) or not bool((w >= 0).all()) or not float(w.sum()) > 0:
+            raise ValueError(f"an ensemble needs a weight per member, none negative; got {list(weights)}")
+        self.members, self.weights = list(members), w / w.sum()
+        self.meta = members[0].meta
+        n = n_draws or sum(member.n_draws for member in members) // len(members)
+        owner = systematic(self.weights, n, 0)
+        self._draw: list[tuple[int, int]] = []
+        for k, member in enumerate(members):
+            own = int((owner == k).sum())
+            # spread over the member's draws; over all more than once where the weight asks for more than it has
+            rows = (torch.arange(own) * member.n_draws / max(own, 1)).long()
+            self._draw += [(k, int(i)) for i in rows]
+        self.n_draws = len(self._draw)
+
+    @classmethod
+    def from_result(cls, result: EnsembleResult) -> EnsemblePosterior:
+        """Return the mixture of a finished ensemble."""
+        return cls([Posterior.from_result(member) for member in result.members], result.weights)
+
+    def source(self, i: int) -> tuple[SnapshotModel, dict[str, Tensor]]:
+        """Return the member's model that draw ``i`` belongs to and the values of its sites."""
+        member, row = self._draw[i]
+        return self.members[member].source(row)
+
+    def thinned(self, n: int) -> EnsemblePosterior:
+        """Return ``n`` draws, each member's in proportion to its weight (all if there are fewer)."""
+        return EnsemblePosterior(self.members, self.weights.tolist(), min(n, self.n_draws))
+
+    def evaluated(self) -> EnsemblePosterior:
+        """Return the mixture of the members' draws that have importance weights."""
+        return EnsemblePosterior([member.evaluated() for member in self.members], self.weights.tolist())
+
+    def reweighted(self, n: int = 1000, seed: int = 0) -> EnsemblePosterior:
+        """Return the mixture of the re-weighted members; their weights stay."""
+        return EnsemblePosterior([member.reweighted(n, seed) for member in self.members], self.weights.tolist(), n)
+
+    def summary(self) -> QTable:
+        """Return the members' summaries below each other, with columns ``member`` and ``weight``."""
+        from astropy.table import vstack
+
+        tables = []
+        for k, member in enumerate(self.members):
+            table = member.summary()
+            table["member"], table["weight"] = k, float(self.weights[k])
+            tables.append(table)
+        return vstack(tables)
+
+
+def member_spread(posterior: EnsemblePosterior, radii: ArrayLike) -> float:
+    """Return the sd of the members' mean v_c over the mean sd within members, root mean square over radii."""
+    fields = [member.thinned(200).field("circular_speed", radii) for member in posterior.members]
+    w = posterior.weights.numpy()[:, None]
+    means, variances = np.stack([f.mean for f in fields]), np.stack([f.sd**2 for f in fields])
+    between = (w * (means - (w * means).sum(0)) ** 2).sum(0)
+    return float(np.sqrt((between / (w * variances).sum(0)).mean()))
+
+
+def systematic(weights: Tensor, n: int, seed: int) -> Tensor:
+    """Return n indices, sorted, each as often as n times its weight says to within one (systematic resampling)."""
+    offset = torch.rand((), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    ticks = (torch.arange(n, dtype=torch.float64) + offset) / n
+    cumulative = weights.double().cumsum(0)
+    return torch.searchsorted(cumulative / cumulative[-1], ticks).clamp(max=len(weights) - 1)

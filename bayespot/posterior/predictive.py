@@ -1,0 +1,240 @@
+"""Posterior predictive checks: replicated catalogues and discrepancy statistics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayespot.actions.base import TorusMap
+from bayespot.inference.phase_mixing import angle_statistic
+from bayespot.likelihood.chain import Chain
+from bayespot.likelihood.errors import ErrorScatter
+from bayespot.likelihood.model import SnapshotModel
+from bayespot.posterior.posterior import PotentialDraws
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bayespot.catalog.catalog import Catalog
+
+#: Below this posterior predictive p-value a statistic is called not reproduced.
+SURPRISING = 0.01
+#: With fewer draws no p-value can be that small.
+MIN_DRAWS = 50
+#: Most stars of the population drawn at once.
+_BATCH = 50_000
+
+
+@dataclass(frozen=True)
+class Predictive:
+    """Observed and replicated discrepancy statistics.
+
+    Parameters
+    ----------
+    r_edges : (n_bins + 1,)
+        Edges of the radial bins in kpc: quantiles of the observed stars.
+    r : (n_bins,)
+        Median radius of the observed stars in each, in kpc.
+    observed, replicated
+        By statistic: the observed value per posterior draw and the replicated one, each ``(n_draws, *shape)``.
+        Statistics of the catalogue alone are the same for every draw.
+    p_values
+        By statistic: the fraction of draws whose replicated chi-square exceeds the observed one.
+    warnings
+        In words, what speaks against the model.
+    """
+
+    r_edges: NDArray[Any]
+    r: NDArray[Any]
+    observed: dict[str, NDArray[Any]]
+    replicated: dict[str, NDArray[Any]]
+    p_values: dict[str, float]
+    warnings: list[str]
+
+
+def posterior_predictive(
+    posterior: PotentialDraws,
+    catalog: Catalog,
+    n_draws: int = 100,
+    seed: int = 0,
+    n_bins: int = 8,
+    max_stars: int = 5000,
+    tick: Callable[[], None] | None = None,
+) -> Predictive:
+    """Compare the catalogue with catalogues replicated from posterior draws.
+
+    Every draw gives a population; stars are sampled from it by the chain, scattered by errors like the
+    catalogue's and passed through the selection until there are as many as observed. Compared are the radial
+    profile (``counts``), the dispersion profiles ``sigma_r`` and ``sigma_t``, the anisotropy ``beta``, and
+    ``angles``, the uniformity of the angles given the actions (`angle_statistic`). The last is a realised
+    discrepancy: it is computed in each draw's potential, for the catalogue and for the draw's replica, and its
+    p-value is the fraction of draws in which the replica's is larger.
+
+    The stars are used twice, for the fit and for the check, so that a true model's p-values crowd about 1/2
+    instead of being uniform: small ones are rarer than their value says, and a value near 1/2 proves little.
+
+    Parameters
+    ----------
+    posterior
+        A finished fit.
+    catalog
+        The stars it was fitted to.
+    n_draws, seed
+        Posterior draws used, at least `MIN_DRAWS`, and seed.
+    n_bins
+        Radial bins, of equal numbers of observed stars, at least five.
+    max_stars
+        Larger catalogues are represented by a random subset of this size.
+    tick
+        Called after each draw.
+
+    Returns
+    -------
+    Predictive
+
+    Raises
+    ------
+    ValueError
+        If there are too few draws for a small p-value, the selection keeps nearly nothing, or the model's finder
+        has no inverse.
+
+    References
+    ----------
+    Gelman, Meng & Stern (1996), Statistica Sinica 6, 733, equation 7: realised discrepancies. Meng (1994), Annals of
+    Statistics 22, 1142: p-values of a true model are less spread than uniform ones.
+    """
+    few = posterior.thinned(n_draws)
+    if few.n_draws < MIN_DRAWS:
+        raise ValueError(
+            f"{few.n_draws} draws cannot give a p-value below {SURPRISING}: ask for at least {MIN_DRAWS}, of a "
+            "posterior that has them"
+        )
+    if len(catalog) > max_stars:
+        catalog = catalog.subsample(max_stars, seed)
+    n_bins = max(1, min(n_bins, len(catalog) // 5))
+    r = torch.linalg.vector_norm(catalog.x, dim=-1).numpy()
+    edges = np.quantile(r, np.linspace(0, 1, n_bins + 1))
+    middle = np.quantile(r, (np.arange(n_bins) + 0.5) / n_bins)
+    edges[0], edges[-1] = 0.0, np.inf
+    replicas: dict[int, Replicator] = {}
+    observed_profile = profiles(catalog.w.numpy(), edges)
+    observed: dict[str, list[Any]] = {name: [] for name in (*observed_profile, "angles")}
+    replicated: dict[str, list[Any]] = {name: [] for name in (*observed_profile, "angles")}
+    with torch.no_grad():
+        for i in range(few.n_draws):
+            model, values = few.source(i)
+            if id(model) not in replicas:
+                replicas[id(model)] = Replicator(model, catalog)
+            w = replicas[id(model)].draw(values, seed * 1_000_003 + i)
+            fixed = model.at(values)
+            for store, stars in ((observed, catalog.w), (replicated, w)):
+                store["angles"].append(angle_statistic(fixed, stars).statistic)
+            for name, value in profiles(w.numpy(), edges).items():
+                replicated[name].append(value)
+                observed[name].append(observed_profile[name])
+            if tick:
+                tick()
+    seen, drawn = ({k: np.asarray(v) for k, v in store.items()} for store in (observed, replicated))
+    p_values = {name: _p_value(seen[name], drawn[name]) for name in seen}
+    return Predictive(edges, middle, seen, drawn, p_values, _verdict(p_values, few.n_draws))
+
+
+class Replicator:
+    """Draws catalogues like the given one: as many stars, with errors and selection of the model.
+
+    Parameters
+    ----------
+    model
+        The fitted model.
+    catalog
+        Number of stars and measurement errors.
+    """
+
+    def __init__(self, model: SnapshotModel, catalog: Catalog) -> None:
+        self.model, self.n = model, len(catalog)
+        self.scatter = None if model.errors is None else ErrorScatter(catalog)
+
+    def draw(self, values: Mapping[str, Tensor], seed: int) -> Tensor:
+        """Return w ``(n, 6)`` as it would be observed, for one set of values of the sites.
+
+        Raises
+        ------
+        ValueError
+            If the selection keeps less than one star in 10^4 of the population.
+        """
+        chain, selection = self.model.chain(values), self.model.selection
+        kept: list[Tensor] = []
+        fraction, tried = 1.0, 0
+        generator = torch.Generator().manual_seed(seed)
+        while (found := sum(map(len, kept))) < self.n:
+            if tried > 1e4 * (found + 1):
+                raise ValueError(f"{selection} keeps {found} of {tried} stars of the population: nothing to replicate")
+            ask = min(int(1.2 * (self.n - found) / fraction) + 50, _BATCH)
+            true, w = self._observed(chain, ask, generator)
+            if selection is not None:
+                s = selection(true if self.model.selection_sees == "true" else w)
+                w = w[torch.rand(s.shape, generator=generator, dtype=torch.float64) < s]
+            kept.append(w)
+            tried += ask
+            fraction = max(sum(map(len, kept)), 1) / tried
+        return torch.cat(kept)[: self.n]
+
+    def _observed(self, chain: Chain, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return true and observed w of about n stars, without selection."""
+        # seeds of their own: equal ones would tie actions, angles and errors together
+        first, second = torch.randint(2**31, (2,), generator=generator).tolist()
+        torus_map = cast("TorusMap", chain.finder)
+        J = chain.df.sample(n, first)
+        J = J[torus_map.reaches(chain.potential, J)]
+        theta = 2 * math.pi * torch.rand(J.shape, generator=generator, dtype=torch.float64)
+        true = torus_map.phase_space(chain.potential, J, theta)
+        return true, true if self.scatter is None else self.scatter(true, second)
+
+
+def profiles(w: NDArray[Any], edges: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Return ``counts``, ``sigma_r`` and ``sigma_t`` (km/s, per tangential axis) and ``beta`` in radial bins.
+
+    beta = 1 - sigma_t^2 / sigma_r^2; NaN where a bin has fewer than two stars.
+    """
+    x, v = w[:, :3], w[:, 3:]
+    r = np.linalg.norm(x, axis=-1)
+    v_r = (x * v).sum(-1) / r
+    v_t2 = (v**2).sum(-1) - v_r**2
+    index = np.clip(np.searchsorted(edges, r, side="right") - 1, 0, len(edges) - 2)
+    counts = np.bincount(index, minlength=len(edges) - 1).astype(float)
+    n = np.where(counts > 1, counts, np.nan)
+    sigma_r = np.sqrt(np.bincount(index, v_r**2, len(counts)) / n)
+    sigma_t = np.sqrt(np.bincount(index, v_t2, len(counts)) / (2 * n))
+    return {"counts": counts, "sigma_r": sigma_r, "sigma_t": sigma_t, "beta": 1 - (sigma_t / sigma_r) ** 2}
+
+
+def _p_value(observed: NDArray[Any], replicated: NDArray[Any]) -> float:
+    """Posterior predictive p-value of the chi-square about the replicas' mean and variance, or of a scalar itself."""
+    if observed.ndim == 1:
+        exceeds = replicated >= observed
+        return float((exceeds.sum() + 0.5) / (len(exceeds) + 1))
+    mean, var = np.nanmean(replicated, 0), np.nanvar(replicated, 0)
+    scale = np.where(var > 0, var, np.inf)
+    seen, drawn = (np.nansum((x - mean) ** 2 / scale, -1) for x in (observed, replicated))
+    return float(((drawn >= seen).sum() + 0.5) / (len(seen) + 1))
+
+
+def _verdict(p_values: Mapping[str, float], n: int) -> list[str]:
+    words = {
+        "counts": "the radial profile",
+        "sigma_r": "the radial velocity dispersion",
+        "sigma_t": "the tangential velocity dispersion",
+        "beta": "the velocity anisotropy",
+        "angles": "the uniformity of the angles (phase mixing)",
+    }
+    return [
+        f"{words[name]} is not reproduced (posterior predictive p = {p:.2g} from {n} replicas)"
+        for name, p in p_values.items()
+        if p < SURPRISING
+    ]

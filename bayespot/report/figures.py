@@ -1,0 +1,105 @@
+"""The figures of a run, one file each, and what they show in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bayespot.mock.sample import truth_potential
+from bayespot.posterior.posterior import PotentialDraws
+from bayespot.potential.fields import PLANE_FIELDS, truth_field
+from bayespot.report import plots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Fields that a run draws, one figure each.
+FIGURES = ("potential", "circular_speed", "enclosed_mass", "density")
+#: Fields whose uncertainty a run draws against radius.
+SD_FIELDS = ("potential", "radial_acceleration", "density")
+#: Most parameters of a pair plot.
+MAX_PARAMETERS = 5
+
+
+def default_radii(catalog: dict[str, Any], n: int = 60) -> np.ndarray:
+    """Return log-spaced radii from the 1 % to the 99 % quantile of the stars."""
+    return np.geomspace(catalog["r_q"][1], catalog["r_q"][7], n)
+
+
+def star_positions(meta: dict[str, Any]) -> np.ndarray | None:
+    """Return positions of a sample of a run's stars; those of older runs are placed at random about the centre."""
+    if "positions" in meta:
+        return meta["positions"]
+    if "radii" not in meta:
+        return None
+    directions = np.random.default_rng(0).normal(size=(40, len(meta["radii"]), 3))
+    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+    return (np.asarray(meta["radii"])[:, None] * directions).reshape(-1, 3)
+
+
+def draw_figures(
+    folder: Path, posterior: PotentialDraws, elbo: list[float], formats: tuple[str, ...] = ("png",)
+) -> list[Path]:
+    """Draw every figure of a run; return the files.
+
+    Fields of `FIGURES`, their uncertainty against radius and in a plane, the parameters of the potential if they are
+    few, and the ELBO.
+
+    Parameters
+    ----------
+    folder
+        Made if need be.
+    posterior, elbo
+        What to draw.
+    formats
+        ``"png"``, ``"pdf"`` or both.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    with plots.style():
+        for name, figure in run_figures(posterior, elbo):
+            for suffix in formats:
+                written.append(folder / f"{name}.{suffix}")
+                plots.save(figure, written[-1])
+    return written
+
+
+def run_figures(posterior: PotentialDraws, elbo: list[float]) -> Iterator[tuple[str, Figure]]:
+    """Yield the figures of a run by name, one at a time."""
+    r = default_radii(posterior.meta, 100)
+    truth = truth_potential(posterior.meta.get("meta", {}))
+    few = posterior.thinned(300)
+    for name in FIGURES:
+        true = None if truth is None else truth_field(truth, name, r)
+        yield name, plots.two_panel(few.field(name, r), true, posterior.meta.get("radii"))
+    yield "sd_profiles", plots.sd_profiles([few.field(name, r) for name in SD_FIELDS], posterior.meta.get("radii"))
+    maps = [few.plane(name) for name in PLANE_FIELDS]
+    yield "uncertainty_maps", plots.uncertainty_maps(maps, star_positions(posterior.meta), posterior.meta["n_stars"])
+    names = few_parameters(posterior)
+    if len(names) > 1:
+        yield "parameters", plots.parameters(posterior.to_inference_data(), names, _true_parameters(truth, names))
+    if elbo:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(plots.SINGLE, 0.65 * plots.SINGLE), layout="constrained")
+        plots.elbo_trace(figure.subplots(), elbo)
+        yield "elbo", figure
+
+
+def few_parameters(posterior: PotentialDraws) -> list[str]:
+    """Return the scalar sites of the potential, if no draw has others; none if they are more than `MAX_PARAMETERS`."""
+    sites = [{k: v for k, v in posterior.source(i)[1].items() if k.startswith("potential.")} for i in (0, -1)]
+    names = list(sites[0])
+    scalar = all(v.dim() == 0 for site in sites for v in site.values())
+    return names if scalar and list(sites[1]) == names and len(names) <= MAX_PARAMETERS else []
+
+
+def _true_parameters(truth: Any, names: list[str]) -> dict[str, float] | None:
+    """The truth's parameters by site, where it has all of them."""
+    found: dict[str, Any] = {name: getattr(truth, name.removeprefix("potential."), None) for name in names}
+    if truth is None or any(value is None for value in found.values()):
+        return None
+    return {name: float(value) for name, value in found.items()}

@@ -1,0 +1,183 @@
+"""Whether to trust a fit: the ELBO, posterior predictive checks, and what ArviZ draws of parameters and chains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bayespot.posterior.predictive import Predictive
+from bayespot.report.plots.style import (
+    ALPHA68,
+    ALPHA95,
+    BLUE,
+    DOUBLE,
+    GREEN,
+    ORANGE,
+    TRUTH,
+    VERMILION,
+    new_figure,
+    radius_axis,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_CHECKS = {
+    "counts": "stars per bin",
+    "sigma_r": r"$\sigma_r$ [km s$^{-1}$]",
+    "sigma_t": r"$\sigma_t$ [km s$^{-1}$]",
+    "beta": r"$\beta$",
+}
+_TITLES = {
+    "counts": "radial profile",
+    "sigma_r": "radial dispersion",
+    "sigma_t": "tangential dispersion",
+    "beta": "anisotropy",
+    "angles": "phase mixing",
+}
+
+
+def elbo_trace(ax: Axes, elbo: Sequence[float]) -> Axes:
+    """Draw the ELBO against the SVI step, relative to the mean of its last quarter."""
+    values = np.asarray(elbo)
+    tail = values[-max(len(values) // 4, 1) :]
+    ax.plot(np.arange(1, len(values) + 1), values - tail.mean(), color=BLUE, lw=0.8)
+    ax.axhline(0, **TRUTH)
+    spread = max(float(np.quantile(np.abs(values - tail.mean()), 0.97)), 1e-9)
+    ax.set_ylim(-1.3 * spread, 1.3 * spread)
+    ax.set_xlabel("SVI step")
+    ax.set_ylabel("ELBO $-$ final mean [nat]")
+    return ax
+
+
+def predictive_check(ax: Axes, check: Predictive, name: str) -> Axes:
+    """Draw a radial statistic of the catalogue over the bands of its replicas.
+
+    Parameters
+    ----------
+    ax
+        Axes.
+    check
+        What `posterior_predictive` returned.
+    name
+        ``"counts"``, ``"sigma_r"``, ``"sigma_t"``, ``"beta"``, or ``"angles"``: chi-square of the observed angles
+        against that of the replicated ones, draw by draw.
+    """
+    if name == "angles":
+        seen, drawn = check.observed[name], check.replicated[name]
+        ax.scatter(drawn, seen, s=8, color=BLUE, lw=0)
+        ends = [float(min(seen.min(), drawn.min())), float(max(seen.max(), drawn.max()))]
+        ax.plot(ends, ends, **TRUTH, label="equal")
+        ax.set_xlabel(r"angle $\chi^2$, replicas")
+        ax.set_ylabel(r"angle $\chi^2$, catalogue")
+        return ax
+    r = check.r
+    low95, low68, median, high68, high95 = np.nanquantile(check.replicated[name], [0.025, 0.16, 0.5, 0.84, 0.975], 0)
+    ax.fill_between(r, low95, high95, color=BLUE, alpha=ALPHA95, lw=0, label="replicas, 95 %")
+    ax.fill_between(r, low68, high68, color=BLUE, alpha=ALPHA68, lw=0, label="replicas, 68 %")
+    ax.plot(r, median, color=BLUE, lw=1)
+    ax.plot(r, check.observed[name][0], "o", ms=3, color="black", label="catalogue")
+    radius_axis(ax)
+    ax.set_ylabel(_CHECKS[name])
+    return ax
+
+
+def predictive_figure(check: Predictive, figure: Any = None) -> Any:
+    """Return a figure, two columns wide, with every statistic of a posterior predictive check and its p-value."""
+    names = [*_CHECKS, "angles"]
+    figure = new_figure(figure, DOUBLE, 0.6 * DOUBLE)
+    panels = figure.subplots(2, 3)
+    for ax, name in zip(panels.flat, names, strict=False):
+        predictive_check(ax, check, name)
+        ax.set_title(f"{_TITLES[name]}: p = {check.p_values[name]:.2g}")
+    panels.flat[-1].axis("off")
+    entries = [panels.flat[i].get_legend_handles_labels() for i in (0, -2)]
+    panels.flat[-1].legend(*(a + b for a, b in zip(*entries, strict=True)), loc="center left")
+    return figure
+
+
+def parameters(data: Any, names: Sequence[str], truth: Mapping[str, float] | None = None) -> Any:
+    """Return ArviZ's pair plot of scalar parameters, two columns wide at most: 68 and 95 % contours and marginals.
+
+    Parameters
+    ----------
+    data
+        InferenceData with a group ``posterior``.
+    names
+        Scalar sites of it, two at least.
+    truth
+        True values by site, drawn dashed.
+    """
+    import warnings
+
+    from matplotlib.figure import Figure
+
+    from bayespot.diagnostics import load_arviz
+
+    width = min(DOUBLE, 1.6 * len(names))
+    figure = Figure(figsize=(width, width), layout="constrained")
+    axes = figure.subplots(len(names), len(names), squeeze=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        load_arviz().plot_pair(
+            data,
+            var_names=list(names),
+            kind="kde",
+            marginals=True,
+            ax=axes,
+            textsize=8,
+            kde_kwargs={
+                "hdi_probs": [0.68, 0.95],
+                "contour_kwargs": {"colors": BLUE, "linewidths": 0.8},
+                "contourf_kwargs": {"colors": ["white", *(_paler(alpha) for alpha in (ALPHA95, ALPHA68))]},
+            },
+            marginal_kwargs={"color": BLUE, "plot_kwargs": {"linewidth": 1.2}},
+        )
+    short = [name.removeprefix("potential.") for name in names]
+    for i, ax in enumerate(axes.diagonal()):
+        # ArviZ turns the last of two marginals on its side
+        on_side = len(names) == 2 and i == 1
+        (ax.set_xticks if on_side else ax.set_yticks)([])
+        if truth is not None:
+            (ax.axhline if on_side else ax.axvline)(truth[names[i]], **TRUTH)
+        for j in range(len(names)):
+            if j > i:
+                axes[i, j].set_axis_off()
+            axes[i, j].set_xlabel(short[j] if i == len(names) - 1 and not (on_side and j == i) else "")
+            axes[i, j].set_ylabel(short[i] if j == 0 and i else "")
+            if truth is not None and j < i:
+                axes[i, j].axvline(truth[names[j]], **TRUTH)
+                axes[i, j].axhline(truth[names[i]], **TRUTH)
+    return figure
+
+
+def _paler(alpha: float) -> tuple[float, ...]:
+    """Return the blue of the bands as it looks on white at an opacity."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(1 - alpha * (1 - part) for part in to_rgb(BLUE))
+
+
+def chain_ranks(ax: Axes, data: Any, name: str) -> Axes:
+    """Draw ArviZ's rank plot of a scalar site, chain by chain: level where the chains agree.
+
+    Parameters
+    ----------
+    ax
+        Axes.
+    data
+        InferenceData with several chains, as NUTS leaves in a run's ``posterior.nc``.
+    name
+        A scalar site of its group ``posterior``.
+    """
+    import warnings
+
+    from bayespot.diagnostics import load_arviz
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        load_arviz().plot_rank(data, var_names=[name], kind="vlines", ax=ax, colors=[BLUE, VERMILION, GREEN, ORANGE])
+    ax.set_title(name.removeprefix("potential."))
+    return ax

@@ -1,0 +1,93 @@
+"""What a run found out about itself, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bayespot.inference.verdict import K_HAT_LIMIT, elbo_trend
+from bayespot.posterior.posterior import PotentialDraws
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: Re-weighting is shown where it moves a mean or changes a width by more than this, in posterior sd.
+WORTH_SHOWING = 0.1
+
+
+def describe(diagnosis: Mapping[str, Any]) -> list[str]:
+    """Return one line per diagnostic that the fit has."""
+    if "members" in diagnosis:
+        lines = [
+            f"ensemble of {len(diagnosis['members'])}; the members' v_c differ by {diagnosis['spread']:.2f} of their sd"
+        ]
+        for k, (weight, member) in enumerate(zip(diagnosis["weights"], diagnosis["members"], strict=True)):
+            lines += [f"member {k}, weight {weight:.2f}: {line}" for line in describe(member)[:1]]
+        return lines
+    sampled = f"PSIS k-hat {diagnosis['k_hat']:.2f}"
+    if (fraction := diagnosis.get("weight_fraction")) is not None:
+        sampled += f" with {100 * fraction:.0f} % of the draws effective"
+    if diagnosis.get("r_hat") is not None:
+        sampled = (
+            f"r-hat {diagnosis['r_hat']:.3f}, {diagnosis['ess']:.0f} independent draws, "
+            f"{100 * diagnosis['divergences']:.1f} % divergent"
+        )
+    elif diagnosis["k_hat"] != diagnosis["k_hat"]:
+        sampled = "no PSIS k-hat (particles, or too few draws)"
+    orbits = f"{diagnosis['n_components']} components"
+    if diagnosis.get("df") == "LogisticGaussianProcess":
+        orbits = "logistic Gaussian process"
+    if rounds := diagnosis.get("df_rounds"):
+        orbits = (
+            f"{diagnosis['df']}, trained in {len(rounds)} rounds, the last moved Phi by {rounds[-1]['moved']:.2g} sd"
+        )
+    lines = [
+        f"f(J): {orbits}; MAP {diagnosis['gradient_norm']:.2g} posterior sd from the "
+        f"maximum after {diagnosis['map_iterations']} iterations; {diagnosis['n_unbound']} stars unbound; "
+        f"{sampled}; {sum(diagnosis['seconds'].values()):.0f} s"
+    ]
+    if len(diagnosis["elbo"]) >= 40:
+        trend = elbo_trend(diagnosis["elbo"])
+        lines.append(
+            f"ELBO: {'has' if trend.converged else 'has not'} converged; over its last quarter it moved by "
+            f"{trend.drift:+.2f} +- {trend.error:.2f}, steps scatter by {trend.noise:.2f}"
+        )
+    if diagnosis.get("error_samples"):
+        least, low, median = diagnosis["error_samples"]
+        few = diagnosis.get("n_poorly_sampled", 0)
+        lines.append(
+            f"measurement errors: effective samples per star {least:.1f} at least, {low:.1f} for 95 %, {median:.1f} in "
+            "the median" + (f"; fewer than 2 for {few}, remedy: n_samples of the model's errors" if few else "")
+        )
+    if diagnosis.get("selected_fraction"):
+        lines.append(
+            f"selection: {100 * diagnosis['selected_fraction']:.1f} % of the population is in the catalogue; twice "
+            f"the {diagnosis['selection_points']} points would move the result by {diagnosis['selection_error']:.2f} "
+            "posterior sd"
+        )
+    if diagnosis.get("angle_p_value") is not None:
+        lines.append(f"phase mixing: uniformity of the angles p = {diagnosis['angle_p_value']:.2g}")
+    return lines
+
+
+def reweighted_where_it_matters(
+    posterior: PotentialDraws, diagnosis: Mapping[str, Any], radii: NDArray[Any]
+) -> PotentialDraws | None:
+    """Return the posterior re-weighted to the exact one if that is reliable and differs in v_c, else None.
+
+    Reliable: k-hat of every member is at most 0.7. The same draws are compared with and without weights, so that their
+    own Monte-Carlo error is not taken for a difference.
+    """
+    members = diagnosis.get("members", [diagnosis])
+    if not all(member["k_hat"] <= K_HAT_LIMIT for member in members):
+        return None
+    try:
+        before = posterior.evaluated()
+    except ValueError:  # a run of a version that did not keep weights
+        return None
+    after = posterior.reweighted()
+    old, new = before.field("circular_speed", radii), after.field("circular_speed", radii)
+    change = np.maximum(np.abs(new.mean - old.mean), np.abs(new.sd - old.sd)) / old.sd
+    return after if float(change.max()) > WORTH_SHOWING else None
