@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
+from pyro.nn import PyroModule, PyroParam, PyroSample
+from pyro.nn.module import _PyroModuleMeta
 from torch import Tensor
 
 M = TypeVar("M", bound=torch.nn.Module)
+
+
+class _AbstractPyroMeta(abc.ABCMeta, _PyroModuleMeta):
+    """PyroModule has a metaclass of its own; this one lets `abc.abstractmethod` work as well."""
+
+
+class AbstractPyroModule(PyroModule, metaclass=_AbstractPyroMeta):
+    """A PyroModule with abstract methods, whose parameters may be numbers or prior distributions."""
+
+    def _set_parameter(
+        self, name: str, value: float | Tensor | torch.distributions.Distribution | PyroSample | PyroParam
+    ) -> None:
+        """Store ``value`` as a buffer (number), a trained parameter or a Pyro sample site (distribution)."""
+        if isinstance(value, torch.distributions.Distribution):
+            setattr(self, name, PyroSample(value))  # type: ignore[arg-type]
+        elif isinstance(value, torch.nn.Parameter | PyroSample | PyroParam):
+            setattr(self, name, value)
+        else:
+            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float64))
 
 
 def freeze(module: M, values: Mapping[str, Tensor]) -> M:

@@ -62,6 +62,24 @@ def test_imports_point_down():
     assert not wrong, wrong
 
 
+def test_no_circles_within_rooms():
+    """The files of a room import each other in one direction, local imports and those for types included."""
+    modules = _modules()
+    arrows = {
+        name: {
+            other
+            for target in _package_imports(path)
+            for other in (target.split(".", 1)[1], target.split(".", 1)[1].rpartition(".")[0])
+            if other in modules and other != name
+        }
+        for name, path in modules.items()
+        if not name.endswith("__init__")
+    }
+    while leaves := {name for name, targets in arrows.items() if not targets & arrows.keys()}:
+        arrows = {name: targets for name, targets in arrows.items() if name not in leaves}
+    assert not arrows, f"these import each other in a circle, or something that does: {sorted(arrows)}"
+
+
 def test_rooms_export_what_exists():
     """Every name of a room's __all__ resolves, and so does every one of the package."""
     code = "import importlib, bayespot"

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bayespot.df.distributions import OrbitDistribution, OrbitSample
-from bayespot.potential.base import AbstractPyroModule, Symmetry
+from bayespot.potential.base import Symmetry
+from bayespot.pyro_modules import AbstractPyroModule
 
 
 class DistributionFunction(AbstractPyroModule, abc.ABC):

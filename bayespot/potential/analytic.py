@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from pyro.nn import PyroModule, PyroParam, PyroSample
+from pyro.nn import PyroParam, PyroSample
 from torch import Tensor
 from torch.distributions import Distribution
 
-from bayespot.potential.base import Potential, Symmetry, radius
+from bayespot.potential.base import Potential, SumPotential, Symmetry, radius
 from bayespot.units import G
 
 Value = float | Tensor | Distribution | PyroSample | PyroParam
@@ -367,56 +367,6 @@ class Logarithmic(AnalyticPotential):
     def phi(self, x: Tensor) -> Tensor:
         m2 = _r2(x) if self.symmetry == "spherical" else _r2(x[..., :2]) + (x[..., 2] / self.q) ** 2
         return 0.5 * self.v_0**2 * torch.log1p(m2 / self.r_c**2)
-
-
-class SumPotential(Potential):
-    r"""Sum of potentials, :math:`\Phi = \sum_i \Phi_i`; also written ``potential_1 + potential_2``.
-
-    Nested sums are flattened, the symmetry is that of the least symmetric member, and the sample sites of
-    member i are named ``members.i.<parameter>``.
-
-    Parameters
-    ----------
-    members
-        At least one potential.
-
-    Examples
-    --------
-    >>> galaxy = Hernquist(m_tot=5e10, r_s=1.0) + NFW(m_s=7e11, r_s=20.0)
-    >>> galaxy.symmetry, len(galaxy.members)
-    ('spherical', 2)
-    """
-
-    def __init__(self, members: Iterable[Potential]) -> None:
-        super().__init__()
-        flat: list[Potential] = []
-        for member in members:
-            if not isinstance(member, Potential):
-                raise ValueError(f"SumPotential adds potentials, got {member!r}")
-            flat.extend(member.members if isinstance(member, SumPotential) else [member])
-        if not flat:
-            raise ValueError("SumPotential needs at least one member, got none")
-        self.members: Any = PyroModule[torch.nn.ModuleList](flat)  # type: ignore[arg-type]
-        order: tuple[Symmetry, ...] = ("spherical", "axisymmetric", "triaxial")
-        self.symmetry: Symmetry = max((member.symmetry for member in flat), key=order.index)
-
-    def phi(self, x: Tensor) -> Tensor:
-        total = self.members[0].phi(x)
-        for member in self.members[1:]:
-            total = total + member.phi(x)
-        return total
-
-    def register_factors(self) -> None:
-        for member in self.members:
-            member.register_factors()
-
-    def initial_values(self) -> dict[str, Tensor]:
-        """Return the members' starting values under their names in the sum."""
-        return {
-            f"members.{i}.{name}": value
-            for i, member in enumerate(self.members)
-            for name, value in member.initial_values().items()
-        }
 
 
 #: Every analytic potential by its lower-case name.

@@ -6,38 +6,22 @@ import abc
 import functools
 import math
 import os
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pyro.nn import PyroModule, PyroParam, PyroSample
-from pyro.nn.module import _PyroModuleMeta
+from pyro.nn import PyroModule
 from torch import Tensor
 
+from bayespot.pyro_modules import AbstractPyroModule
 from bayespot.units import G
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 Symmetry = Literal["spherical", "axisymmetric", "triaxial"]
-
-
-class _AbstractPyroMeta(abc.ABCMeta, _PyroModuleMeta):
-    """PyroModule has a metaclass of its own; this one lets `abc.abstractmethod` work as well."""
-
-
-class AbstractPyroModule(PyroModule, metaclass=_AbstractPyroMeta):
-    """A PyroModule with abstract methods, whose parameters may be numbers or prior distributions."""
-
-    def _set_parameter(
-        self, name: str, value: float | Tensor | torch.distributions.Distribution | PyroSample | PyroParam
-    ) -> None:
-        """Store ``value`` as a buffer (number), a trained parameter or a Pyro sample site (distribution)."""
-        if isinstance(value, torch.distributions.Distribution):
-            setattr(self, name, PyroSample(value))  # type: ignore[arg-type]
-        elif isinstance(value, torch.nn.Parameter | PyroSample | PyroParam):
-            setattr(self, name, value)
-        else:
-            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float64))
+#: How a potential is handed to another package, by the package's name; `exchange` enters them.
+EXPORTS: dict[str, Callable[..., Any]] = {}
 
 
 class Potential(AbstractPyroModule, abc.ABC):
@@ -157,9 +141,7 @@ class Potential(AbstractPyroModule, abc.ABC):
         ValueError
             If a parameter has a prior instead of a value, or a unit is not positive.
         """
-        from bayespot.potential.exchange import bridge
-
-        return bridge("galpy").exported(self, ro, vo)
+        return EXPORTS["galpy"](self, ro, vo)
 
     def to_gala(self) -> Any:
         """Return a gala potential (galactic units) with this one's Phi, gradient, Hessian and density.
@@ -173,9 +155,7 @@ class Potential(AbstractPyroModule, abc.ABC):
         ValueError
             If a parameter has a prior instead of a value.
         """
-        from bayespot.potential.exchange import bridge
-
-        return bridge("gala").Exported(self)
+        return EXPORTS["gala"](self)
 
     def to_agama(self, path: str | os.PathLike[str], radii: ArrayLike | None = None, overwrite: bool = False) -> None:
         """Write a spherical potential to a file that ``agama.Potential(path)`` reads.
@@ -196,14 +176,61 @@ class Potential(AbstractPyroModule, abc.ABC):
         ValueError
             If the file exists, the potential is not spherical or has a prior, or the radii do not increase.
         """
-        from bayespot.potential.exchange import write_agama
-
-        write_agama(self, path, radii, overwrite)
+        EXPORTS["agama"](self, path, radii, overwrite)
 
     def __add__(self, other: Potential) -> Potential:
-        from bayespot.potential.analytic import SumPotential
-
         return SumPotential([self, other])
+
+
+class SumPotential(Potential):
+    r"""Sum of potentials, :math:`\Phi = \sum_i \Phi_i`; also written ``potential_1 + potential_2``.
+
+    Nested sums are flattened, the symmetry is that of the least symmetric member, and the sample sites of
+    member i are named ``members.i.<parameter>``.
+
+    Parameters
+    ----------
+    members
+        At least one potential.
+
+    Examples
+    --------
+    >>> from bayespot.potential import NFW, Hernquist
+    >>> galaxy = Hernquist(m_tot=5e10, r_s=1.0) + NFW(m_s=7e11, r_s=20.0)
+    >>> galaxy.symmetry, len(galaxy.members)
+    ('spherical', 2)
+    """
+
+    def __init__(self, members: Iterable[Potential]) -> None:
+        super().__init__()
+        flat: list[Potential] = []
+        for member in members:
+            if not isinstance(member, Potential):
+                raise ValueError(f"SumPotential adds potentials, got {member!r}")
+            flat.extend(member.members if isinstance(member, SumPotential) else [member])
+        if not flat:
+            raise ValueError("SumPotential needs at least one member, got none")
+        self.members: Any = PyroModule[torch.nn.ModuleList](flat)  # type: ignore[arg-type]
+        order: tuple[Symmetry, ...] = ("spherical", "axisymmetric", "triaxial")
+        self.symmetry: Symmetry = max((member.symmetry for member in flat), key=order.index)
+
+    def phi(self, x: Tensor) -> Tensor:
+        total = self.members[0].phi(x)
+        for member in self.members[1:]:
+            total = total + member.phi(x)
+        return total
+
+    def register_factors(self) -> None:
+        for member in self.members:
+            member.register_factors()
+
+    def initial_values(self) -> dict[str, Tensor]:
+        """Return the members' starting values under their names in the sum."""
+        return {
+            f"members.{i}.{name}": value
+            for i, member in enumerate(self.members)
+            for name, value in member.initial_values().items()
+        }
 
 
 def radius(x: Tensor) -> Tensor:

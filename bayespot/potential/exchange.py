@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from bayespot.files import replacing
-from bayespot.potential.base import Potential, Symmetry
+from bayespot.potential.base import EXPORTS, Potential, Symmetry
 from bayespot.potential.callables import CallablePotential, require_fixed
 from bayespot.potential.profile import require_spherical
 
@@ -124,3 +124,8 @@ def write_agama(
     text = agama_text(potential, radii)
     with replacing(path) as temporary:
         temporary.write_text(text)
+
+
+EXPORTS["galpy"] = lambda potential, ro, vo: bridge("galpy").exported(potential, ro, vo)
+EXPORTS["gala"] = lambda potential: bridge("gala").Exported(potential)
+EXPORTS["agama"] = write_agama
