@@ -1,4 +1,9 @@
-"""Every call of ArviZ: InferenceData, its file, and Pareto-smoothed importance sampling."""
+"""Every call of ArviZ: InferenceData, its file, and Pareto-smoothed importance sampling.
+
+ArviZ 0.20 to 1.x: from 1.0 on InferenceData is xarray's DataTree, and defaults of intervals changed (89 % equal-tailed
+for 94 % highest-density), so nothing here or elsewhere relies on a default interval. No torch: a run's posterior can be
+read where there is none.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +12,16 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
     import arviz
+    import xarray
+
+    InferenceData: TypeAlias = "arviz.InferenceData | xarray.DataTree"
 
 
 def load_arviz() -> Any:
@@ -25,109 +32,147 @@ def load_arviz() -> Any:
     return arviz
 
 
+def _is_tree(az: Any) -> bool:
+    """Whether this ArviZ keeps its groups in an xarray DataTree (1.0 and later)."""
+    return int(az.__version__.split(".")[0]) >= 1
+
+
+def _from_dict(groups: Mapping[str, Mapping[str, Any]], **coords_and_dims: Any) -> Any:
+    az = load_arviz()
+    groups = {name: values for name, values in groups.items() if values}
+    return az.from_dict(groups, **coords_and_dims) if _is_tree(az) else az.from_dict(**groups, **coords_and_dims)
+
+
+def _set_group(data: Any, name: str, dataset: Any) -> None:
+    if hasattr(data, "add_groups"):
+        if name in data:
+            delattr(data, name)
+        data.add_groups({name: dataset})
+    else:
+        data[name] = type(data)(dataset)
+
+
+def _dataset(data: Any, name: str) -> Any:
+    group = data[name]
+    return group.to_dataset() if hasattr(group, "to_dataset") else group
+
+
 def to_inference_data(
-    draws: Mapping[str, Tensor],
+    draws: Mapping[str, Any],
     sample_stats: Mapping[str, Any] | None = None,
     attrs: Mapping[str, Any] | None = None,
     n_chains: int = 1,
-) -> arviz.InferenceData:
+) -> InferenceData:
     """Return posterior draws (leading axis: draws, chain after chain) with per-draw statistics."""
 
     def chains(values: Mapping[str, Any]) -> dict[str, Any]:
         arrays = {name: np.asarray(value) for name, value in values.items()}
         return {name: x.reshape(n_chains, -1, *x.shape[1:]) for name, x in arrays.items()}
 
-    posterior, stats = chains(draws), chains(sample_stats or {})
-    data = load_arviz().from_dict(posterior=posterior, sample_stats=stats or None)
+    data = _from_dict({"posterior": chains(draws), "sample_stats": chains(sample_stats or {})})
     data.attrs.update(attrs or {})
     return data
 
 
-def with_fields(data: arviz.InferenceData, radii: np.ndarray, fields: Mapping[str, Any]) -> arviz.InferenceData:
+def with_fields(data: Any, radii: NDArray[Any], fields: Mapping[str, Any]) -> InferenceData:
     """Add fields of radius (objects with ``draws`` (n_draws, n) and ``unit``) to the group ``posterior``."""
-    more = load_arviz().from_dict(
-        posterior={name: field.draws[None] for name, field in fields.items()},
-        coords={"r": radii},
-        dims={name: ["r"] for name in fields},
+    more = _dataset(
+        _from_dict(
+            {"posterior": {name: field.draws[None] for name, field in fields.items()}},
+            coords={"r": radii},
+            dims={name: ["r"] for name in fields},
+        ),
+        "posterior",
     )
     for name, field in fields.items():
-        more["posterior"][name].attrs["unit"] = field.unit
-    more["posterior"]["r"].attrs["unit"] = "kpc"
-    merged = data["posterior"].merge(more["posterior"])
-    delattr(data, "posterior")
-    data.add_groups({"posterior": merged})
+        more[name].attrs["unit"] = field.unit
+    more["r"].attrs["unit"] = "kpc"
+    _set_group(data, "posterior", _dataset(data, "posterior").merge(more))
     return data
 
 
-def no_inference_data() -> arviz.InferenceData:
+def no_inference_data() -> InferenceData:
     """Return InferenceData without groups."""
-    return load_arviz().InferenceData()
+    az = load_arviz()
+    if _is_tree(az):
+        import xarray
+
+        return xarray.DataTree()
+    return az.InferenceData()
 
 
 def with_predictive(
-    data: arviz.InferenceData, observed: Mapping[str, Any], replicated: Mapping[str, Any], attrs: Mapping[str, Any]
-) -> arviz.InferenceData:
+    data: Any, observed: Mapping[str, Any], replicated: Mapping[str, Any], attrs: Mapping[str, Any]
+) -> InferenceData:
     """Add groups ``observed_data`` and ``posterior_predictive`` of discrepancy statistics, leading axis draws.
 
     Statistics that depend on the draw's potential (angles) are in ``observed_data`` with their own axis of draws.
     """
-    more = load_arviz().from_dict(
-        posterior_predictive={name: np.asarray(value)[None] for name, value in replicated.items()},
-        observed_data={name: np.asarray(value) for name, value in observed.items()},
+    more = _from_dict(
+        {
+            "posterior_predictive": {name: np.asarray(value)[None] for name, value in replicated.items()},
+            "observed_data": {name: np.asarray(value) for name, value in observed.items()},
+        }
     )
     for group in ("posterior_predictive", "observed_data"):
-        if group in data.groups():
-            delattr(data, group)
-    data.extend(more)
+        _set_group(data, group, _dataset(more, group))
     data["posterior_predictive"].attrs.update(attrs)
     return data
 
 
-def save_netcdf(data: arviz.InferenceData, path: str | os.PathLike[str]) -> None:
+def save_netcdf(data: Any, path: str | os.PathLike[str]) -> None:
     """Write InferenceData to a NetCDF file."""
     data.to_netcdf(str(path), engine="h5netcdf")
 
 
-def load_netcdf(path: str | os.PathLike[str]) -> arviz.InferenceData:
+def load_netcdf(path: str | os.PathLike[str]) -> InferenceData:
     """Read InferenceData; ValueError names the file when it cannot be read."""
     if not Path(path).exists():
         raise ValueError(f"{path}: no such file; a complete run has it, so fit again")
     try:
         data = load_arviz().from_netcdf(str(path), engine="h5netcdf")
         data.load()
+        data.close()
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: not a readable NetCDF posterior ({error}); fit again") from error
     return data
 
 
-def psis(log_weights: Tensor) -> tuple[Tensor, float]:
+def psis(log_weights: ArrayLike) -> tuple[NDArray[Any], float]:
     """Return Pareto-smoothed log importance weights, same sum of weights, and the shape k (`psis_k_hat`).
 
     Where k cannot be had (few draws, infinite weights) the weights are returned as they are.
     """
-    weights = np.asarray(log_weights.detach(), dtype=float)
+    weights = np.asarray(log_weights, dtype=float)
     if len(weights) < 25:
-        return log_weights, math.nan
+        return weights, math.nan
     if not np.isfinite(weights).all():
-        return log_weights, math.inf
+        return weights, math.inf
+    az = load_arviz()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        smoothed, k = load_arviz().psislw(weights.copy())
+        if _is_tree(az):
+            from arviz_stats.base import array_stats
+
+            # arviz-stats 1.x takes ln p of what is left out, the negative of ln w (findings/arviz_stats_psislw_sign.sh)
+            smoothed, k = array_stats.psislw(-weights)
+        else:
+            smoothed, k = az.psislw(weights.copy())
     # ArviZ returns weights that add up to one
-    return torch.as_tensor(np.asarray(smoothed)) + log_weights.detach().logsumexp(0), float(k)
+    return np.asarray(smoothed) + np.logaddexp.reduce(weights), float(k)
 
 
-def weight_fraction(log_weights: Tensor) -> float:
+def weight_fraction(log_weights: ArrayLike) -> float:
     r"""Return the effective fraction of weighted draws, :math:`(\sum w)^2 / (n \sum w^2)`.
 
     1 / fraction - 1 estimates the chi-square divergence of the weights' target: its square root bounds by how many sd
     of the draws weighting moves a mean, and half of it the change of any probability.
     """
-    log_square = 2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)
-    return float(log_square.exp()) / len(log_weights)
+    weights = np.asarray(log_weights, dtype=float)
+    return float(np.exp(2 * np.logaddexp.reduce(weights) - np.logaddexp.reduce(2 * weights))) / len(weights)
 
 
-def psis_k_hat(log_weights: Tensor) -> float:
+def psis_k_hat(log_weights: ArrayLike) -> float:
     """Return the Pareto shape k of importance weights (Vehtari et al. 2024, JMLR 25, 72).
 
     Below 0.7 the guide is close enough to the posterior for reliable re-weighting; NaN with fewer than 25
@@ -136,19 +181,20 @@ def psis_k_hat(log_weights: Tensor) -> float:
     return psis(log_weights)[1]
 
 
-def chain_statistics(chains: Tensor) -> tuple[float, float]:
+def chain_statistics(chains: ArrayLike) -> tuple[float, float]:
     """Return the largest r-hat and the least bulk ESS over quantities ``(n_chains, n_draws, n_quantities)``.
 
     Rank-normalised and split (Vehtari et al. 2021, Bayesian Analysis 16, 667).
     """
-    arviz = load_arviz()
-    arrays = [np.asarray(chains[..., k].detach()) for k in range(chains.shape[-1])]
+    az = load_arviz()
+    arrays = list(np.moveaxis(np.asarray(chains, dtype=float), -1, 0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return max(float(arviz.rhat(x)) for x in arrays), min(float(arviz.ess(x)) for x in arrays)
+        r_hat = max(float(az.rhat(x, method="rank")) for x in arrays)
+        return r_hat, min(float(az.ess(x, method="bulk")) for x in arrays)
 
 
-def compare_loo(pointwise: Mapping[Any, np.ndarray]) -> dict[Any, dict[str, float]]:
+def compare_loo(pointwise: Mapping[Any, NDArray[Any]]) -> dict[Any, dict[str, float]]:
     """Compare models by PSIS leave-one-out cross-validation (Vehtari, Gelman & Gabry 2017).
 
     Parameters
@@ -159,34 +205,42 @@ def compare_loo(pointwise: Mapping[Any, np.ndarray]) -> dict[Any, dict[str, floa
     Returns
     -------
     dict
-        By model ``elpd``, its difference from the best (``elpd_diff``) with standard error ``dse``, the stacking
-        ``weight``, and the fraction of stars whose Pareto shape is above 0.7 (``bad_k``).
+        By model ``elpd``, how far it is below the best (``elpd_diff``, not negative) with standard error ``dse``, the
+        stacking ``weight``, and the fraction of stars whose Pareto shape is above 0.7 (``bad_k``).
     """
-    arviz = load_arviz()
+    az = load_arviz()
     names = {str(i): name for i, name in enumerate(pointwise)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loos = {}
         for label, name in names.items():
             values = np.asarray(pointwise[name])[None]
-            data = arviz.from_dict(posterior={"draw_index": np.zeros(values.shape[:2])}, log_likelihood={"w": values})
-            loos[label] = arviz.loo(data, pointwise=True, reff=1.0)
-        if len(loos) == 1:
-            rows = {label: [float(one.elpd_loo), 0.0, 0.0, 1.0] for label, one in loos.items()}
-        else:
-            table = arviz.compare(loos, ic="loo", method="stacking")
-            keys = ("elpd_loo", "elpd_diff", "dse", "weight")
-            rows = {label: [float(table.loc[label, key]) for key in keys] for label in names}
+            data = _from_dict(
+                {"posterior": {"draw_index": np.zeros(values.shape[:2])}, "log_likelihood": {"w": values}}
+            )
+            loos[label] = az.loo(data, pointwise=True, reff=1.0)
+        elpd = {label: float(one.elpd if _is_tree(az) else one.elpd_loo) for label, one in loos.items()}
+        dse, weight = dict.fromkeys(names, 0.0), dict.fromkeys(names, 1.0)
+        if len(loos) > 1:
+            # 1.x rounds unless told not to, and gives elpd_diff the other sign
+            table = az.compare(loos, method="stacking", **({"round_to": "none"} if _is_tree(az) else {"ic": "loo"}))
+            dse, weight = ({label: float(table.loc[label, key]) for label in names} for key in ("dse", "weight"))
+    best = max(elpd.values())
     return {
-        name: dict(zip(("elpd", "elpd_diff", "dse", "weight"), rows[label], strict=True))
-        | {"bad_k": float((np.asarray(loos[label].pareto_k) > 0.7).mean())}
+        name: {
+            "elpd": elpd[label],
+            "elpd_diff": best - elpd[label],
+            "dse": dse[label],
+            "weight": weight[label],
+            "bad_k": float((np.asarray(loos[label].pareto_k) > 0.7).mean()),
+        }
         for label, name in names.items()
     }
 
 
-def posterior_arrays(data: arviz.InferenceData, group: str = "posterior") -> dict[str, np.ndarray]:
+def posterior_arrays(data: Any, group: str = "posterior") -> dict[str, NDArray[Any]]:
     """Return a group's arrays by name (the posterior's: by site), chains joined, leading axis draws."""
-    if group not in data.groups():
+    if group not in data:
         return {}
     return {
         str(name): np.asarray(value).reshape(-1, *value.shape[2:]).copy()

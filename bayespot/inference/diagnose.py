@@ -61,7 +61,8 @@ def diagnose(
     extra: dict[str, Any] = {}
     if drawn.log_q is not None and config.k_hat_draws > 0:
         n = min(config.k_hat_draws, len(u))
-        log_weights[:n], k_hat = psis(log_ratios(space, data, u[:n], drawn.log_q[:n], tick))
+        smoothed, k_hat = psis(log_ratios(space, data, u[:n], drawn.log_q[:n], tick).detach())
+        log_weights[:n] = torch.as_tensor(smoothed)
         extra["weight_fraction"] = weight_fraction(log_weights[:n])
         extra["log_evidence"] = float(log_weights[:n].logsumexp(0)) - math.log(n)
     if drawn.log_q is not None and math.isnan(k_hat):
@@ -112,7 +113,7 @@ def _chains(space: LatentSpace, data: Tensor, drawn: Draws, tick: Callable[[], N
     """r-hat and ESS of the potential's latents and ln p; components of f(J) may change their places."""
     log_p = log_ratios(space, data, drawn.u, torch.zeros(len(drawn.u)).double(), tick)
     watched = torch.cat([drawn.u[:, : space.n_potential], log_p[:, None]], -1)
-    r_hat, ess = chain_statistics(watched.reshape(drawn.n_chains, -1, watched.shape[-1]))
+    r_hat, ess = chain_statistics(watched.detach().reshape(drawn.n_chains, -1, watched.shape[-1]))
     return {"r_hat": r_hat, "ess": ess, "divergences": drawn.divergences}
 
 

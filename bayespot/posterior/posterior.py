@@ -26,7 +26,7 @@ from bayespot.potential.fields import (
 from bayespot.units import UNITS, unit
 
 if TYPE_CHECKING:
-    import arviz
+    from bayespot.diagnostics import InferenceData
     from astropy.table import QTable
     from numpy.typing import ArrayLike, NDArray
 
@@ -64,8 +64,10 @@ class PotentialDraws(ABC):
     def summary(self) -> QTable:
         """Return mean, standard deviation and quantiles of every latent parameter."""
 
-    def to_inference_data(self, radii: ArrayLike | None = None) -> arviz.InferenceData:
-        """Return the draws as ArviZ InferenceData, one chain; sites that every draw has in the same shape.
+    def to_inference_data(self, radii: ArrayLike | None = None) -> InferenceData:
+        """Return the draws as ArviZ InferenceData (from ArviZ 1.0 on xarray's DataTree), one chain.
+
+        It has the sites that every draw has in the same shape.
 
         Parameters
         ----------

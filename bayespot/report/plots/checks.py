@@ -1,12 +1,14 @@
-"""Whether to trust a fit: the ELBO, posterior predictive checks, and what ArviZ draws of parameters and chains."""
+"""Whether to trust a fit: the ELBO, posterior predictive checks, parameters and chains."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bayespot.diagnostics import posterior_arrays
 from bayespot.posterior.predictive import Predictive
 from bayespot.report.plots.style import (
     ALPHA68,
@@ -110,47 +112,51 @@ def parameters(data: Any, names: Sequence[str], truth: Mapping[str, float] | Non
     truth
         True values by site, drawn dashed.
     """
-    import warnings
-
     from matplotlib.figure import Figure
 
-    from bayespot.diagnostics import load_arviz
-
+    values = {name: posterior_arrays(data)[name] for name in names}
     width = min(DOUBLE, 1.6 * len(names))
     figure = Figure(figsize=(width, width), layout="constrained")
     axes = figure.subplots(len(names), len(names), squeeze=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        load_arviz().plot_pair(
-            data,
-            var_names=list(names),
-            kind="kde",
-            marginals=True,
-            ax=axes,
-            textsize=8,
-            kde_kwargs={
-                "hdi_probs": [0.68, 0.95],
-                "contour_kwargs": {"colors": BLUE, "linewidths": 0.8},
-                "contourf_kwargs": {"colors": ["white", *(_paler(alpha) for alpha in (ALPHA95, ALPHA68))]},
-            },
-            marginal_kwargs={"color": BLUE, "plot_kwargs": {"linewidth": 1.2}},
-        )
-    short = [name.removeprefix("potential.") for name in names]
-    for i, ax in enumerate(axes.diagonal()):
-        # ArviZ turns the last of two marginals on its side
-        on_side = len(names) == 2 and i == 1
-        (ax.set_xticks if on_side else ax.set_yticks)([])
-        if truth is not None:
-            (ax.axhline if on_side else ax.axvline)(truth[names[i]], **TRUTH)
-        for j in range(len(names)):
+    for i, row in enumerate(names):
+        for j, column in enumerate(names):
+            ax = axes[i, j]
             if j > i:
-                axes[i, j].set_axis_off()
-            axes[i, j].set_xlabel(short[j] if i == len(names) - 1 and not (on_side and j == i) else "")
-            axes[i, j].set_ylabel(short[i] if j == 0 and i else "")
+                ax.set_axis_off()
+            elif i == j:
+                _marginal(ax, values[row])
+            else:
+                _contours(ax, values[column], values[row])
+            if truth is not None and j <= i:
+                ax.axvline(truth[column], **TRUTH)
             if truth is not None and j < i:
-                axes[i, j].axvline(truth[names[j]], **TRUTH)
-                axes[i, j].axhline(truth[names[i]], **TRUTH)
+                ax.axhline(truth[row], **TRUTH)
+            ax.set_xlabel(column.removeprefix("potential.") if i == len(names) - 1 else "")
+            ax.set_ylabel(row.removeprefix("potential.") if j == 0 and i else "")
     return figure
+
+
+def _marginal(ax: Axes, x: np.ndarray) -> None:
+    """Draw a kernel density of draws, the y axis without numbers."""
+    from scipy.stats import gaussian_kde
+
+    grid = np.linspace(x.min(), x.max(), 200)
+    ax.plot(grid, gaussian_kde(x)(grid), color=BLUE, linewidth=1.2)
+    ax.set_ylim(bottom=0)
+    ax.set_yticks([])
+
+
+def _contours(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
+    """Fill the smallest regions that hold 68 and 95 % of the draws, by a kernel density."""
+    from scipy.stats import gaussian_kde
+
+    density = gaussian_kde([x, y])
+    levels = np.quantile(density([x, y]), [0.05, 0.32])
+    spread = [np.linspace(z.min() - 0.1 * np.ptp(z), z.max() + 0.1 * np.ptp(z), 80) for z in (x, y)]
+    grid = np.meshgrid(*spread)
+    height = density(np.reshape(grid, (2, -1))).reshape(grid[0].shape)
+    ax.contourf(*grid, height, levels=[*levels, height.max()], colors=[_paler(alpha) for alpha in (ALPHA95, ALPHA68)])
+    ax.contour(*grid, height, levels=levels, colors=BLUE, linewidths=0.8)
 
 
 def _paler(alpha: float) -> tuple[float, ...]:
@@ -161,7 +167,10 @@ def _paler(alpha: float) -> tuple[float, ...]:
 
 
 def chain_ranks(ax: Axes, data: Any, name: str) -> Axes:
-    """Draw ArviZ's rank plot of a scalar site, chain by chain: level where the chains agree.
+    """Draw how often each chain's draws fall into 20 bins of rank among all draws: level where the chains agree.
+
+    Lines show the excess over the mean (Vehtari et al. 2021, Bayesian Analysis 16, 667, figure 5), scaled so that half
+    the distance between chains is twice the mean.
 
     Parameters
     ----------
@@ -172,12 +181,19 @@ def chain_ranks(ax: Axes, data: Any, name: str) -> Axes:
     name
         A scalar site of its group ``posterior``.
     """
-    import warnings
+    from scipy.stats import rankdata
 
-    from bayespot.diagnostics import load_arviz
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        load_arviz().plot_rank(data, var_names=[name], kind="vlines", ax=ax, colors=[BLUE, VERMILION, GREEN, ORANGE])
+    values = np.asarray(data["posterior"][name])
+    ranks = rankdata(values).reshape(values.shape)
+    edges = np.linspace(0.5, values.size + 0.5, 21)
+    middle = (edges[1:] + edges[:-1]) / 2
+    for k, (chain, colour) in enumerate(zip(ranks, itertools.cycle([BLUE, VERMILION, GREEN, ORANGE]))):  # noqa: B905
+        counts, _ = np.histogram(chain, edges)
+        excess = counts / counts.mean() - 1
+        ax.axhline(k, color=colour, linewidth=0.6, linestyle="--")
+        ax.vlines(middle, k, k + excess / 4, color=colour, linewidth=2)
+    ax.set_yticks(range(len(ranks)))
+    ax.set_ylabel("chain")
+    ax.set_xlabel("rank of the draw")
     ax.set_title(name.removeprefix("potential."))
     return ax
