@@ -105,7 +105,8 @@ def test_weight_fraction_and_chains():
 def test_compare_by_leave_one_out():
     """A normal model against one shifted by half an sd: elpd to 1 % of the closed form, its difference positive.
 
-    200 draws of the mean's posterior given n stars; each star's leave-one-out density is N(mean of the others, 1 + 1/n).
+    300 draws of the mean's posterior given n stars; each star's leave-one-out density is N(mean of the others,
+    1 + 1/n).
     """
     rng = np.random.default_rng(2)
     y = rng.normal(size=400)

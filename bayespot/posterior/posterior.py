@@ -26,9 +26,10 @@ from bayespot.potential.fields import (
 from bayespot.units import UNITS, unit
 
 if TYPE_CHECKING:
-    from bayespot.diagnostics import InferenceData
     from astropy.table import QTable
     from numpy.typing import ArrayLike, NDArray
+
+    from bayespot.diagnostics import InferenceData
 
 #: Most numbers that `Posterior.plane` holds at a time.
 _PLANE_BLOCK = 4_000_000

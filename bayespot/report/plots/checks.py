@@ -187,7 +187,7 @@ def chain_ranks(ax: Axes, data: Any, name: str) -> Axes:
     ranks = rankdata(values).reshape(values.shape)
     edges = np.linspace(0.5, values.size + 0.5, 21)
     middle = (edges[1:] + edges[:-1]) / 2
-    for k, (chain, colour) in enumerate(zip(ranks, itertools.cycle([BLUE, VERMILION, GREEN, ORANGE]))):  # noqa: B905
+    for k, (chain, colour) in enumerate(zip(ranks, itertools.cycle([BLUE, VERMILION, GREEN, ORANGE]))):
         counts, _ = np.histogram(chain, edges)
         excess = counts / counts.mean() - 1
         ax.axhline(k, color=colour, linewidth=0.6, linestyle="--")
