@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from bayespot.cli.formulas import print_formulas
 from bayespot.cli.tables import OUTPUT, interval, print_table
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from bayespot.distill.result import Distillation
     from bayespot.posterior.posterior import PotentialDraws
 
 
@@ -21,35 +24,79 @@ def demo(
     seed: Annotated[int, typer.Option(help="Random seed.")] = 1,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier demo.")] = False,
 ) -> None:
-    """Fit a simulated isochrone sphere, whose truth is known, and the Milky Way's globular clusters.
+    """Fit a simulated isochrone sphere, whose truth is known, and the Milky Way's globular clusters; find a formula.
 
     Example: `bayespot demo`
     """
-    from bayespot.catalog.catalog import Catalog
-    from bayespot.inference.result import FitConfig
-    from bayespot.mock.sample import mock
-    from bayespot.report.runs import check_free
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    import torch
+
+    from bayespot.report.runs import check_free, load_run
 
     started = time.perf_counter()
-    folders = [output / "isochrone", output / "milky_way"]
-    for folder in folders:
+    sphere, galaxy = output / "isochrone", output / "milky_way"
+    for folder in (sphere, galaxy):
         check_free(folder, overwrite, False)
     typer.echo("1. An isochrone sphere, 1e11 Msun, b = 3 kpc: 5000 stars, free-form potential")
-    posterior = fit_to_folder(
-        "spherical", mock("isochrone", n_stars=5000, seed=seed), FitConfig(seed=seed), folders[0], overwrite=overwrite
+    typer.echo("2. The Milky Way from 161 globular clusters (Vasiliev & Baumgardt 2021), as a sphere, at the same time")
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            clusters = pool.submit(_fit_galaxy, galaxy, seed, overwrite)
+            posterior = _fit_sphere(sphere, seed, overwrite)
+            _print_truth(posterior)
+            found = _distil(sphere, seed, pool)
+            clusters.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    _print_milky_way(load_run(galaxy)[0])
+    _print_formula(found, posterior)
+    typer.echo(f"\nFigures: {sphere}/figures, {galaxy}/figures; {time.perf_counter() - started:.0f} s in all")
+
+
+def _fit_sphere(folder: Path, seed: int, overwrite: bool) -> PotentialDraws:
+    from bayespot.inference.result import FitConfig
+    from bayespot.mock.sample import mock
+
+    stars = mock("isochrone", n_stars=5000, seed=seed)
+    return fit_to_folder("spherical", stars, FitConfig(seed=seed), folder, overwrite=overwrite)
+
+
+def _fit_galaxy(folder: Path, seed: int, overwrite: bool) -> None:
+    """Fit the globular clusters in a process of its own, without a line of progress beside the other's."""
+    from bayespot.catalog.catalog import Catalog
+    from bayespot.inference.result import FitConfig
+
+    clusters = Catalog.example("globular_clusters")
+    fit_to_folder(
+        "milky_way_globular_clusters", clusters, FitConfig(seed=seed), folder, overwrite=overwrite, progress=False
     )
-    _print_truth(posterior)
-    _demo_formulas(posterior, folders[0] / "distillation", seed)
-    typer.echo("\n2. The Milky Way from 161 globular clusters (Vasiliev & Baumgardt 2021), as a sphere")
-    posterior = fit_to_folder(
-        "milky_way_globular_clusters",
-        Catalog.example("globular_clusters"),
-        FitConfig(seed=seed),
-        folders[1],
-        overwrite=overwrite,
+
+
+def _distil(folder: Path, seed: int, pool: Executor) -> Distillation:
+    """Search two times a quarter of a minute; the true formula is -G M/(b + sqrt(b^2 + r^2))."""
+    from bayespot.distill.distill import distill as run_distill
+    from bayespot.distill.grammar import DistillConfig
+    from bayespot.report.runs import load_run
+
+    # the run keeps its stars, the posterior in memory does not
+    stored, _, _ = load_run(folder)
+    config = DistillConfig(seed=seed, budget_minutes=0.25, searches=2, families=("kepler",), max_ranked=2)
+    return run_distill(stored, config, pool, folder / "distillation", jobs=2)
+
+
+def _print_formula(found: Distillation, posterior: PotentialDraws) -> None:
+    from bayespot.mock.sample import truth_potential
+
+    print_formulas(found, 3)
+    truth: Any = truth_potential(posterior.meta["meta"])
+    typer.echo(
+        f"truth: -G*M/(b + sqrt(b**2 + r**2)), M = {float(truth.m_tot):.3g} Msun, b = {float(truth.r_s):.3g} kpc"
     )
-    _print_milky_way(posterior)
-    typer.echo(f"\nFigures: {folders[0]}/figures, {folders[1]}/figures; {time.perf_counter() - started:.0f} s in all")
 
 
 def _print_truth(posterior: PotentialDraws) -> None:
@@ -71,23 +118,6 @@ def _print_truth(posterior: PotentialDraws) -> None:
             row.append(f"{error[i]:+.2f} +- {sd[i]:.2f} %")
         rows.append(row)
     print_table("Error against the truth +- posterior sd", ["r [kpc]", "potential", "v_c", "M(<r)"], rows)
-
-
-def _demo_formulas(posterior: PotentialDraws, folder: Path, seed: int) -> None:
-    """Distil for half a minute if physo is there; the true formula is -G M/(b + sqrt(b^2 + r^2))."""
-    from importlib.util import find_spec
-
-    if find_spec("physo") is None:
-        typer.echo("no formulas: physo is not installed (pip install 'bayespot[distill]')")
-        return
-    from bayespot.distill.distill import distill as run_distill
-    from bayespot.distill.grammar import DistillConfig
-    from bayespot.report.runs import load_run
-
-    # the run keeps its stars, the posterior in memory does not
-    stored, _, _ = load_run(folder.parent)
-    config = DistillConfig(seed=seed, budget_minutes=0.5, families=("kepler",), max_ranked=3)
-    print_formulas(run_distill(stored, config, folder=folder), 5)
 
 
 def _print_milky_way(posterior: PotentialDraws) -> None:

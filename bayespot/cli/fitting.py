@@ -151,6 +151,7 @@ def fit_to_folder(
     overwrite: bool = False,
     n_members: int = 1,
     jobs: int | None = None,
+    progress: bool | None = None,
 ) -> PotentialDraws:
     import functools
 
@@ -174,11 +175,21 @@ def fit_to_folder(
             partial.mkdir(parents=True, exist_ok=True)
             prepare = None if path is None else functools.partial(load_model_module, path)
             ensemble = fit_ensemble(
-                built, catalog, config, n_members, jobs=jobs, checkpoint=partial, resume=resume, prepare=prepare
+                built,
+                catalog,
+                config,
+                n_members,
+                jobs=jobs,
+                checkpoint=partial,
+                resume=resume,
+                prepare=prepare,
+                progress=progress,
             )
             save_run(folder, ensemble, catalog, **about)
         else:
-            result = run_fit(built, catalog, config, checkpoint=partial / "checkpoint.pt", resume=resume)
+            result = run_fit(
+                built, catalog, config, checkpoint=partial / "checkpoint.pt", resume=resume, progress=progress
+            )
             save_run(folder, result, catalog, **about)
     except KeyboardInterrupt:
         if _holds_files(partial):

@@ -45,8 +45,6 @@ def distill(
 
     Example: `bayespot distill run --budget-minutes 5 --jobs 2 --seed 1`
     """
-    from importlib.util import find_spec
-
     from bayespot.distill.grammar import DEFAULT_FAMILIES, FAMILIES, DistillConfig
 
     if families == "list":
@@ -57,8 +55,6 @@ def distill(
     config = DistillConfig(
         seed=seed, families=names, mode=mode, budget_minutes=budget_minutes, budget_epochs=budget_epochs, gauge=gauge
     )
-    if find_spec("physo") is None:
-        raise ValueError("distill needs physo, which is not installed: pip install 'bayespot[distill]'")
     from bayespot.catalog.catalog import Catalog
     from bayespot.distill.distill import distill as run_distill
     from bayespot.report.runs import load_run

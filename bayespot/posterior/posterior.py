@@ -22,6 +22,7 @@ from bayespot.potential.fields import (
     PlaneField,
     evaluator,
     plane_points,
+    radial_fields,
 )
 from bayespot.units import UNITS, unit
 
@@ -85,7 +86,7 @@ class PotentialDraws(ABC):
         if radii is None:
             return data
         r = np.atleast_1d(np.asarray(radii, dtype=float))
-        return with_fields(data, r, {name: self.field(name, r) for name in RADIAL_FIELDS})
+        return with_fields(data, r, self.radial_fields(r))
 
     def potential_at(self, i: int) -> Potential:
         """Return the potential of draw ``i`` with its parameters fixed."""
@@ -115,6 +116,29 @@ class PotentialDraws(ABC):
             values = [evaluate(self.potential_at(i)) for i in range(self.n_draws)]
         return Field(name, UNITS[name], x.numpy(), torch.stack(values).numpy())
 
+    def radial_fields(self, radii: ArrayLike, names: Sequence[str] = RADIAL_FIELDS) -> dict[str, Field]:
+        """Evaluate several of `RADIAL_FIELDS` at radii (kpc): for spheres in one pass over the draws.
+
+        Raises
+        ------
+        ValueError
+            If a name is unknown, or the radii are not one-dimensional.
+        """
+        r = torch.as_tensor(np.asarray(radii), dtype=torch.float64)
+        for name in names:
+            evaluator(name, r)
+        if not self._spherical():
+            return {name: self.field(name, radii) for name in names}
+        rows: dict[str, list[Tensor]] = {name: [] for name in names}
+        for i in range(self.n_draws):
+            found = radial_fields(self.potential_at(i), r)
+            for name in names:
+                rows[name].append(found[name])
+        return {name: Field(name, UNITS[name], r.numpy(), torch.stack(rows[name]).numpy()) for name in names}
+
+    def _spherical(self) -> bool:
+        return all(self.source(i)[0].potential.symmetry == "spherical" for i in range(self.n_draws))
+
     def plane(self, name: str, plane: str = "Rz", extent: float | None = None, n: int = 64) -> PlaneField:
         """Return mean and standard deviation over a plane, for maps; not all draws are held at a time.
 
@@ -137,7 +161,7 @@ class PotentialDraws(ABC):
         first, second = self._cells(name, plane, extent, n)
         x = plane_points(plane, first, second).reshape(-1, 3)
         unique, index = x, np.arange(len(x))
-        if all(self.source(i)[0].potential.symmetry == "spherical" for i in range(self.n_draws)):
+        if self._spherical():
             # equal radii up to rounding; a sphere is the same at all of them
             r = np.linalg.norm(x, axis=-1)
             _, rows, index = np.unique(np.round(r / second[-1], 12), return_index=True, return_inverse=True)
@@ -180,8 +204,8 @@ class PotentialDraws(ABC):
         if not (np.isfinite(r).all() and (r > 0).all()):
             raise ValueError(f"radii must be positive and finite (kpc), got {r[~(r > 0)][:3]}")
         table = QTable({"r": r * unit("r")})
-        for name in RADIAL_FIELDS:
-            field, u = self.field(name, r), unit(name)
+        for name, field in self.radial_fields(r).items():
+            u = unit(name)
             table[f"{name}_mean"] = field.mean * u
             table[f"{name}_sd"] = field.sd * u
             for q, values in zip(QUANTILES, field.quantile(QUANTILES), strict=True):

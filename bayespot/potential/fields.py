@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bayespot.potential.base import Potential
+from bayespot.units import G
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -151,6 +153,29 @@ def evaluator(name: str, x: Tensor) -> Callable[[Potential], Tensor]:
 
 def _call(method: str, x: Tensor, potential: Potential) -> Tensor:
     return getattr(potential, method)(x).detach()
+
+
+def radial_fields(potential: Potential, r: Tensor) -> dict[str, Tensor]:
+    r"""Return all of `RADIAL_FIELDS` of a spherical potential at radii ``(n,)`` from one evaluation of Phi.
+
+    With primes for d/dr: :math:`v_c^2 = r \Phi'`, :math:`M = r^2 \Phi' / G` and
+    :math:`\rho = M' / 4 \pi r^2`; the numbers are those of the potential's own methods.
+    """
+    with torch.enable_grad():
+        # as in `Potential.density`, the centre counts as 1e-60 kpc
+        r = r.detach().clamp(min=1e-60).requires_grad_()
+        phi = potential.phi_r(r)
+        (slope,) = torch.autograd.grad(phi.sum(), r, create_graph=True)
+        mass = r**2 * slope / G
+        (mass_slope,) = torch.autograd.grad(mass.sum(), r)
+    fields = {
+        "potential": phi,
+        "radial_acceleration": -slope,
+        "density": mass_slope / (4 * math.pi * r**2),
+        "enclosed_mass": mass,
+        "circular_speed": (r * slope).sqrt(),
+    }
+    return {name: value.detach() for name, value in fields.items()}
 
 
 def truth_field(potential: Potential, name: str, points: ArrayLike) -> NDArray[Any]:

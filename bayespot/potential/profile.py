@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +24,20 @@ from bayespot.numerics import (
 from bayespot.potential.base import Potential
 
 
+def _table(compute: Callable[[Any], Tensor]) -> cached_property[Tensor]:
+    """Make a property that is computed when first asked for, with the graph that its profile was made with.
+
+    First touched inside no_grad it would else stay without one.
+    """
+
+    @functools.wraps(compute)
+    def computed(profile: RadialProfile) -> Tensor:
+        with torch.set_grad_enabled(profile.keeps_graph):
+            return compute(profile)
+
+    return cached_property(computed)
+
+
 @dataclass(frozen=True)
 class RadialProfile:
     r"""Potential and circular orbits on a uniform grid in s = ln r, power-law mass beyond both ends.
@@ -35,17 +52,15 @@ class RadialProfile:
         First node and spacing.
     phi, vc2 : Float[Tensor, "n"]
         Potential and :math:`v_c^2 = d\Phi/ds` at the nodes in (km/s)^2.
+    keeps_graph
+        Whether what follows from the nodes can be differentiated by them; as autograd is set, unless given.
     """
 
     s_first: float
     ds: float
     phi_nodes: Tensor
     vc2: Tensor
-
-    def __post_init__(self) -> None:
-        # computed now, with the caller's graph: first touched inside no_grad they would stay without one
-        for table in (self._phi_cubics, self._circular_cubics, self.escape_energy):
-            del table
+    keeps_graph: bool = field(default_factory=torch.is_grad_enabled)
 
     @classmethod
     def of(cls, potential: Potential, s_first: float, s_last: float, ds: float = 0.05) -> RadialProfile:
@@ -64,34 +79,34 @@ class RadialProfile:
     def s_last(self) -> float:
         return self.s_first + self.ds * (len(self.vc2) - 1)
 
-    @cached_property
+    @_table
     def ln_vc2_slope(self) -> Tensor:
         """d ln v_c^2 / ds at the nodes."""
         return node_slopes(self.vc2.log(), width=5) / self.ds
 
-    @cached_property
+    @_table
     def _phi_cubics(self) -> Tensor:
         return cubic_coefficients(self.phi_nodes, self.vc2 * self.ds)
 
-    @cached_property
+    @_table
     def _circular_cubics(self) -> Tensor:
         """Rows of eight: the cubics of E_c(s) and of ln L_c(s)."""
         rise = (1 + self.ln_vc2_slope / 2) * self.ds
         energy = cubic_coefficients(self.energy_nodes, self.vc2 * rise)
         return torch.cat([energy, cubic_coefficients(self.ln_lc_nodes, rise)], -1)
 
-    @cached_property
+    @_table
     def energy_nodes(self) -> Tensor:
         """Energy of the circular orbit at each node, (km/s)^2."""
         return self.phi_nodes + self.vc2 / 2
 
-    @cached_property
+    @_table
     def ln_lc_nodes(self) -> Tensor:
         """ln of the circular orbit's angular momentum (kpc km/s) at each node."""
         s = self.s_first + self.ds * torch.arange(len(self.vc2), dtype=self.vc2.dtype)
         return s + self.vc2.log() / 2
 
-    @cached_property
+    @_table
     def escape_energy(self) -> Tensor:
         r"""Limit of :math:`\Phi` at infinity; infinite where the mass grows at least as r."""
         q = self.ln_vc2_slope[-1]

@@ -72,10 +72,11 @@ def run_figures(posterior: PotentialDraws, elbo: list[float]) -> Iterator[tuple[
     r = default_radii(posterior.meta, 100)
     truth = truth_potential(posterior.meta.get("meta", {}))
     few = posterior.thinned(300)
+    found = few.radial_fields(r)
     for name in FIGURES:
         true = None if truth is None else truth_field(truth, name, r)
-        yield name, plots.two_panel(few.field(name, r), true, posterior.meta.get("radii"))
-    yield "sd_profiles", plots.sd_profiles([few.field(name, r) for name in SD_FIELDS], posterior.meta.get("radii"))
+        yield name, plots.two_panel(found[name], true, posterior.meta.get("radii"))
+    yield "sd_profiles", plots.sd_profiles([found[name] for name in SD_FIELDS], posterior.meta.get("radii"))
     maps = [few.plane(name) for name in PLANE_FIELDS]
     yield "uncertainty_maps", plots.uncertainty_maps(maps, star_positions(posterior.meta), posterior.meta["n_stars"])
     names = few_parameters(posterior)
