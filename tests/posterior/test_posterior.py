@@ -56,6 +56,9 @@ def test_fields_are_those_of_each_potential(result):
         field = posterior.field(name, r)
         assert field.draws.shape == (40, 3)
         np.testing.assert_allclose(field.draws[7], truth_field(posterior.potential_at(7), name, r), rtol=1e-12)
+    for name, field in posterior.radial_fields(r).items():
+        np.testing.assert_allclose(field.draws, posterior.field(name, r).draws, rtol=1e-10, err_msg=name)
+        assert (field.name, field.unit) == (name, UNITS[name])
     v_c, a_r = posterior.field("circular_speed", r), posterior.field("radial_acceleration", r)
     np.testing.assert_allclose(v_c.draws**2, -r * a_r.draws, rtol=1e-10)
     x = np.array([[3.0, -4.0, 12.0]])

@@ -14,6 +14,7 @@ from contracts.potential import check_parameter_gradients, check_potential, poin
 from bayespot.potential import (
     ANALYTIC,
     NFW,
+    RADIAL_FIELDS,
     CoredPowerLaw,
     Hernquist,
     Isochrone,
@@ -26,6 +27,7 @@ from bayespot.potential import (
     describe,
     from_description,
 )
+from bayespot.potential.fields import evaluator, radial_fields
 from bayespot.units import G
 
 SPHERES = {
@@ -67,6 +69,16 @@ def test_contract(name):
     """Every check of `contracts.check_potential` over 4.5 decades in radius, against the closed form."""
     potential = SPHERES[name]
     check_potential(potential, RADII, lambda x: potential.density_r(x.norm(dim=-1)))
+
+
+@pytest.mark.parametrize("name", SPHERES)
+def test_radial_fields_in_one_pass(name):
+    """All five fields of radius equal the potential's own methods to 1e-9, and carry no graph."""
+    potential = SPHERES[name]
+    found = radial_fields(potential, RADII)
+    for field in RADIAL_FIELDS:
+        torch.testing.assert_close(found[field], evaluator(field, RADII)(potential), rtol=1e-9, atol=0.0)
+        assert not found[field].requires_grad
 
 
 @pytest.mark.parametrize("q", [1.0, 0.8, 1.3])
