@@ -5,6 +5,7 @@ is left. Commands run in this process through `bayespot.cli.main`, but for the i
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import pickle
@@ -353,7 +354,7 @@ def test_interrupted_before_a_checkpoint(desk, monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bayespot.inference.fit.fit", interrupt)
+    monkeypatch.setattr(importlib.import_module("bayespot.inference.fit"), "fit", interrupt)
     with pytest.raises(typer.Exit) as stopped:
         fit_to_folder("isochrone", Catalog.read(desk / "stars.ecsv"), FitConfig(), desk / "early")
     assert stopped.value.exit_code == 130

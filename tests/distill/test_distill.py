@@ -14,10 +14,10 @@ import pytest
 import torch
 from contracts.targets import Here, made_target
 
-from bayespot import distill as module
+import bayespot
 from bayespot.df import SphericalMixture
 from bayespot.distill import FAMILIES, DistillConfig, DistillError, Family, distill
-from bayespot.distill.distill import _Finished, _physo, _quiet, _Run, _seeded, plan, search
+from bayespot.distill.distill import STUCK, _Finished, _physo, _quiet, _Run, _seeded, plan, search
 from bayespot.distill.formulas import distinct
 from bayespot.distill.ranking import fit_formula, rank, reference, stars_of, with_potential
 from bayespot.distill.rewriting import Candidate, canonical, homogeneous
@@ -295,9 +295,9 @@ def test_a_search_starts_afresh_when_stuck(monkeypatch):
             run.visualise(None, None)
 
     monkeypatch.setattr(_Run, "start", start)
-    found = search(target, FAMILIES["kepler"], replace(TINY, budget_epochs=3 * module.STUCK + 2), 1)
-    assert found.epochs == 3 * module.STUCK + 2
-    assert starts[:3] == [0, module.STUCK + 1, 2 * module.STUCK + 1]
+    found = search(target, FAMILIES["kepler"], replace(TINY, budget_epochs=3 * STUCK + 2), 1)
+    assert found.epochs == 3 * STUCK + 2
+    assert starts[:3] == [0, STUCK + 1, 2 * STUCK + 1]
 
 
 def test_stars_of(posterior, isochrone_stars):
@@ -352,7 +352,7 @@ def test_only_distill_imports_physo():
     """No other file of the package names it in an import."""
     from pathlib import Path
 
-    for path in Path(module.__file__).parent.rglob("*.py"):
+    for path in Path(bayespot.__file__).parent.rglob("*.py"):
         if path.name != "distill.py":
             text = path.read_text()
             assert "import physo" not in text, path

@@ -8,6 +8,7 @@ ln b. Fits: the same stars, closed-form actions. Tolerances are Monte-Carlo erro
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 
 import numpy as np
@@ -253,7 +254,7 @@ def test_a_run_keeps_chains_and_weights(fits, few_stars, tmp_path):
 
 def test_interrupted_nuts_keeps_its_chains(few_stars, tmp_path, monkeypatch):
     """Stopped in the second chain and resumed: the first is not run again, and draws equal the uninterrupted ones."""
-    from bayespot.inference import fit as inference
+    inference = importlib.import_module("bayespot.inference.fit")
 
     config = dataclasses.replace(QUICK, guide="nuts", df_guide="point", n_draws=20, nuts_warmup=10, nuts_chains=2)
     whole = fit(parametric(few_stars), few_stars, config)

@@ -18,15 +18,13 @@ from bayespot import (
     Posterior,
     SnapshotModel,
     SphericalMixture,
-    figures,
     load_run,
-    plots,
-    runs,
     save_run,
 )
 from bayespot.inference import Diagnostics, FitConfig, FitResult
 from bayespot.potential import RADIAL_FIELDS, Field, PlaneField, truth_field
 from bayespot.potential.fields import PLANE_FIELDS, PLANES
+from bayespot.report import figures, plots, runs
 from bayespot.report.plots.maps import round_levels
 from bayespot.report.plots.style import power_of_ten
 from bayespot.units import UNITS
