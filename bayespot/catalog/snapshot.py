@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 #: Most particles that the centre is found from: a random sample of the rest would not move it.
-CENTRE_SAMPLE = 2**21
+CENTRE_SAMPLE = 2**19
 #: Rows that a sample may hold beyond twice its size before it is thinned.
-SLACK = 2**20
+SLACK = 2**19
 
 
 class Snapshot(NamedTuple):
@@ -57,7 +57,7 @@ def read_snapshot(
     the root in SWIFT, whose velocities are peculiar). Attributes of the datasets (SWIFT, AREPO, GADGET-4, EAGLE) count
     before the header. Cells of AREPO's winds among the stars are left out.
 
-    Files are read in blocks of 2^20 particles, and of the columns only those needed. Memory: about 300 MB, and 120
+    Files are read in blocks of 2^19 particles, and of the columns only those needed. Memory: about 400 MB, and 120
     bytes per star that is kept (220 with identifiers).
 
     Parameters

@@ -37,7 +37,7 @@ TYPES = {
 #: Names of the types in messages.
 NAMES = ("gas", "dm", "disk", "bulge", "stars", "bh", "neutrinos")
 #: Particles read at a time.
-BLOCK = 2**20
+BLOCK = 2**19
 #: AREPO keeps its wind cells among the stars, with this not positive.
 _FORMATION = "GFM_StellarFormationTime"
 _SUFFIXES = (".hdf5", ".h5", ".hdf")
