@@ -57,7 +57,7 @@ def read_snapshot(
     the root in SWIFT, whose velocities are peculiar). Attributes of the datasets (SWIFT, AREPO, GADGET-4, EAGLE) count
     before the header. Cells of AREPO's winds among the stars are left out.
 
-    Files are read in blocks of 2^19 particles, and of the columns only those needed. Memory: about 400 MB, and 300
+    Files are read in blocks of 2^19 particles, and of the columns only those needed. Memory: about 450 MB, and 300
     bytes per star that is kept.
 
     Parameters

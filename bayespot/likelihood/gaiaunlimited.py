@@ -72,12 +72,14 @@ def from_gaiaunlimited(
         if magnitudes is not None:
             raise ValueError(f"{_name(selection)} is a table with bins of its own; leave magnitudes out")
         values, edges = table.fixed(at or {})
+        if edges is None and absolute_magnitude is not None:
+            raise ValueError(f"{table.name} does not depend on magnitude; leave absolute_magnitude out")
         return Healpix(
             values,
             table.frame,
             True,
             edges,
-            absolute_magnitude if edges is not None else _not_needed(selection, absolute_magnitude),
+            absolute_magnitude,
             None,
             empty,
             outside,
@@ -225,11 +227,6 @@ def _check_range(selection: Any, edges: Array) -> None:
             f"{_name(selection)} knows magnitudes {own[0]:.4g} to {own[-1]:.4g} and repeats its last value beyond; "
             f"magnitudes reach from {edges.min():.4g} to {edges.max():.4g}: stay within (beyond them S is outside=0)"
         )
-
-
-def _not_needed(selection: Any, absolute_magnitude: float | None) -> None:
-    if absolute_magnitude is not None:
-        raise ValueError(f"{_name(selection)} does not depend on magnitude; leave absolute_magnitude out")
 
 
 def _name(selection: Any) -> str:
