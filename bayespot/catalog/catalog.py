@@ -25,6 +25,7 @@ from bayespot.catalog.columns import (
 )
 from bayespot.catalog.gaia import gaia_columns
 from bayespot.catalog.io import read_table, write_table
+from bayespot.catalog.snapshot import read_snapshot
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -258,6 +259,20 @@ class Catalog:
         return cls.from_table(
             prepared, drop_invalid=drop_invalid, check_offset=check_offset, allow_missing=allow_missing
         )
+
+    @classmethod
+    def read_snapshot(cls, path: str | os.PathLike[str], particles: str | int = "stars", **options: Any) -> Catalog:
+        """Read particles of an N-body snapshot (HDF5 of GADGET, AREPO, GIZMO or SWIFT), about their centre.
+
+        ``options`` and what is raised are those of `bayespot.catalog.snapshot.read_snapshot`: ``max_stars`` and
+        ``seed`` of a random subsample, ``radius``, units, centre. The axes are the simulation's, particle
+        identifiers the names; centre, bulk velocity and what was assumed are in ``meta["snapshot"]`` and the notes.
+        """
+        found = read_snapshot(path, particles, **options)
+        catalog = cls(torch.as_tensor(found.w), None, found.names, found.meta)
+        check_speeds(catalog.v)
+        catalog.check_geometry()
+        return catalog
 
     @classmethod
     def example(cls, name: str = "globular_clusters") -> Catalog:

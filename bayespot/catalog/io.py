@@ -59,13 +59,7 @@ def read_table(path: Path) -> tuple[Table, dict[str, Any]]:
 
 def write_table(table: Table, meta: dict[str, Any], path: Path, overwrite: bool) -> None:
     """Write a table with its metadata, complete or not at all."""
-    kind = _file_format(path)
-    if path.is_dir():
-        raise CatalogError(f"{path} is a folder; give a file name")
-    if path.exists() and not overwrite:
-        raise CatalogError(f"{path} exists; choose another name or pass overwrite=True")
-    if not path.parent.is_dir():
-        raise CatalogError(f"{path}: the folder {path.parent} does not exist; create it first")
+    kind = check_place(path, overwrite)
     for key, value in meta.items():
         if not _is_json(value):
             raise CatalogError(
@@ -74,6 +68,18 @@ def write_table(table: Table, meta: dict[str, Any], path: Path, overwrite: bool)
     text = json.dumps({"n_stars": len(table), "meta": meta}, default=_plain)
     with replacing(path) as temporary:
         _write(table, text, temporary, kind)
+
+
+def check_place(path: Path, overwrite: bool) -> str:
+    """Return the format of a file to be written; raise CatalogError where `write_table` could not write it."""
+    kind = _file_format(path)
+    if path.is_dir():
+        raise CatalogError(f"{path} is a folder; give a file name")
+    if path.exists() and not overwrite:
+        raise CatalogError(f"{path} exists; choose another name or pass overwrite=True")
+    if not path.parent.is_dir():
+        raise CatalogError(f"{path}: the folder {path.parent} does not exist; create it first")
+    return kind
 
 
 def _file_format(path: Path) -> str:

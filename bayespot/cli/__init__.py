@@ -1,4 +1,4 @@
-"""The command line: simulate, forecast, fit, predict, report, distill, demo; a file per group of commands."""
+"""The command line: simulate, snapshot, forecast, fit, predict, report, distill, demo; a file per group of commands."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from bayespot.cli.forecasting import forecast
 from bayespot.cli.formulas import distill
 from bayespot.cli.results import check, predict, report
 from bayespot.cli.simulation import simulate
+from bayespot.cli.snapshots import snapshot
 
 __all__ = ["app", "main"]
 
@@ -41,7 +42,7 @@ def _common(debug: Annotated[bool, typer.Option(help="Show the traceback of an e
 
 
 # in the order in which the help lists them
-for _command in (simulate, models, fit, predict, report, check, distill, forecast, demo):
+for _command in (simulate, snapshot, models, fit, predict, report, check, distill, forecast, demo):
     app.command()(_command)
 
 

@@ -3,6 +3,8 @@
 from bayespot.likelihood.augmented import AugmentedDensity, Smoothing
 from bayespot.likelihood.chain import AugmentedStars, Chain
 from bayespot.likelihood.errors import MeasurementErrors
+from bayespot.likelihood.gaiaunlimited import from_gaiaunlimited
+from bayespot.likelihood.healpix import Healpix
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.likelihood.selection import (
     Custom,
@@ -21,6 +23,7 @@ __all__ = [
     "Chain",
     "Custom",
     "GalacticLatitude",
+    "Healpix",
     "HeliocentricDistance",
     "MagnitudeLimit",
     "MeasurementErrors",
@@ -31,5 +34,6 @@ __all__ = [
     "SphericalShell",
     "Stream",
     "UniformOrbits",
+    "from_gaiaunlimited",
     "stacked",
 ]
