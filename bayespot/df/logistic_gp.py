@@ -17,6 +17,7 @@ from bayespot.df.distributions import OrbitDistribution, OrbitSample, action_spa
 from bayespot.df.tabulated import TabulatedDistribution
 from bayespot.numerics import gauss_legendre, legendre
 from bayespot.pyro_modules import freeze
+from bayespot.units import takes
 
 #: Gauss-Legendre nodes along v, t and c.
 _NODES = {2: (64, 32), 3: (48, 20, 12)}
@@ -174,6 +175,7 @@ class LogisticGaussianProcess(DistributionDensity):
 
     regularised = True
 
+    @takes(amplitude="number", decay="number")
     def __init__(self, rotation: bool = False, degree: int = 8, amplitude: float = 1.0, decay: float = 0.55) -> None:
         super().__init__()
         if degree < 1 or not amplitude > 0 or not 0 < decay <= 1:

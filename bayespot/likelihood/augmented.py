@@ -14,6 +14,7 @@ from bayespot.actions.base import ESCAPE_MARGIN
 from bayespot.likelihood.chain import Chain
 from bayespot.likelihood.phase_mixed import UNBOUND_STEEPNESS, StarDensity
 from bayespot.potential.base import Potential, Symmetry
+from bayespot.units import takes
 
 #: Pairs of star and augmented star evaluated at once; bounds memory.
 _PAIRS = 4_000_000
@@ -23,6 +24,7 @@ _REACH = 6.0
 _FAR = 1e9
 
 
+@takes(bandwidth="number")
 @dataclass(frozen=True)
 class Smoothing:
     """Settings of the ``augmented`` likelihood.

@@ -22,8 +22,10 @@ from torch import Tensor
 from bayespot.catalog.catalog import Catalog, Observed
 from bayespot.catalog.frame import galactocentric_w, heliocentric
 from bayespot.df.distributions import uniform_points
+from bayespot.units import takes, takes_tensors
 
 
+@takes(v_r_range="speed", distance_range="length")
 @dataclass(frozen=True)
 class MeasurementErrors:
     r"""How measurement errors enter the likelihood.
@@ -83,6 +85,7 @@ class MeasurementErrors:
         rows = torch.arange(len(catalog)).split(max(1, 500_000 // self.n_samples))
         return torch.cat([proposal(catalog[part], z[part]) for part in rows])
 
+    @takes_tensors(z="number")
     def place(self, catalog: Catalog, z: Tensor) -> Tensor:
         """Return w and log-weight ``(n, S, 7)`` at standardised errors ``z (n, S, 6)`` of each star; differentiable.
 

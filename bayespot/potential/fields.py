@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bayespot.potential.base import Potential
+from bayespot.units import takes, takes_tensors
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -23,6 +24,7 @@ QUANTILES = (0.025, 0.16, 0.5, 0.84, 0.975)
 RADIAL_FIELDS = ("potential", "radial_acceleration", "density", "enclosed_mass", "circular_speed")
 
 
+@takes(points="length", draws="internal")
 @dataclass(frozen=True)
 class Field:
     """Posterior draws of one quantity.
@@ -76,6 +78,7 @@ PLANES = ("Rz", "xy")
 PLANE_FIELDS = ("potential", "acceleration", "density")
 
 
+@takes(first="length", second="length", mean="internal", sd="internal")
 @dataclass(frozen=True)
 class PlaneField:
     """Posterior mean and standard deviation of one quantity on a grid of cells in a plane.
@@ -153,8 +156,9 @@ def _call(method: str, x: Tensor, potential: Potential) -> Tensor:
     return getattr(potential, method)(x).detach()
 
 
-def truth_field(potential: Potential, name: str, points: ArrayLike) -> NDArray[Any]:
+@takes_tensors(points="length")
+def truth_field(potential: Potential, name: str, points: ArrayLike | Tensor) -> NDArray[Any]:
     """Return a quantity of a known potential at the same kind of points, for comparison."""
-    x = torch.as_tensor(np.asarray(points), dtype=torch.float64)
+    x = torch.as_tensor(points, dtype=torch.float64).detach()
     with torch.no_grad():
         return evaluator(name, x)(potential).numpy()
