@@ -201,7 +201,7 @@ class Declared:
         for name, method in list(vars(cls).items()):
             if not inspect.isfunction(method) or hasattr(method, "__takes__"):
                 continue
-            overridden = next((vars(base)[name] for base in cls.__mro__[1:] if name in vars(base)), None)
+            overridden: Any = next((vars(base)[name] for base in cls.__mro__[1:] if name in vars(base)), None)
             if hasattr(overridden, "__takes__"):
                 # by place, since the subclass may have another name for it
                 own, theirs = (list(inspect.signature(f).parameters) for f in (method, overridden))
@@ -230,7 +230,9 @@ def _declared(function: Any, convert: Callable[[Any, str, str], Any], kinds: dic
                 keywords[name] = _given(convert, keywords[name], kind, name)
         return function(*args, **keywords)
 
-    checked.__takes__, checked.__convert__ = dict(kinds), convert  # type: ignore[attr-defined]
+    # of both decorators, where they are stacked
+    checked.__takes__ = getattr(function, "__takes__", {}) | kinds  # type: ignore[attr-defined]
+    checked.__convert__ = convert  # type: ignore[attr-defined]
     return checked
 
 

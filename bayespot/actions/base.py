@@ -81,6 +81,7 @@ class TorusMap(Declared, abc.ABC):
         return (J[..., 0] >= 0) & (J[..., 2] >= 0)
 
 
+@takes_tensors(energy="potential", phi="potential", escape="potential")
 def cap_energy(energy: Tensor, phi: Tensor, escape: Tensor) -> tuple[Tensor, Tensor]:
     """Return (energy capped just below escape, excess); see `CappedActions`."""
     depth = torch.where(torch.isfinite(escape), escape - phi, 1.0)

@@ -332,7 +332,9 @@ def _output_times(times: Tensor | tuple[float, int], w: Tensor) -> Tensor:
         if times.dim() != 1 or len(times) < 1:
             raise ValueError(f"times must be one-dimensional and not empty; got shape {tuple(times.shape)}")
         return times.to(w)
-    if len(times) != 2 or times[1] != int(times[1]) or times[1] < 1:
-        raise ValueError(f"the pair times is (t_end, n_steps), with n_steps at least 1; got {times}")
+    if len(times) != 2 or times[1] != int(times[1]):
+        raise ValueError(f"the pair times is (t_end, n_steps), with a whole number of steps; got {times}")
     t_end, n_steps = float(times[0]), int(times[1])
+    if n_steps < 1:
+        raise ValueError(f"n_steps must be at least 1; got {n_steps}")
     return torch.linspace(0.0, t_end, n_steps + 1, dtype=w.dtype, device=w.device)

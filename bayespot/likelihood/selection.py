@@ -222,6 +222,7 @@ class SkyCone(SelectionFunction):
         return (near if self.inside else ~near).double()
 
 
+@takes_tensors(w="phase_space")
 def require_selected(selection: SelectionFunction, w: Tensor) -> None:
     """Raise ValueError if the selection rejects (S = 0) a star that is in the catalogue, ``w (n, 6)``."""
     s = selection(w)

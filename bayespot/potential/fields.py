@@ -121,12 +121,14 @@ class PlaneField:
         return first, second
 
 
+@takes(first="length", second="length")
 def plane_points(plane: str, first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
     """Return the positions ``(m, n, 3)`` of the cells with centres ``first (n,)`` and ``second (m,)`` in kpc."""
     a, b = np.meshgrid(first, second)
     return np.stack([a, 0 * a, b] if plane == "Rz" else [a, b, 0 * a], -1)
 
 
+@takes_tensors(x="length")
 def evaluator(name: str, x: Tensor) -> Callable[[Potential], Tensor]:
     """Return what evaluates a quantity of a potential at radii ``(n,)`` or positions ``(n, 3)``.
 

@@ -33,8 +33,8 @@ class SymbolicPotential(Potential):
         :math:`\Phi` in (km/s)^2 as sympy syntax or expression: of ``r`` in kpc, the constants, and ``G``, the
         gravitational constant in kpc (km/s)^2/Msun.
     constants
-        A number, astropy Quantity, ``torch.nn.Parameter`` or distribution (then a Pyro sample site) by name; numbers are
-        in the system kpc, km/s, Msun and rad. Where every constant has a unit that of the formula is checked.
+        A number, astropy Quantity, ``torch.nn.Parameter`` or distribution (then a Pyro sample site) by name; numbers
+        are in the system kpc, km/s, Msun and rad. Where every constant has a unit that of the formula is checked.
     start
         Where a fit starts, for constants with a prior; the prior's centre by default.
 
@@ -221,7 +221,7 @@ def _check_units(formula: sympy.Expr, constants: Mapping[str, Value]) -> None:
     except (u.UnitsError, TypeError) as error:
         units = ", ".join(f"{name} in {given[name].unit}" for name in constants)
         raise ValueError(
-            f"{formula} is not a potential with r in kpc and {units}: {error}; correct the units"
+            f"{formula} is not a potential with r in kpc and {units}: {error}; correct the units or give numbers alone"
         ) from error
 
 
