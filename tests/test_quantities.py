@@ -13,7 +13,6 @@ import fnmatch
 import importlib
 import inspect
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -436,9 +435,10 @@ def test_descriptions_and_parameters_of_mocks():
     assert float(potential.from_description({"name": "nfw", "m_s": 8e11, "r_s": 20000 * u.pc}).r_s) == 20.0
     with pytest.raises(ValueError, match=r"r_s is a length and cannot be in km / s"):
         mock("isochrone", n_stars=3, seed=0, r_s=3 * u.km / u.s)
-    model = SnapshotModel(Isochrone(dist.LogNormal(25.0, 0.1), 3.0), SphericalMixture())
+    prior = Isochrone(dist.LogNormal(25.0, 0.1), 3.0)
+    model = SnapshotModel(prior, SphericalMixture(), selection=SphericalShell(0.1, 100.0))
     for call in (model.at, model.chain, model.log_prior, lambda values: model.select_at(values, Catalog(W), 9, 0)):
-        with pytest.raises((ValueError, KeyError), match=r"m_tot comes in 1e\+09 solMass.*without a unit|df"):
+        with pytest.raises(ValueError, match=r"m_tot comes in 1e\+09 solMass, but .* without a unit"):
             call({"potential.m_tot": elsewhere(1e11, "mass")})
 
 
@@ -594,17 +594,14 @@ def test_declarations_are_checked():
         takes(s="length")(lambda r: r)
 
 
-def test_no_astropy_without_quantities():
-    """Potentials, actions, orbits and selections of plain numbers, lists and arrays load no astropy."""
-    code = """
-import sys, numpy, torch
-from bayespot.actions import SphericalActions, integrate
-from bayespot.likelihood import HeliocentricDistance
-from bayespot.potential import NFW
-w = numpy.array([[8.0, 0, 1, 20, 150, 30], [3.0, -2, 4, -50, 90, 60]])
-halo = NFW(8e11, 20)
-halo.circular_speed([1, 2.0]), halo.density(w[:, :3]), HeliocentricDistance(10)(w)
-SphericalActions().actions(halo, w), integrate(halo, torch.as_tensor(w), (0.1, 2))
-assert 'astropy' not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_no_astropy_without_quantities(monkeypatch):
+    """Potentials, actions, orbits and selections of plain numbers, lists and arrays work where astropy cannot load."""
+    monkeypatch.setitem(sys.modules, "astropy", None)
+    w = W.numpy()
+    halo = potential.NFW(8e11, 20)
+    assert halo.circular_speed([1, 2.0]).shape == halo.density(w[:, :3]).shape == (2,)
+    assert bool(HeliocentricDistance(100)(w).all())
+    assert bool(torch.isfinite(actions.SphericalActions().actions(halo, w)).all())
+    assert orbit.integrate(halo, w, [0.0, 0.1]).shape == (2, 2, 6)
+    with pytest.raises(ImportError):
+        halo.circular_speed(8 * u.kpc)

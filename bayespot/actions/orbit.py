@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bayespot.potential.base import Potential
-from bayespot.units import takes, takes_tensors
+from bayespot.units import takes, takes_tensors, tensor
 
 Method = Literal["leapfrog", "yoshida4", "yoshida6"]
 
@@ -328,7 +328,7 @@ def _step(
 
 def _output_times(times: Tensor | tuple[float, int], w: Tensor) -> Tensor:
     if not isinstance(times, tuple):
-        times = torch.as_tensor(times)
+        times = tensor(times, "time", "times")
         if times.dim() != 1 or len(times) < 1:
             raise ValueError(f"times must be one-dimensional and not empty; got shape {tuple(times.shape)}")
         return times.to(w)

@@ -55,6 +55,9 @@ class MeasurementErrors:
     distance_range: tuple[float, float] = (0.1, 100.0)
 
     def __post_init__(self) -> None:
+        for name in ("v_r_range", "distance_range"):
+            low, high = getattr(self, name)
+            object.__setattr__(self, name, (float(low), float(high)))
         if self.method not in ("marginal", "latent"):
             raise ValueError(f"method must be 'marginal' or 'latent', got {self.method!r}")
         if self.n_samples < 2:

@@ -27,7 +27,7 @@ from bayespot.likelihood.selection import SelectionFunction, require_selected
 from bayespot.likelihood.streams import Stream, Streams
 from bayespot.potential.base import Potential
 from bayespot.pyro_modules import freeze
-from bayespot.units import takes_tensors
+from bayespot.units import plain, takes_tensors
 
 
 class SnapshotModel(PyroModule):
@@ -278,7 +278,7 @@ class SnapshotModel(PyroModule):
         """Return the log prior density of ``values``, with named factors and streams."""
         total = torch.zeros((), dtype=torch.float64)
         for name, prior in self.sites().items():
-            total = total + prior.log_prob(values[name]).sum()
+            total = total + prior.log_prob(plain(values[name], "internal", name)).sum()
         # an optimiser's trial step may overflow a factor: it must see the NaN and turn back
         with pyro.validation_enabled(False):
             factors = poutine.trace(self.at(values).register_factors).get_trace()
