@@ -111,13 +111,11 @@ KIND_OF = {
     "r_0": "length", "r_min": "length", "r_max": "length", "d_min": "length", "d_max": "length", "ro": "length",
     "m_tot": "mass", "m_s": "mass", "m_0": "mass", "mass": "mass", "v_0": "speed", "vo": "speed", "v_error": "speed",
     "times": "time", "at": "time", "w": "phase_space", "J": "action", "theta": "phase", "scale_r": "action",
-    "scale_L": "action", "scale_z": "action", "beta": "number", "gamma": "number", "q_z": "number",
+    "scale_L": "action", "scale_z": "action", "beta": "number", "gamma": "number",
 }  # fmt: skip
 #: The other meanings of such names.
-OTHERWISE = {
-    "ActionChart.smooth_of_uniform.x": "number",
-    "SelectionFunction.__call__.w": "phase_space",
-}
+OTHERWISE = {"ActionChart.smooth_of_uniform.x": "number"}
+#: Units that are not the internal ones.
 OTHER = {
     "length": "pc", "mass": "1e9 Msun", "speed": "m / s", "time": "Gyr", "action": "pc km / s", "potential": "m2 / s2",
     "angle": "rad", "phase": "deg", "proper_motion": "arcsec / yr", "parallax": "arcsec", "magnitude": "mmag",
@@ -392,13 +390,15 @@ def test_results_are_the_same_in_other_units(name):
 
 
 def test_pair_of_end_and_steps():
-    """Of (t_end, n_steps) the first is a time; three numbers in a tuple or half a step are refused."""
+    """Of (t_end, n_steps) the first is a time; three numbers in a tuple, half a step or a list like it are refused."""
     expected = orbit.integrate(SPHERE, W, (0.1, 4))
     found = orbit.integrate(SPHERE, W, (elsewhere(0.1, "time"), 4))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     for times in ((0.0, 0.1, 0.2), (0.1, 1.5)):
-        with pytest.raises(ValueError, match=r"t_end, n_steps"):
+        with pytest.raises(ValueError, match=r"pair times is \(t_end, n_steps\)"):
             orbit.integrate(SPHERE, W, times)
+    with pytest.raises(ValueError, match=r"\[1.0, 100\] may be two times or \(t_end, n_steps\)"):
+        orbit.integrate(SPHERE, W, [1.0, 100])
 
 
 def test_agama_radii(tmp_path):

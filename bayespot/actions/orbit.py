@@ -327,6 +327,8 @@ def _step(
 
 
 def _output_times(times: Tensor | tuple[float, int], w: Tensor) -> Tensor:
+    if isinstance(times, list) and len(times) == 2 and isinstance(times[1], int):
+        raise ValueError(f"{times} may be two times or (t_end, n_steps): give times as floats, the pair as a tuple")
     if not isinstance(times, tuple):
         times = tensor(times, "time", "times")
         if times.dim() != 1 or len(times) < 1:
