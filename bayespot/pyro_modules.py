@@ -12,6 +12,8 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from pyro.nn.module import _PyroModuleMeta
 from torch import Tensor
 
+from bayespot.units import plain
+
 M = TypeVar("M", bound=torch.nn.Module)
 
 
@@ -25,7 +27,11 @@ class AbstractPyroModule(PyroModule, metaclass=_AbstractPyroMeta):
     def _set_parameter(
         self, name: str, value: float | Tensor | torch.distributions.Distribution | PyroSample | PyroParam
     ) -> None:
-        """Store ``value`` as a buffer (number), a trained parameter or a Pyro sample site (distribution)."""
+        """Store ``value`` as a buffer (number), a trained parameter or a Pyro sample site (distribution).
+
+        A number with a unit is converted by it to the internal system; `bayespot.units.takes` checks its kind as well.
+        """
+        value = plain(value, "any", name)
         if isinstance(value, torch.distributions.Distribution):
             setattr(self, name, PyroSample(value))  # type: ignore[arg-type]
         elif isinstance(value, torch.nn.Parameter | PyroSample | PyroParam):
@@ -60,6 +66,7 @@ def freeze(module: M, values: Mapping[str, Tensor]) -> M:
         if rest:
             nested.setdefault(head, {})[rest] = value
             continue
+        value = plain(value, "internal", name)
         for store in ("_pyro_samples", "_parameters", "_buffers"):
             if name in fixed.__dict__.get(store, {}):
                 del fixed.__dict__[store][name]

@@ -12,8 +12,8 @@ import bayespot
 ROOT = Path(bayespot.__file__).parent
 #: Rooms and single modules, in the order in which they may import: only from lines above, or within a room.
 ORDER = [
-    ("files", "literature", "numerics", "progress", "pyro_modules", "units"),
-    ("diagnostics",),
+    ("files", "literature", "numerics", "progress", "units"),
+    ("diagnostics", "pyro_modules"),
     ("potential", "catalog"),
     ("actions", "df"),
     ("likelihood",),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bayespot.potential.base import Potential
+from bayespot.units import Declared, takes_tensors
 
 #: Stars whose squared speed comes closer than this fraction to the escape speed's count as unbound.
 ESCAPE_MARGIN = 1e-4
@@ -40,26 +41,30 @@ class CappedActions(NamedTuple):
     excess: Tensor
 
 
-class ActionFinder(abc.ABC):
+class ActionFinder(Declared, abc.ABC):
     """Maps phase-space positions to actions in a given potential; gradients are exact to first order."""
 
+    @takes_tensors(w="phase_space")
     @abc.abstractmethod
     def capped_actions(self, potential: Potential, w: Tensor) -> CappedActions:
         """Return finite actions for ``w`` = (x, v) ``(*batch, 6)`` in kpc and km/s, and the excess energy."""
 
+    @takes_tensors(w="phase_space")
     @abc.abstractmethod
     def actions_angles(self, potential: Potential, w: Tensor) -> ActionAngles:
         """Return actions, angles and frequencies; NaN where unbound."""
 
+    @takes_tensors(w="phase_space")
     def actions(self, potential: Potential, w: Tensor) -> Tensor:
         """Return J ``(*batch, 3)``; NaN where unbound."""
         J, excess = self.capped_actions(potential, w)
         return torch.where(excess[..., None] > 0, torch.nan, J)
 
 
-class TorusMap(abc.ABC):
+class TorusMap(Declared, abc.ABC):
     """Maps actions and angles to phase-space positions in a given potential (the inverse of a finder)."""
 
+    @takes_tensors(J="action", theta="phase")
     @abc.abstractmethod
     def phase_space(self, potential: Potential, J: Tensor, theta: Tensor) -> Tensor:
         """Return w = (x, v) ``(*batch, 6)`` for actions and angles ``(*batch, 3)``; differentiable in all three.
@@ -70,11 +75,13 @@ class TorusMap(abc.ABC):
             If an action is impossible (J_r < 0 or J_z < 0) or no orbit of the potential has it.
         """
 
+    @takes_tensors(J="action")
     def reaches(self, potential: Potential, J: Tensor) -> Tensor:
         """Return which actions ``(*batch, 3)`` the map can place: all that are possible, unless overridden."""
         return (J[..., 0] >= 0) & (J[..., 2] >= 0)
 
 
+@takes_tensors(energy="potential", phi="potential", escape="potential")
 def cap_energy(energy: Tensor, phi: Tensor, escape: Tensor) -> tuple[Tensor, Tensor]:
     """Return (energy capped just below escape, excess); see `CappedActions`."""
     depth = torch.where(torch.isfinite(escape), escape - phi, 1.0)

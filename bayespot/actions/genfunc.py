@@ -16,7 +16,7 @@ from bayespot.actions.orbit import integrate_transformed
 from bayespot.actions.plane import split, wrap
 from bayespot.potential.analytic import Isochrone
 from bayespot.potential.base import Potential, Symmetry
-from bayespot.units import G
+from bayespot.units import G, takes, takes_tensors
 
 #: Orbit families of `OrbitActions.family`.
 FAMILIES = ("box", "tube about z", "tube about x")
@@ -101,6 +101,7 @@ class GeneratingFunctionActions(ActionFinder):
     ('tube about z', True)
     """
 
+    @takes(n_periods="number")
     def __init__(self, n_periods: float = 32.0, n_max: int = 6, steps_per_period: int = 64, chunk: int = 256) -> None:
         for name, value, least in (
             ("n_periods", n_periods, 4),
@@ -112,6 +113,7 @@ class GeneratingFunctionActions(ActionFinder):
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         self.n_periods, self.n_max, self.steps_per_period, self.chunk = n_periods, n_max, steps_per_period, chunk
 
+    @takes_tensors(w="phase_space")
     def orbits(self, potential: Potential, w: Tensor) -> OrbitActions:
         """Return actions with their errors; NaN where the star is unbound or no toy potential fits.
 

@@ -23,7 +23,7 @@ from bayespot.actions.plane import (
 )
 from bayespot.potential.analytic import Isochrone
 from bayespot.potential.base import Potential
-from bayespot.units import G
+from bayespot.units import G, takes_tensors
 
 
 class IsochroneActions(ActionFinder, TorusMap):
@@ -132,6 +132,7 @@ class IsochroneActions(ActionFinder, TorusMap):
         psi = theta_z + _lag(b, A, s, u, q, L, Q)
         return to_phase_space(r, v_r, J_phi, J_z, node, psi)
 
+    @takes_tensors(J="action")
     def energy(self, potential: Potential, J: Tensor) -> Tensor:
         """Return H(J) ``(*batch,)`` in (km/s)^2; its gradient in J is Omega.
 

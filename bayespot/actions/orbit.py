@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bayespot.potential.base import Potential
+from bayespot.units import takes, takes_tensors, tensor
 
 Method = Literal["leapfrog", "yoshida4", "yoshida6"]
 
@@ -21,6 +22,8 @@ _HALF: dict[str, tuple[float, ...]] = {
 }
 
 
+@takes(times="time")
+@takes_tensors(w="phase_space")
 def integrate(
     potential: Potential,
     w: Tensor,
@@ -97,6 +100,7 @@ class TransformedOrbit(NamedTuple):
     rate: Tensor
 
 
+@takes_tensors(w="phase_space", scale="length", softening="length", step="time")
 def integrate_transformed(
     potential: Potential,
     w: Tensor,
@@ -170,6 +174,7 @@ def integrate_transformed(
     return TransformedOrbit(torch.stack(times), torch.stack(orbit), torch.stack(rate))
 
 
+@takes_tensors(times="time", orbit="phase_space", at="time")
 def dense(potential: Potential, times: Tensor, orbit: Tensor, at: Tensor) -> Tensor:
     """Evaluate an orbit between its output times, by the quintic through x, v and acceleration at both ends.
 
@@ -322,11 +327,16 @@ def _step(
 
 
 def _output_times(times: Tensor | tuple[float, int], w: Tensor) -> Tensor:
-    if isinstance(times, Tensor):
+    if isinstance(times, list) and len(times) == 2 and isinstance(times[1], int):
+        raise ValueError(f"{times} may be two times or (t_end, n_steps): give times as floats, the pair as a tuple")
+    if not isinstance(times, tuple):
+        times = tensor(times, "time", "times")
         if times.dim() != 1 or len(times) < 1:
             raise ValueError(f"times must be one-dimensional and not empty; got shape {tuple(times.shape)}")
         return times.to(w)
-    t_end, n_steps = times
+    if len(times) != 2 or times[1] != int(times[1]):
+        raise ValueError(f"the pair times is (t_end, n_steps), with a whole number of steps; got {times}")
+    t_end, n_steps = float(times[0]), int(times[1])
     if n_steps < 1:
         raise ValueError(f"n_steps must be at least 1; got {n_steps}")
     return torch.linspace(0.0, t_end, n_steps + 1, dtype=w.dtype, device=w.device)

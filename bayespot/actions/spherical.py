@@ -24,6 +24,7 @@ from bayespot.actions.table import ActionTable
 from bayespot.numerics import bracketed_newton, first_order_only, implicit_root
 from bayespot.potential.base import Potential, radius
 from bayespot.potential.profile import RadialProfile, require_spherical
+from bayespot.units import takes
 
 _LN2 = math.log(2)
 #: Node spacing in ln r: cubic interpolation errors of about 1e-9 and 3e-11 of the potential's variation.
@@ -54,6 +55,7 @@ class SphericalActions(ActionFinder, TorusMap):
         in a power law. A table that ends inside the data biases large samples.
     """
 
+    @takes(r_min="length", r_max="length", margin="number")
     def __init__(self, r_min: float | None = None, r_max: float | None = None, margin: float = 6.0) -> None:
         if r_min is not None and r_max is not None and not 0 < r_min < r_max:
             raise ValueError(f"need 0 < r_min < r_max in kpc, got r_min={r_min} and r_max={r_max}")

@@ -26,6 +26,7 @@ from bayespot.catalog.columns import (
 from bayespot.catalog.gaia import gaia_columns
 from bayespot.catalog.io import read_table, write_table
 from bayespot.catalog.snapshot import read_snapshot
+from bayespot.units import takes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +39,7 @@ EXAMPLES = {
 }
 
 
+@takes(values="internal", covariance="internal")
 @dataclass(frozen=True, eq=False)
 class Observed:
     """What was measured of each star, in heliocentric observables.
@@ -57,6 +59,7 @@ class Observed:
     covariance: Tensor
 
 
+@takes(w="phase_space", covariance="internal")
 @dataclass(frozen=True, eq=False, repr=False)
 class Catalog:
     """Stars in Galactocentric Cartesian coordinates; frozen: every operation returns a new catalogue.
@@ -217,6 +220,7 @@ class Catalog:
         )
 
     @classmethod
+    @takes(parallax_zero_point="parallax", min_parallax_over_error="number", max_ruwe="number")
     def from_gaia(
         cls,
         table: Table,

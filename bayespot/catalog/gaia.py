@@ -20,6 +20,7 @@ def gaia_columns(
     distance: str | None = None,
 ) -> Table:
     """Return the table with the columns that a catalogue needs, as `bayespot.catalog.Catalog.from_gaia` says."""
+    from astropy import units as u
     from astropy.table import Table as PlainTable
 
     found = PlainTable(table)
@@ -44,7 +45,8 @@ def gaia_columns(
         raise CatalogError(f"none of the {len(found)} stars passes the cuts; relax max_ruwe or min_parallax_over_error")
     found = found[keep]
     if parallax_zero_point and distance is None:
-        found["parallax"] = found["parallax"] - parallax_zero_point * (found["parallax"].unit or 1)
+        zero = (parallax_zero_point * u.mas).to_value(found["parallax"].unit or u.mas)
+        found["parallax"] = found["parallax"] - zero
         notes.append(f"the zero point {parallax_zero_point:g} mas was subtracted from the parallaxes")
     if distance is not None:
         _take_distance(found, distance)

@@ -11,9 +11,10 @@ from torch import Tensor
 from bayespot.df.distributions import OrbitDistribution, OrbitSample
 from bayespot.potential.base import Symmetry
 from bayespot.pyro_modules import AbstractPyroModule
+from bayespot.units import Declared, takes_tensors
 
 
-class DistributionFunction(AbstractPyroModule, abc.ABC):
+class DistributionFunction(AbstractPyroModule, Declared, abc.ABC):
     """Density of orbits in action space, normalised to one star; it knows actions, never the potential.
 
     ``n_components`` is the number of mixture components, or None when the data shall choose it.
@@ -27,6 +28,7 @@ class DistributionFunction(AbstractPyroModule, abc.ABC):
     #: Whether f describes the catalogue's stars at all; if not they must be bound and nothing else.
     proper: bool = True
 
+    @takes_tensors(J="action")
     @abc.abstractmethod
     def log_prob(self, J: Tensor) -> Tensor:
         """Return ln f(J) in (kpc km/s)^-3 for J ``(*batch, 3)`` = (J_r, J_phi, J_z) in kpc km/s."""
@@ -39,6 +41,7 @@ class DistributionFunction(AbstractPyroModule, abc.ABC):
     def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
         """Return n weighted orbits, differentiable in the parameters, with common random numbers."""
 
+    @takes_tensors(J="action")
     @abc.abstractmethod
     def resolved(self, n_components: int, J: Tensor, near_data: bool = False) -> DistributionFunction:
         """Return the density with ``n_components`` components and priors scaled to the actions ``J``.
@@ -47,6 +50,7 @@ class DistributionFunction(AbstractPyroModule, abc.ABC):
         which f(J) where no star is seen trades against the potential.
         """
 
+    @takes_tensors(J="action")
     @abc.abstractmethod
     def fit_actions(
         self, J: Tensor, seed: int, max_iterations: int = 100, log_z: LogFraction | None = None
@@ -56,6 +60,7 @@ class DistributionFunction(AbstractPyroModule, abc.ABC):
         ``log_z`` is ln of the fraction of the population that was selected, as a function of f(J).
         """
 
+    @takes_tensors(J="action")
     def forward(self, J: Tensor) -> Tensor:
         """Evaluate `log_prob`; called as ``df(J)`` every sample site is drawn once."""
         return self.log_prob(J)

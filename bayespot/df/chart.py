@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bayespot.units import takes, takes_tensors
+
 #: Coordinates keep this distance from 1 where a logarithm or a quotient would overflow.
 _EDGE = 1e-15
 #: Range of the tail index of the reference density.
 _TAILS = (0.3, 12.0)
 
 
+@takes(scale_r="action", scale_L="action", size="number", tail="number")
 @dataclass(frozen=True)
 class ActionChart:
     r"""Smooth coordinates y = (v, t, c) of an orbit, and coordinates (u, T, c) uniform under a reference density.
@@ -59,6 +62,7 @@ class ActionChart:
     rotation: bool = False
 
     @classmethod
+    @takes_tensors(J="action")
     def for_actions(cls, J: Tensor, rotation: bool = False) -> ActionChart:
         """Return the chart whose reference density fits actions ``J (n, 3)``: mean T = 1/2, h and b by likelihood.
 
@@ -93,11 +97,13 @@ class ActionChart:
         """Number of coordinates on which densities depend: 2, or 3 with rotation."""
         return 3 if self.rotation else 2
 
+    @takes_tensors(J="action")
     def smooth(self, J: Tensor) -> Tensor:
         """Return y = (v, t, c) ``(*batch, 3)`` of actions J in kpc km/s, differentiable up to the edges."""
         S, t, c = self._parts(J)
         return torch.stack([S / (1 + S), t, c], -1)
 
+    @takes_tensors(y="number")
     def actions(self, y: Tensor) -> Tensor:
         """Return J ``(*batch, 3)`` of smooth coordinates; the inverse of `smooth`."""
         v, t, c = y[..., 0].clamp(0, 1 - _EDGE), y[..., 1], y[..., 2]
@@ -105,6 +111,7 @@ class ActionChart:
         L, cos_i = self.scale_L * S * t, 2 * c - 1
         return torch.stack([self.scale_r * S * (1 - t), L * cos_i, L * (1 - cos_i.abs())], -1)
 
+    @takes_tensors(y="number")
     def uniform(self, y: Tensor) -> Tensor:
         """Return (u, T, c) ``(*batch, 3)`` of smooth coordinates."""
         v = y[..., 0].clamp(1e-30, 1 - _EDGE)
@@ -112,12 +119,14 @@ class ActionChart:
         u = (-(3 / self.tail) * torch.nn.functional.softplus(-z)).exp()
         return torch.stack([u, y[..., 1] ** 2, y[..., 2]], -1)
 
+    @takes_tensors(x="number")
     def smooth_of_uniform(self, x: Tensor) -> Tensor:
         """Return y of (u, T, c); the inverse of `uniform`."""
         u = x[..., 0].clamp(1e-90, 1 - _EDGE)
         ln_S = -torch.expm1(-(self.tail / 3) * u.log()).log() / self.tail
         return torch.stack([torch.sigmoid(ln_S), x[..., 1].clamp(min=0).sqrt(), x[..., 2]], -1)
 
+    @takes_tensors(y="number")
     def log_reference(self, y: Tensor) -> Tensor:
         """Return ln f_0 in (kpc km/s)^-3 at smooth coordinates, so that ln f = ln q + ln f_0."""
         v = y[..., 0].clamp(1e-30, 1 - _EDGE)
@@ -125,6 +134,7 @@ class ActionChart:
         constant = math.log(3) - 3 * math.log(self.size) - math.log(self.scale_r) - 2 * math.log(self.scale_L)
         return constant - (1 + 3 / self.tail) * torch.nn.functional.softplus(z)
 
+    @takes_tensors(y="number")
     def log_volume(self, y: Tensor) -> Tensor:
         """Return the logarithm of the reference density in (v, t, c): d(u, T, c) = exp(log_volume) d(v, t, c)."""
         v = y[..., 0].clamp(1e-30, 1 - _EDGE)

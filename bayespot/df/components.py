@@ -13,6 +13,7 @@ from torch import Tensor
 from bayespot.df.base import DistributionFunction, LogFraction
 from bayespot.df.mixture import ActionMixtureModule, SiteCoordinates
 from bayespot.pyro_modules import freeze
+from bayespot.units import takes_tensors
 
 CANDIDATES = (1, 2, 3, 4, 6, 8, 12)
 Criterion = Literal["held_out", "evidence"]
@@ -31,6 +32,7 @@ class ComponentChoice:
     table: list[dict[str, float]]
 
 
+@takes_tensors(J="action")
 def choose_n_components(
     df: DistributionFunction,
     J: Tensor,

@@ -11,6 +11,7 @@ from torch import Size, Tensor
 from torch.distributions import Categorical, Distribution, Gamma, constraints
 
 from bayespot.numerics import gamma_quantile
+from bayespot.units import Declared, takes_tensors
 
 _LN_2 = math.log(2.0)
 _LN_2PI = math.log(2 * math.pi)
@@ -42,8 +43,13 @@ class _ActionSpace(constraints.Constraint):
 action_space = _ActionSpace()
 
 
-class OrbitDistribution(Distribution, abc.ABC):
+class OrbitDistribution(Distribution, Declared, abc.ABC):
     """A normalised density f(J) on `action_space` that also places weighted orbits."""
+
+    @takes_tensors(value="action")
+    @abc.abstractmethod
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return ln f(J) in (kpc km/s)^-3."""
 
     @abc.abstractmethod
     def stratified(self, n: int, seed: int, n_spare: int = 0) -> OrbitSample:
@@ -83,6 +89,10 @@ class SphericalActionDistribution(OrbitDistribution):
         "concentration": constraints.real,
     }
 
+    @takes_tensors(
+        logits="number", scale_r="action", scale_L="action", shape_r="number", shape_L="number", tail="number",
+        concentration="number",
+    )  # fmt: skip
     def __init__(
         self,
         logits: Tensor,
@@ -180,6 +190,10 @@ class ActionDistribution(OrbitDistribution):
         "tail": constraints.positive,
     }
 
+    @takes_tensors(
+        logits="number", scale_r="action", scale_z="action", mean_phi="action", sigma_phi="action", shape_r="number",
+        shape_z="number", tail="number",
+    )  # fmt: skip
     def __init__(
         self,
         logits: Tensor,

@@ -17,6 +17,7 @@ from bayespot.df.distributions import OrbitDistribution, OrbitSample, action_spa
 from bayespot.df.tabulated import TabulatedDistribution
 from bayespot.numerics import gauss_legendre, legendre
 from bayespot.pyro_modules import freeze
+from bayespot.units import takes, takes_tensors
 
 #: Gauss-Legendre nodes along v, t and c.
 _NODES = {2: (64, 32), 3: (48, 20, 12)}
@@ -51,6 +52,7 @@ class LogPolynomialDistribution(OrbitDistribution):
         self.log_norm = torch.logsumexp(basis.log_weight + basis.at_nodes @ amplitude, 0)
         super().__init__(Size(), Size([3]), validate_args=False)
 
+    @takes_tensors(y="number")
     def log_q(self, y: Tensor) -> Tensor:
         """Return ln q, the density over the reference density, at smooth coordinates ``(*batch, 3)``."""
         return self.basis.combined(y, self.amplitude) - self.log_norm
@@ -174,6 +176,7 @@ class LogisticGaussianProcess(DistributionDensity):
 
     regularised = True
 
+    @takes(amplitude="number", decay="number")
     def __init__(self, rotation: bool = False, degree: int = 8, amplitude: float = 1.0, decay: float = 0.55) -> None:
         super().__init__()
         if degree < 1 or not amplitude > 0 or not 0 < decay <= 1:

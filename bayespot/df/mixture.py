@@ -18,6 +18,7 @@ from bayespot.df.distributions import (
     SphericalActionDistribution,
 )
 from bayespot.numerics import wall
+from bayespot.units import takes_tensors
 
 
 class SitePrior(NamedTuple):
@@ -125,6 +126,7 @@ class ActionMixtureModule(DistributionDensity, abc.ABC):
             raise ValueError("the number of components is not set: call resolved(n_components, J) first")
         return self.n_components
 
+    @takes_tensors(J="action")
     def initial_values(self, J: Tensor) -> dict[str, Tensor]:
         """Return a start: components spread over the quantiles of the actions' size, equal weights."""
         k = self._resolved_size()

@@ -12,6 +12,7 @@ from torch.distributions import constraints
 from bayespot.df.chart import ActionChart
 from bayespot.df.distributions import OrbitDistribution, OrbitSample, action_space, uniform_points
 from bayespot.numerics import bicubic_coefficients, gather_rows, gauss_legendre, legendre
+from bayespot.units import takes_tensors
 
 #: Cells of the table along v and t by number of coordinates, and Legendre polynomials in cos i.
 CELLS = {2: (160, 80), 3: (96, 48)}
@@ -63,6 +64,7 @@ class TabulatedDistribution(OrbitDistribution):
             self.log_norm = self._log_integral()
         self._drawn: dict[str, Tensor] = {}
 
+    @takes_tensors(y="number")
     def log_q(self, y: Tensor) -> Tensor:
         """Return ln q, the density over the reference density, at smooth coordinates ``(*batch, 3)``."""
         a = self._expansion(y[..., 0], y[..., 1])

@@ -16,6 +16,7 @@ from bayespot.df.chart import ActionChart
 from bayespot.df.mixture import SphericalMixture
 from bayespot.df.tabulated import CELLS, TabulatedDistribution
 from bayespot.df.training import ChartNetwork, History, TrainingConfig, train
+from bayespot.units import takes_tensors
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class TrainedDensity(DistributionDensity, abc.ABC):
     def _network(self, chart: ActionChart) -> ChartNetwork:
         """Return an untrained network."""
 
+    @takes_tensors(J="action")
     def trained(self, J: Tensor, seed: int, tick: Callable[[str], None] | None = None) -> TrainedDensity:
         """Return a copy trained on actions ``J (n, 3)`` in kpc km/s; a trained one continues from its weights.
 
@@ -114,6 +116,7 @@ class TrainedDensity(DistributionDensity, abc.ABC):
             raise ValueError(f"{type(self).__name__} is not trained: call trained(J, seed), or fit a model with it")
         return self.state.table
 
+    @takes_tensors(J="action")
     def exact_log_prob(self, J: Tensor) -> Tensor:
         """Return ln f(J) by the networks themselves instead of their table (normalised as the table is)."""
         table, state = self.distribution(), self.state

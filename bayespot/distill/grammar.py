@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bayespot.distill.target import GAUGES, Gauge
+from bayespot.units import takes
 
 #: Powers of length and time of everything that carries units.
 UNITS: dict[str, tuple[int, int]] = {
@@ -77,6 +78,7 @@ FAMILIES: dict[str, Family] = {
 DEFAULT_FAMILIES = ("kepler", "logarithm", "flat", "algebraic")
 
 
+@takes(budget_minutes="minutes")
 @dataclass(frozen=True)
 class DistillConfig:
     """Every number of a distillation; saved beside its result.

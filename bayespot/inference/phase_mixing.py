@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bayespot.likelihood.model import SnapshotModel
+from bayespot.units import takes_tensors
 
 #: Fourier modes of the angles, (k_r, k_phi, k_z), whose mean vanishes in a phase-mixed population.
 MODES = ((1, 0, 0), (2, 0, 0), (3, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 2))
@@ -27,6 +28,7 @@ class AngleTest:
     p_value: float
 
 
+@takes_tensors(w="phase_space")
 @torch.no_grad()
 def angle_statistic(fixed: SnapshotModel, w: Tensor, n_bins: int = 6) -> AngleTest:
     r"""Test whether angles are uniform given the actions, the mark of a phase-mixed system.

@@ -14,6 +14,7 @@ from bayespot.actions.base import ESCAPE_MARGIN
 from bayespot.likelihood.chain import Chain
 from bayespot.likelihood.phase_mixed import UNBOUND_STEEPNESS, StarDensity
 from bayespot.potential.base import Potential, Symmetry
+from bayespot.units import takes, takes_tensors
 
 #: Pairs of star and augmented star evaluated at once; bounds memory.
 _PAIRS = 4_000_000
@@ -23,6 +24,7 @@ _REACH = 6.0
 _FAR = 1e9
 
 
+@takes(bandwidth="number")
 @dataclass(frozen=True)
 class Smoothing:
     """Settings of the ``augmented`` likelihood.
@@ -201,6 +203,7 @@ class AugmentedDensity(StarDensity):
         return torch.logsumexp(exponent + terms, -1)
 
 
+@takes_tensors(w="phase_space")
 def reduced(w: Tensor, potential: Potential, symmetry: Symmetry, edge: float) -> ReducedCoordinates:
     """Return the coordinates that ``symmetry`` leaves of ``w (n, 6)``; ``edge`` (kpc) is where speeds vanish."""
     x, v = w[:, :3], w[:, 3:]

@@ -12,6 +12,7 @@ from bayespot.actions.base import ActionFinder, TorusMap
 from bayespot.df.base import DistributionFunction
 from bayespot.df.distributions import uniform_points
 from bayespot.potential.base import Potential, Symmetry
+from bayespot.units import takes_tensors
 
 
 class AugmentedStars(NamedTuple):
@@ -98,6 +99,7 @@ class Chain:
         w = self._map.phase_space(self.potential, J, theta) if len(J) else J.new_zeros(0, 6)
         return AugmentedStars(w, weight, J, theta)
 
+    @takes_tensors(w="phase_space")
     def log_density(self, w: Tensor) -> Tensor:
         r"""Return the closed form that the augmented stars follow, :math:`\ln f(J(w)) - 3 \ln 2\pi`.
 
@@ -115,6 +117,7 @@ class Chain:
         return torch.where(excess > 0, -torch.inf, self.df.log_prob(J) - 3 * math.log(2 * math.pi))
 
 
+@takes_tensors(w="phase_space")
 def rotate(w: Tensor, symmetry: Symmetry, m: int, seed: int) -> Tensor:
     """Return m rotations ``(m, n, 6)`` of each star, from the group that leaves the population unchanged.
 
@@ -133,6 +136,7 @@ def rotate(w: Tensor, symmetry: Symmetry, m: int, seed: int) -> Tensor:
     return torch.einsum("mnij,nkj->mnki", matrices, w.reshape(n, 2, 3)).reshape(m, n, 6)
 
 
+@takes_tensors(w="phase_space")
 def oriented(w: Tensor, seed: int) -> Tensor:
     """Return each star of ``w (n, 6)`` in an orientation of its own, those of any run of stars evenly spread."""
     matrices = _rotation(_quaternions(uniform_points(len(w), 3, seed)))

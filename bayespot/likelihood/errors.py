@@ -22,8 +22,10 @@ from torch import Tensor
 from bayespot.catalog.catalog import Catalog, Observed
 from bayespot.catalog.frame import galactocentric_w, heliocentric
 from bayespot.df.distributions import uniform_points
+from bayespot.units import takes, takes_tensors
 
 
+@takes(v_r_range="speed", distance_range="length")
 @dataclass(frozen=True)
 class MeasurementErrors:
     r"""How measurement errors enter the likelihood.
@@ -53,6 +55,9 @@ class MeasurementErrors:
     distance_range: tuple[float, float] = (0.1, 100.0)
 
     def __post_init__(self) -> None:
+        for name in ("v_r_range", "distance_range"):
+            low, high = getattr(self, name)
+            object.__setattr__(self, name, (float(low), float(high)))
         if self.method not in ("marginal", "latent"):
             raise ValueError(f"method must be 'marginal' or 'latent', got {self.method!r}")
         if self.n_samples < 2:
@@ -83,6 +88,7 @@ class MeasurementErrors:
         rows = torch.arange(len(catalog)).split(max(1, 500_000 // self.n_samples))
         return torch.cat([proposal(catalog[part], z[part]) for part in rows])
 
+    @takes_tensors(z="number")
     def place(self, catalog: Catalog, z: Tensor) -> Tensor:
         """Return w and log-weight ``(n, S, 7)`` at standardised errors ``z (n, S, 6)`` of each star; differentiable.
 

@@ -27,6 +27,7 @@ from bayespot.likelihood.selection import SelectionFunction, require_selected
 from bayespot.likelihood.streams import Stream, Streams
 from bayespot.potential.base import Potential
 from bayespot.pyro_modules import freeze
+from bayespot.units import plain, takes_tensors
 
 
 class SnapshotModel(PyroModule):
@@ -88,6 +89,7 @@ class SnapshotModel(PyroModule):
         #: Points that normalise the selection, see `select_at`.
         self.points: FixedPoints | None = None
 
+    @takes_tensors(w="phase_space")
     def forward(self, w: Tensor, subsample: Tensor | None = None) -> None:
         """Score the stars ``w``, as `prepare` returns them; with ``subsample`` (indices) a minibatch, scaled to all."""
         fixed = self._drawn()
@@ -237,6 +239,7 @@ class SnapshotModel(PyroModule):
             return PhaseMixed(self.potential, self.finder, self.df)
         return self.smoothing.density(Chain(self.potential, self.df, self.finder))
 
+    @takes_tensors(w="phase_space")
     def log_prob(self, w: Tensor) -> Tensor:
         """Return ln p per star of ``w``, as `prepare` returns them; fix the sites with `at` first."""
         return self.density().log_prob(w)
@@ -275,7 +278,7 @@ class SnapshotModel(PyroModule):
         """Return the log prior density of ``values``, with named factors and streams."""
         total = torch.zeros((), dtype=torch.float64)
         for name, prior in self.sites().items():
-            total = total + prior.log_prob(values[name]).sum()
+            total = total + prior.log_prob(plain(values[name], "internal", name)).sum()
         # an optimiser's trial step may overflow a factor: it must see the NaN and turn back
         with pyro.validation_enabled(False):
             factors = poutine.trace(self.at(values).register_factors).get_trace()

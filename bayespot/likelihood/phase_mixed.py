@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from typing import Any
 
@@ -14,12 +15,13 @@ from bayespot.actions.base import ActionFinder
 from bayespot.df.base import DistributionFunction
 from bayespot.likelihood.normalisation import FixedPoints
 from bayespot.potential.base import Potential
+from bayespot.units import Declared, takes_tensors
 
 #: Log-density lost per unit of excess energy (in units of the local escape energy) by an unbound star.
 UNBOUND_STEEPNESS = 300.0
 
 
-class StarDensity(TorchDistribution):
+class StarDensity(Declared, TorchDistribution):
     """A density of w = (x, v) ``(*batch, 6)`` in (kpc km/s)^-3 as a Pyro distribution."""
 
     arg_constraints: dict[str, constraints.Constraint] = {}
@@ -28,6 +30,11 @@ class StarDensity(TorchDistribution):
 
     def __init__(self) -> None:
         super().__init__(Size(), Size([6]), validate_args=False)
+
+    @takes_tensors(value="phase_space")
+    @abc.abstractmethod
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return ln p(w) in (kpc km/s)^-3 for ``value`` as the density takes it."""
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> StarDensity:
         """Return self: stars are the batch, and they come with the value."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from bayespot.units import Declared, takes, takes_tensors
 
 #: The Sun in astropy's v4.0 Galactocentric frame (kpc), the default observer.
 SUN = (-8.121973366, 0.0, 0.0208)
 
 
-class SelectionFunction(abc.ABC):
+class SelectionFunction(Declared, abc.ABC):
     """S(w) in [0, 1] for w = (x, v) in kpc and km/s; products are selections in sequence.
 
     ``smooth`` tells whether S may be differentiated: a hard edge has derivative zero almost everywhere, which
@@ -24,10 +26,12 @@ class SelectionFunction(abc.ABC):
     smooth: bool = False
     position_only: bool = False
 
+    @takes_tensors(w="phase_space")
     @abc.abstractmethod
     def probability(self, w: Tensor) -> Tensor:
         """Return S for ``w (*batch, 6)``, shape ``(*batch,)``."""
 
+    @takes_tensors(w="phase_space")
     def __call__(self, w: Tensor) -> Tensor:
         """Return S, checked.
 
@@ -104,6 +108,7 @@ class SphericalShell(SelectionFunction):
 
     position_only = True
 
+    @takes(r_min="length", r_max="length")
     def __init__(self, r_min: float = 0.0, r_max: float = math.inf) -> None:
         self.r_min, self.r_max = _ordered("r_min", r_min, "r_max", r_max)
 
@@ -125,9 +130,10 @@ class HeliocentricDistance(SelectionFunction):
 
     position_only = True
 
+    @takes(d_max="length", d_min="length", observer="length")
     def __init__(self, d_max: float, d_min: float = 0.0, observer: tuple[float, float, float] = SUN) -> None:
         self.d_min, self.d_max = _ordered("d_min", d_min, "d_max", d_max)
-        self.observer = observer
+        self.observer = _point(observer)
 
     def probability(self, w: Tensor) -> Tensor:
         d = _distance(w, self.observer)
@@ -149,12 +155,14 @@ class MagnitudeLimit(SelectionFunction):
     smooth = True
     position_only = True
 
+    @takes(limit="magnitude", absolute_magnitude="magnitude", width="magnitude", observer="length")
     def __init__(
         self, limit: float, absolute_magnitude: float, width: float, observer: tuple[float, float, float] = SUN
     ) -> None:
         if not width > 0:
             raise ValueError(f"width must be positive (magnitudes), got {width}; for a hard limit cut in distance")
-        self.limit, self.absolute_magnitude, self.width, self.observer = limit, absolute_magnitude, width, observer
+        self.limit, self.absolute_magnitude, self.width = limit, absolute_magnitude, width
+        self.observer = _point(observer)
 
     def probability(self, w: Tensor) -> Tensor:
         d = _distance(w, self.observer).clamp(min=1e-12)
@@ -171,9 +179,10 @@ class GalacticLatitude(SelectionFunction):
 
     position_only = True
 
+    @takes(b_min="angle", b_max="angle", observer="length")
     def __init__(self, b_min: float = 0.0, b_max: float = 90.0, observer: tuple[float, float, float] = SUN) -> None:
         self.b_min, self.b_max = _ordered("b_min", b_min, "b_max", b_max)
-        self.observer = observer
+        self.observer = _point(observer)
 
     def probability(self, w: Tensor) -> Tensor:
         x = w[..., :3] - w.new_tensor(self.observer)
@@ -190,6 +199,7 @@ class SkyCone(SelectionFunction):
 
     position_only = True
 
+    @takes(longitude="angle", latitude="angle", radius="angle", observer="length")
     def __init__(
         self,
         longitude: float,
@@ -201,7 +211,7 @@ class SkyCone(SelectionFunction):
         if not 0 < radius < 180:
             raise ValueError(f"radius must be between 0 and 180 deg, got {radius}")
         self.longitude, self.latitude, self.radius = longitude, latitude, radius
-        self.inside, self.observer = inside, observer
+        self.inside, self.observer = inside, _point(observer)
 
     def probability(self, w: Tensor) -> Tensor:
         angle, b = math.radians(self.longitude), math.radians(self.latitude)
@@ -212,6 +222,7 @@ class SkyCone(SelectionFunction):
         return (near if self.inside else ~near).double()
 
 
+@takes_tensors(w="phase_space")
 def require_selected(selection: SelectionFunction, w: Tensor) -> None:
     """Raise ValueError if the selection rejects (S = 0) a star that is in the catalogue, ``w (n, 6)``."""
     s = selection(w)
@@ -224,6 +235,13 @@ def require_selected(selection: SelectionFunction, w: Tensor) -> None:
             f"(counting from 0) at x = ({x}) kpc: S = 0 there means that it cannot have been observed; correct the "
             "selection or drop those stars"
         )
+
+
+def _point(observer: Sequence[float]) -> tuple[float, float, float]:
+    if len(observer) != 3:
+        raise ValueError(f"observer is a Galactocentric position (x, y, z) in kpc, got {observer}")
+    x, y, z = (float(value) for value in observer)
+    return x, y, z
 
 
 def _distance(w: Tensor, observer: tuple[float, float, float]) -> Tensor:

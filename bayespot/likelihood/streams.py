@@ -43,6 +43,7 @@ from bayespot.likelihood.errors import MeasurementErrors
 from bayespot.likelihood.phase_mixed import UNBOUND_STEEPNESS
 from bayespot.potential.base import Potential
 from bayespot.pyro_modules import freeze
+from bayespot.units import takes_tensors
 
 #: Least action and dispersion of a start, in units of a stream's scale.
 _FLOOR = 1e-4
@@ -129,6 +130,7 @@ class Stream(PyroModule):
         along, across = (w[..., :3] @ self._frame).unbind(-1)
         return torch.atan2(across, along)
 
+    @takes_tensors(w="phase_space")
     def along(self, w: Tensor) -> Tensor:
         """Return the place along the stream of ``w (*batch, 6)``: azimuth in its mean orbital plane, standardised.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from bayespot.potential.analytic import AnalyticSphere, SumPotential
 from bayespot.potential.base import Potential
 from bayespot.potential.profile import require_spherical
+from bayespot.units import takes, takes_tensors
 
 Array = NDArray[np.float64]
 
@@ -65,6 +66,7 @@ class Equilibrium:
     Binney & Tremaine (2008), section 4.3.
     """
 
+    @takes(anisotropy_radius="length", beta="number")
     def __init__(
         self,
         potential: Potential,
@@ -228,6 +230,7 @@ class Equilibrium:
 
     # ---------------------------------------------------------------- what it is for
 
+    @takes_tensors(w="phase_space")
     def log_f(self, w: Tensor) -> Tensor:
         """Return ln f of stars in (kpc km/s)^-3, normalised to one star; minus infinity where unbound.
 
@@ -241,6 +244,7 @@ class Equilibrium:
             ln_f = torch.as_tensor(self.log_f_of_q(q.numpy()))
             return ln_f - self.beta * L2.log() if self.beta else ln_f
 
+    @takes_tensors(w="phase_space")
     def energy_slope(self, w: Tensor) -> Tensor:
         r"""Return :math:`(\partial \ln f/\partial E)_L` of stars ``(*batch, 6)`` in (km/s)^-2; zero where unbound.
 
@@ -252,6 +256,7 @@ class Equilibrium:
             inside = np.clip(s, self._s[0], self._s[len(self._f) - 1])
             return torch.as_tensor(np.where(escaped, 0.0, self._ln_f(inside, 1) / self._vc2(inside)))
 
+    @takes(q="potential")
     def log_f_of_q(self, q: Array) -> Array:
         """Return ln f_Q; ``q`` is Phi + v^2/2 + L^2 / (2 r_a^2) in (km/s)^2, in the potential's gauge."""
         s, escaped = self._ln_radius_of_q(q)

@@ -8,8 +8,10 @@ import torch
 from bayespot.catalog.catalog import Catalog, Observed
 from bayespot.catalog.frame import frame_parameters, galactocentric, heliocentric
 from bayespot.likelihood.selection import SelectionFunction
+from bayespot.units import takes
 
 
+@takes(distance_error="number", pm_error="proper_motion", v_error="speed")
 def observe(
     catalog: Catalog,
     seed: int,

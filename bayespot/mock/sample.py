@@ -21,8 +21,10 @@ from bayespot.potential.analytic import (
     from_description,
 )
 from bayespot.potential.base import Potential
+from bayespot.units import takes
 
 
+@takes(anisotropy_radius="length", beta="number")
 @dataclass(frozen=True)
 class MockSystem:
     """A named system: potential, tracers (None: self-consistent) and anisotropy (`Equilibrium`)."""
@@ -51,6 +53,7 @@ MOCKS: dict[str, MockSystem] = {
 }
 
 
+@takes(anisotropy_radius="length", beta="number")
 def mock(
     potential: str | Potential = "isochrone",
     *,

@@ -23,7 +23,7 @@ from bayespot.posterior.posterior import Posterior
 from bayespot.potential.base import Potential, radius
 from bayespot.potential.fields import truth_field
 from bayespot.potential.profile import RadialProfile, require_spherical
-from bayespot.units import unit
+from bayespot.units import takes, unit
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -95,6 +95,7 @@ class Forecast:
         sd = self.covariance(n_stars, prior).diagonal().sqrt()
         return {name: float(sd[part.start]) for name, part in self.space.slices.items() if part.stop - part.start == 1}
 
+    @takes(radii="length")
     def relative_sd(self, field: str, radii: ArrayLike, n_stars: float, prior: bool = False) -> NDArray[np.float64]:
         """Return sd / |value| of a field at radii (kpc) for ``n_stars`` stars.
 
@@ -120,6 +121,7 @@ class Forecast:
             raise ValueError(f"n_stars must be at least 1, got {n_stars}")
         return self._relative_sd(self._log_slopes(field, radii), n_stars, prior, self.information)
 
+    @takes(radii="length")
     def monte_carlo_error(self, field: str, radii: ArrayLike, n_stars: float, prior: bool = False) -> float:
         """Return the largest relative error of `relative_sd` that the number of simulated stars leaves (jackknife)."""
         slopes, n = self._log_slopes(field, radii), len(self.groups)
@@ -128,6 +130,7 @@ class Forecast:
         with np.errstate(invalid="ignore"):
             return float(np.nanmax(sd.std(0) * math.sqrt(n - 1) / sd.mean(0), initial=0.0))
 
+    @takes(r="length", accuracy="number")
     def stars_needed(self, field: str, r: float, accuracy: float, prior: bool = False) -> float:
         """Return the least number of stars for a relative sd of ``accuracy`` at ``r`` kpc; infinite if none suffices.
 
@@ -171,6 +174,7 @@ class Forecast:
         meta = {"n_stars": n_stars, "r_q": r_q, "radii": self.stars_r.tolist()}
         return Posterior(self.space.model, self.space.values(draws), meta)
 
+    @takes(radii="length")
     def table(self, radii: ArrayLike, n_stars: float) -> QTable:
         """Return a table of `FORECAST_FIELDS` with units: value, ``_bound`` and ``_with_prior`` (both relative sd)."""
         from astropy.table import QTable

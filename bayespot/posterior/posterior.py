@@ -24,7 +24,7 @@ from bayespot.potential.fields import (
     plane_points,
     radial_fields,
 )
-from bayespot.units import UNITS, unit
+from bayespot.units import UNITS, takes, takes_tensors, unit
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -66,6 +66,7 @@ class PotentialDraws(ABC):
     def summary(self) -> QTable:
         """Return mean, standard deviation and quantiles of every latent parameter."""
 
+    @takes(radii="length")
     def to_inference_data(self, radii: ArrayLike | None = None) -> InferenceData:
         """Return the draws as ArviZ InferenceData (from ArviZ 1.0 on xarray's DataTree), one chain.
 
@@ -93,6 +94,7 @@ class PotentialDraws(ABC):
         model, values = self.source(i)
         return model.at({k: v for k, v in values.items() if k.startswith("potential.")}).potential
 
+    @takes_tensors(points="length")
     def field(self, name: str, points: ArrayLike | Tensor) -> Field:
         """Evaluate a quantity in every draw.
 
@@ -109,13 +111,14 @@ class PotentialDraws(ABC):
         ValueError
             If the quantity is unknown or the points do not fit it.
         """
-        x = torch.as_tensor(np.asarray(points), dtype=torch.float64)
+        x = torch.as_tensor(points, dtype=torch.float64).detach()
         evaluate = evaluator(name, x)
         # with gradients off nothing keeps a graph; the derivatives inside are unaffected
         with torch.no_grad():
             values = [evaluate(self.potential_at(i)) for i in range(self.n_draws)]
         return Field(name, UNITS[name], x.numpy(), torch.stack(values).numpy())
 
+    @takes_tensors(radii="length")
     def radial_fields(self, radii: ArrayLike, names: Sequence[str] = RADIAL_FIELDS) -> dict[str, Field]:
         """Evaluate several of `RADIAL_FIELDS` at radii (kpc): for spheres in one pass over the draws.
 
@@ -124,7 +127,7 @@ class PotentialDraws(ABC):
         ValueError
             If a name is unknown, or the radii are not one-dimensional.
         """
-        r = torch.as_tensor(np.asarray(radii), dtype=torch.float64)
+        r = torch.as_tensor(radii, dtype=torch.float64).detach()
         for name in names:
             evaluator(name, r)
         if not self._spherical():
@@ -139,6 +142,7 @@ class PotentialDraws(ABC):
     def _spherical(self) -> bool:
         return all(self.source(i)[0].potential.symmetry == "spherical" for i in range(self.n_draws))
 
+    @takes(extent="length")
     def plane(self, name: str, plane: str = "Rz", extent: float | None = None, n: int = 64) -> PlaneField:
         """Return mean and standard deviation over a plane, for maps; not all draws are held at a time.
 
@@ -193,6 +197,7 @@ class PotentialDraws(ABC):
         second = (np.arange(n) - (n - 1) / 2) * (2 * extent / n)
         return (second[n // 2 :] if plane == "Rz" else second), second
 
+    @takes(radii="length")
     def predict(self, radii: ArrayLike) -> QTable:
         """Return a table of `RADIAL_FIELDS` at radii (kpc), with units.
 
@@ -377,6 +382,7 @@ class EnsemblePosterior(PotentialDraws):
         return vstack(tables)
 
 
+@takes(radii="length")
 def member_spread(posterior: EnsemblePosterior, radii: ArrayLike) -> float:
     """Return the sd of the members' mean v_c over the mean sd within members, root mean square over radii."""
     fields = [member.thinned(200).field("circular_speed", radii) for member in posterior.members]

@@ -17,6 +17,7 @@ from bayespot.likelihood.chain import Chain
 from bayespot.likelihood.errors import ErrorScatter
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.posterior.posterior import PotentialDraws
+from bayespot.units import takes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -197,6 +198,7 @@ class Replicator:
         return true, true if self.scatter is None else self.scatter(true, second)
 
 
+@takes(w="phase_space", edges="length")
 def profiles(w: NDArray[Any], edges: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """Return ``counts``, ``sigma_r`` and ``sigma_t`` (km/s, per tangential axis) and ``beta`` in radial bins.
 

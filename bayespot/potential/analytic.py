@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from bayespot.potential.base import Potential, SumPotential, Symmetry, radius
-from bayespot.units import G
+from bayespot.units import G, takes, takes_tensors
 
 Value = float | Tensor | Distribution | PyroSample | PyroParam
 
@@ -21,7 +21,8 @@ Value = float | Tensor | Distribution | PyroSample | PyroParam
 class AnalyticPotential(Potential, abc.ABC):
     """A potential in closed form with a few named parameters, positive unless its docstring says otherwise.
 
-    A parameter is a number, a ``torch.nn.Parameter`` or a distribution (then a Pyro sample site).
+    A parameter is a number, an astropy Quantity, a ``torch.nn.Parameter`` or a distribution of numbers in the internal
+    units (then a Pyro sample site).
 
     Raises
     ------
@@ -53,10 +54,12 @@ class AnalyticSphere(AnalyticPotential, abc.ABC):
 
     symmetry: Symmetry = "spherical"
 
+    @takes_tensors(r="length")
     @abc.abstractmethod
     def density_r(self, r: Tensor) -> Tensor:
         """Return the density at radius ``r > 0`` (kpc) in Msun/kpc^3."""
 
+    @takes_tensors(r="length")
     @abc.abstractmethod
     def mass_r(self, r: Tensor) -> Tensor:
         """Return the mass inside radius ``r > 0`` (kpc) in Msun."""
@@ -71,6 +74,7 @@ class _FiniteSphere(AnalyticSphere, abc.ABC):
 
     names = ("m_tot", "r_s")
 
+    @takes(m_tot="mass", r_s="length")
     def __init__(self, m_tot: Value, r_s: Value) -> None:
         super().__init__()
         self._set("m_tot", m_tot)
@@ -210,6 +214,7 @@ class NFW(AnalyticSphere):
 
     names = ("m_s", "r_s")
 
+    @takes(m_s="mass", r_s="length")
     def __init__(self, m_s: Value, r_s: Value) -> None:
         super().__init__()
         self._set("m_s", m_s)
@@ -254,6 +259,7 @@ class PowerLaw(AnalyticSphere):
 
     names = ("m_0", "r_0", "gamma")
 
+    @takes(m_0="mass", r_0="length", gamma="number")
     def __init__(self, m_0: Value, r_0: Value, gamma: Value) -> None:
         super().__init__()
         self._set("m_0", m_0)
@@ -308,6 +314,7 @@ class CoredPowerLaw(AnalyticSphere):
 
     names = ("m_0", "r_c", "gamma")
 
+    @takes(m_0="mass", r_c="length", gamma="number")
     def __init__(self, m_0: Value, r_c: Value, gamma: Value) -> None:
         super().__init__()
         self._set("m_0", m_0)
@@ -356,6 +363,7 @@ class Logarithmic(AnalyticPotential):
 
     names = ("v_0", "r_c", "q")
 
+    @takes(v_0="speed", r_c="length", q="number")
     def __init__(self, v_0: Value, r_c: Value, q: Value = 1.0) -> None:
         super().__init__()
         self._set("v_0", v_0)

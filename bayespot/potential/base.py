@@ -14,7 +14,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from bayespot.pyro_modules import AbstractPyroModule
-from bayespot.units import G
+from bayespot.units import Declared, G, takes, takes_tensors
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -24,16 +24,20 @@ Symmetry = Literal["spherical", "axisymmetric", "triaxial"]
 EXPORTS: dict[str, Callable[..., Any]] = {}
 
 
-class Potential(AbstractPyroModule, abc.ABC):
+class Potential(AbstractPyroModule, Declared, abc.ABC):
     r"""A gravitational potential :math:`\Phi(x)`; subclasses implement `phi` and set `symmetry`.
 
     Acceleration, density, enclosed mass and circular speed follow by automatic differentiation and are
     themselves differentiable in positions and parameters (of numbers alone they are plain tensors). A parameter may be
     a number, a ``torch.nn.Parameter`` or a distribution: then it is a Pyro sample site named after the attribute.
+
+    Wherever the methods take a tensor they take numbers, arrays and astropy Quantities as well, which become tensors in
+    kpc (`bayespot.units`); this holds for subclasses' own methods of the same names. What they return are tensors.
     """
 
     symmetry: Symmetry = "triaxial"
 
+    @takes_tensors(x="length")
     @abc.abstractmethod
     def phi(self, x: Tensor) -> Tensor:
         r"""Return :math:`\Phi(x)` in (km/s)^2.
@@ -55,15 +59,18 @@ class Potential(AbstractPyroModule, abc.ABC):
         """Return where a fit starts for the sites that shall not start at their prior's centre."""
         return {}
 
+    @takes_tensors(x="length")
     def forward(self, x: Tensor) -> Tensor:
         """Evaluate `phi`; called as ``potential(x)`` every sample site is drawn once."""
         return self.phi(x)
 
+    @takes_tensors(r="length")
     def phi_r(self, r: Tensor) -> Tensor:
         r"""Return :math:`\Phi` on the x axis, at ``x = (r, 0, 0)`` (for a sphere: the radial profile)."""
         zero = torch.zeros_like(r)
         return self.phi(torch.stack([r, zero, zero], -1))
 
+    @takes_tensors(x="length")
     def acceleration(self, x: Tensor) -> Tensor:
         r"""Return :math:`-\nabla\Phi` in (km/s)^2/kpc, shape ``(*batch, 3)``."""
         keep = self._needs_graph(x)
@@ -72,6 +79,7 @@ class Potential(AbstractPyroModule, abc.ABC):
             (gradient,) = torch.autograd.grad(self.phi(x).sum(), x, create_graph=keep)
         return -gradient
 
+    @takes_tensors(r="length")
     def radial_acceleration(self, r: Tensor) -> Tensor:
         r"""Return :math:`-d\Phi/dr` at ``(r, 0, 0)`` in (km/s)^2/kpc (negative where gravity attracts)."""
         zero = torch.zeros_like(r)
@@ -81,6 +89,7 @@ class Potential(AbstractPyroModule, abc.ABC):
             (slope,) = torch.autograd.grad(self.phi_r(r).sum(), r, create_graph=keep)
         return -slope
 
+    @takes_tensors(x="length")
     def density(self, x: Tensor) -> Tensor:
         r"""Return the mass density :math:`\nabla^2\Phi / 4\pi G` in Msun/kpc^3, shape ``(*batch,)``.
 
@@ -103,6 +112,7 @@ class Potential(AbstractPyroModule, abc.ABC):
                 laplacian = laplacian - row[..., i]
         return laplacian / (4 * math.pi * G)
 
+    @takes_tensors(r="length")
     def enclosed_mass(self, r: Tensor) -> Tensor:
         r"""Return the mass inside radius ``r`` (Msun) by Gauss's law, averaged over the sphere if need be."""
         if self.symmetry == "spherical":
@@ -111,6 +121,7 @@ class Potential(AbstractPyroModule, abc.ABC):
         inward = -(self.acceleration(r[..., None, None] * nodes) * nodes).sum(-1)
         return r**2 * (inward * weights).sum(-1) / G
 
+    @takes_tensors(r="length")
     def circular_speed(self, r: Tensor) -> Tensor:
         r"""Return :math:`v_c = (R\, d\Phi/dR)^{1/2}` at ``(R, 0, 0)`` in km/s (NaN if outward)."""
         return (-r * self.radial_acceleration(r)).sqrt()
@@ -123,6 +134,7 @@ class Potential(AbstractPyroModule, abc.ABC):
 
     # -- other packages ----------------------------------------------------------------------------------
 
+    @takes(ro="length", vo="speed")
     def to_galpy(self, ro: float = 8.0, vo: float = 220.0) -> Any:
         """Return a galpy potential with this one's Phi, forces, second derivatives and density.
 
@@ -157,6 +169,7 @@ class Potential(AbstractPyroModule, abc.ABC):
         """
         return EXPORTS["gala"](self)
 
+    @takes(radii="length")
     def to_agama(self, path: str | os.PathLike[str], radii: ArrayLike | None = None, overwrite: bool = False) -> None:
         """Write a spherical potential to a file that ``agama.Potential(path)`` reads.
 
@@ -233,6 +246,7 @@ class SumPotential(Potential):
         }
 
 
+@takes_tensors(x="length")
 def radius(x: Tensor) -> Tensor:
     """Return |x| over the last axis; its gradient at the origin is zero rather than NaN."""
     return torch.linalg.vector_norm(x, dim=-1)

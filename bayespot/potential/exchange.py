@@ -14,6 +14,7 @@ from bayespot.files import replacing
 from bayespot.potential.base import EXPORTS, Potential, Symmetry
 from bayespot.potential.callables import CallablePotential, require_fixed
 from bayespot.potential.profile import require_spherical
+from bayespot.units import takes
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -29,6 +30,7 @@ def bridge(package: str) -> Any:
         raise ModuleNotFoundError(f"{package} is not installed: pip install {package}", name=package) from error
 
 
+@takes(ro="length", vo="speed")
 def from_galpy(
     potential: Any, ro: float | None = None, vo: float | None = None, symmetry: Symmetry | None = None
 ) -> CallablePotential:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bayespot.potential.base import Potential
-from bayespot.units import G
+from bayespot.units import G, takes, takes_tensors
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -25,6 +25,7 @@ QUANTILES = (0.025, 0.16, 0.5, 0.84, 0.975)
 RADIAL_FIELDS = ("potential", "radial_acceleration", "density", "enclosed_mass", "circular_speed")
 
 
+@takes(points="length", draws="internal")
 @dataclass(frozen=True)
 class Field:
     """Posterior draws of one quantity.
@@ -78,6 +79,7 @@ PLANES = ("Rz", "xy")
 PLANE_FIELDS = ("potential", "acceleration", "density")
 
 
+@takes(first="length", second="length", mean="internal", sd="internal")
 @dataclass(frozen=True)
 class PlaneField:
     """Posterior mean and standard deviation of one quantity on a grid of cells in a plane.
@@ -120,12 +122,14 @@ class PlaneField:
         return first, second
 
 
+@takes(first="length", second="length")
 def plane_points(plane: str, first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
     """Return the positions ``(m, n, 3)`` of the cells with centres ``first (n,)`` and ``second (m,)`` in kpc."""
     a, b = np.meshgrid(first, second)
     return np.stack([a, 0 * a, b] if plane == "Rz" else [a, b, 0 * a], -1)
 
 
+@takes_tensors(x="length")
 def evaluator(name: str, x: Tensor) -> Callable[[Potential], Tensor]:
     """Return what evaluates a quantity of a potential at radii ``(n,)`` or positions ``(n, 3)``.
 
@@ -155,6 +159,7 @@ def _call(method: str, x: Tensor, potential: Potential) -> Tensor:
     return getattr(potential, method)(x).detach()
 
 
+@takes_tensors(r="length")
 def radial_fields(potential: Potential, r: Tensor) -> dict[str, Tensor]:
     r"""Return all of `RADIAL_FIELDS` of a spherical potential at radii ``(n,)`` from one evaluation of Phi.
 
@@ -178,8 +183,9 @@ def radial_fields(potential: Potential, r: Tensor) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in fields.items()}
 
 
-def truth_field(potential: Potential, name: str, points: ArrayLike) -> NDArray[Any]:
+@takes_tensors(points="length")
+def truth_field(potential: Potential, name: str, points: ArrayLike | Tensor) -> NDArray[Any]:
     """Return a quantity of a known potential at the same kind of points, for comparison."""
-    x = torch.as_tensor(np.asarray(points), dtype=torch.float64)
+    x = torch.as_tensor(points, dtype=torch.float64).detach()
     with torch.no_grad():
         return evaluator(name, x)(potential).numpy()

@@ -15,7 +15,7 @@ from torch import Tensor
 from bayespot.numerics import attach_derivative, cubic_coefficients, cumulative_integral, gather_rows, horner
 from bayespot.potential.base import Potential, Symmetry, radius
 from bayespot.potential.profile import RadialProfile
-from bayespot.units import G
+from bayespot.units import G, takes, takes_tensors
 
 Prior = Literal["none", "last_layer", "all"]
 _PRIORS = ("none", "last_layer", "all")
@@ -56,6 +56,7 @@ class MassSlopeNetwork(Potential):
 
     symmetry: Symmetry = "spherical"
 
+    @takes(s_0="number", s_inner="number", s_outer="number", ln_mass="number", weight_sd="number", mass_sd="number")
     def __init__(
         self,
         s_0: float,
@@ -100,6 +101,7 @@ class MassSlopeNetwork(Potential):
             self.register_buffer("ln_width", ln_width)
 
     @classmethod
+    @takes_tensors(w="phase_space")
     def for_stars(cls, w: Tensor, n_features: int = 10, prior: Prior = "last_layer") -> MassSlopeNetwork:
         """Place pivot, features and the prior of the mass by the stars' radii and speeds.
 
@@ -121,12 +123,14 @@ class MassSlopeNetwork(Potential):
         """Start at the prior's centre, also when the prior is flat."""
         return {name: value.clone() for name, value in self._start.items()}
 
+    @takes(fraction="number")
     def shift_features(self, fraction: float) -> None:
         """Move fixed features by a fraction of their spacing; with a prior of their own they stay."""
         if "centres" in self._buffers:
             spacing = (self.s_outer - self.s_inner) / (self.n_features - 1)
             self.centres = self.centres + fraction * spacing
 
+    @takes_tensors(s="number")
     def mass_slope(self, s: Tensor) -> Tensor:
         """Return gamma = d ln M / d ln r at s = ln(r/kpc)."""
         return _slope(s, self._out_start, self.slope_weights, self.centres, self.ln_width)
@@ -190,6 +194,7 @@ class DirectNetwork(Potential):
         Strength of the positive-density factor; zero switches it off.
     """
 
+    @takes(r_s="length", ln_mass="number", density_strength="number")
     def __init__(
         self,
         r_s: float,

@@ -22,6 +22,7 @@ from bayespot.numerics import (
     powered,
 )
 from bayespot.potential.base import Potential
+from bayespot.units import takes, takes_tensors
 
 
 def _table(compute: Callable[[Any], Tensor]) -> cached_property[Tensor]:
@@ -38,6 +39,8 @@ def _table(compute: Callable[[Any], Tensor]) -> cached_property[Tensor]:
     return cached_property(computed)
 
 
+@takes(s_first="number", ds="number")
+@takes_tensors(phi_nodes="potential", vc2="potential")
 @dataclass(frozen=True)
 class RadialProfile:
     r"""Potential and circular orbits on a uniform grid in s = ln r, power-law mass beyond both ends.
@@ -63,6 +66,7 @@ class RadialProfile:
     keeps_graph: bool = field(default_factory=torch.is_grad_enabled)
 
     @classmethod
+    @takes(s_first="number", s_last="number", ds="number")
     def of(cls, potential: Potential, s_first: float, s_last: float, ds: float = 0.05) -> RadialProfile:
         """Tabulate a spherical potential from ``s_first`` to ``s_last`` (ln kpc)."""
         require_spherical(potential)
@@ -117,6 +121,7 @@ class RadialProfile:
         index = position.long().clamp(0, len(self.vc2) - 2)
         return index, (s - self.s_first) / self.ds - index
 
+    @takes_tensors(s="number")
     def phi(self, s: Tensor) -> Tensor:
         r"""Return :math:`\Phi` at s = ln(r/kpc)."""
         index, u = self._cell(s)
@@ -128,6 +133,7 @@ class RadialProfile:
         above = self.phi_nodes[-1] + self.vc2[-1] * powered((s - self.s_last).clamp(min=0), q[-1])
         return torch.where(s < self.s_first, below, torch.where(s > self.s_last, above, inside))
 
+    @takes_tensors(s="number")
     def vc2_at(self, s: Tensor) -> Tensor:
         """Return d Phi/ds = v_c^2 at s, the derivative of what `phi` returns."""
         index, u = self._cell(s)
@@ -137,6 +143,7 @@ class RadialProfile:
         above = self.vc2[-1] * torch.exp(q[-1] * (s - self.s_last).clamp(min=0))
         return torch.where(s < self.s_first, below, torch.where(s > self.s_last, above, inside))
 
+    @takes_tensors(s="number")
     def phi_and_vc2(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """Return `phi` and `vc2_at` at s in one pass, for s inside the grid; elsewhere one after the other."""
         if not bool(((s >= self.s_first) & (s <= self.s_last)).all()):
@@ -145,10 +152,12 @@ class RadialProfile:
         cubics = gather_rows(self._phi_cubics, index)
         return horner(cubics, u), horner_slope(cubics, u) / self.ds
 
+    @takes_tensors(s="number")
     def ln_lc_at(self, s: Tensor) -> Tensor:
         """Return ln L_c of the circular orbit at s."""
         return s + self.vc2_at(s).log() / 2
 
+    @takes_tensors(energy="potential")
     def circular(self, energy: Tensor) -> tuple[Tensor, Tensor]:
         """Return (s_c, ln L_c) of the circular orbit of the given energy, by inverse interpolation.
 
@@ -184,6 +193,7 @@ class RadialProfile:
             u = (u - (horner(cubic, u) - target) / horner_slope(cubic, u)).clamp(0, 1)
         return u
 
+    @takes_tensors(ln_lc="number")
     @torch.no_grad()
     def s_of_ln_lc(self, ln_lc: Tensor) -> Tensor:
         """Return s = ln r of the circular orbit with angular momentum exp(ln_lc), without gradients."""

@@ -7,12 +7,13 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bayespot.potential.analytic import Value
 from bayespot.potential.base import Potential, Symmetry, radius
-from bayespot.units import G
+from bayespot.units import G, plain, unit
 
 if TYPE_CHECKING:
     import sympy
@@ -32,14 +33,16 @@ class SymbolicPotential(Potential):
         :math:`\Phi` in (km/s)^2 as sympy syntax or expression: of ``r`` in kpc, the constants, and ``G``, the
         gravitational constant in kpc (km/s)^2/Msun.
     constants
-        A number, ``torch.nn.Parameter`` or distribution (then a Pyro sample site) by name.
+        A number, astropy Quantity, ``torch.nn.Parameter`` or distribution (then a Pyro sample site) by name; numbers
+        are in the system kpc, km/s, Msun and rad. Where every constant has a unit that of the formula is checked.
     start
         Where a fit starts, for constants with a prior; the prior's centre by default.
 
     Raises
     ------
     ValueError
-        If the expression cannot be read, has a symbol without a value, or a constant does not appear in it.
+        If the expression cannot be read, has a symbol without a value, a constant does not appear in it, or the
+        constants' units do not make it a potential.
 
     Examples
     --------
@@ -62,9 +65,13 @@ class SymbolicPotential(Potential):
         _check_names(formula, self.names, type(self))
         # kept as text: compiled functions cannot be saved
         self.formula_text = str(formula)
+        _check_units(formula, constants)
         for name, value in constants.items():
             self._set_parameter(name, value)
-        self._start = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in (start or {}).items()}
+        self._start = {
+            name: torch.as_tensor(plain(value, "any", f"start of {name}"), dtype=torch.float64)
+            for name, value in (start or {}).items()
+        }
 
     @property
     def expression(self) -> sympy.Expr:
@@ -196,6 +203,26 @@ def _with_log1p(expression: sympy.Expr) -> sympy.Expr:
         lambda e: isinstance(e, sympy.log) and e.args[0].is_Add and e.args[0].has(1) and 1 in e.args[0].args,
         lambda e: log1p(e.args[0] - 1),
     )
+
+
+def _check_units(formula: sympy.Expr, constants: Mapping[str, Value]) -> None:
+    """Raise ValueError if every constant has a unit and the formula with these is not in (km/s)^2."""
+    if not constants or not all(hasattr(value, "unit") for value in constants.values()):
+        return
+    import sympy
+    from astropy import constants as physical
+    from astropy import units as u
+
+    given = {"r": 1.0 * u.kpc, "G": physical.G, **constants}
+    call = sympy.lambdify(list(formula.free_symbols), formula, "numpy")
+    try:
+        with np.errstate(all="ignore"):
+            u.Quantity(call(*(given[str(symbol)] for symbol in formula.free_symbols))).to(unit("potential"))
+    except (u.UnitsError, TypeError) as error:
+        units = ", ".join(f"{name} in {given[name].unit}" for name in constants)
+        raise ValueError(
+            f"{formula} is not a potential with r in kpc and {units}: {error}; correct the units or give numbers alone"
+        ) from error
 
 
 def _check_names(formula: sympy.Expr, names: tuple[str, ...], cls: type) -> None:

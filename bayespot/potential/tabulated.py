@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bayespot.numerics import powered
 from bayespot.potential.base import Potential, Symmetry, radius
-from bayespot.units import G
+from bayespot.units import G, takes
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -50,6 +50,7 @@ class TabulatedSphere(Potential):
 
     symmetry: Symmetry = "spherical"
 
+    @takes(r="length", phi="potential")
     def __init__(self, r: ArrayLike, phi: ArrayLike) -> None:
         from scipy.interpolate import PPoly, make_interp_spline
 
@@ -72,6 +73,7 @@ class TabulatedSphere(Potential):
         self._ends = tuple((e, value, slope, second / slope) for e, value, slope, second in ends)
 
     @classmethod
+    @takes(r="length", mass="mass")
     def from_mass(cls, r: ArrayLike, mass: ArrayLike) -> TabulatedSphere:
         r"""Return the potential of an enclosed mass, :math:`\Phi(r) = -\int_r^\infty G M / r'^2 dr'`.
 

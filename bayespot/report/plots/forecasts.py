@@ -9,11 +9,13 @@ import numpy as np
 from bayespot.posterior.forecast import FORECAST_FIELDS, Forecast
 from bayespot.report.plots.profiles import relative_sd, stars
 from bayespot.report.plots.style import BLUE, DOUBLE, GREEN, GREY, ORANGE, SYMBOLS, new_figure
+from bayespot.units import takes
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 
+@takes(radii="length")
 def forecast_figure(found: Forecast, radii: ArrayLike, n_stars: int, factor: float = 10, figure: Any = None) -> Any:
     """Return a figure, two columns wide, of forecast relative sd against radius, a panel per field.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from bayespot.potential.fields import PlaneField
 from bayespot.report.plots.style import DOUBLE, SYMBOLS, UNITS, new_figure, power_of_ten
+from bayespot.units import takes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +42,7 @@ def uncertainty_map(ax: Axes, field: PlaneField, relative: bool = True, n_contou
     return ax
 
 
+@takes(positions="length")
 def star_map(ax: Axes, field: PlaneField, positions: ArrayLike, n_stars: float | None = None) -> Axes:
     """Draw the number density of stars in a field's plane, averaged over azimuth (Rz) or projected along z (xy).
 
@@ -68,6 +70,7 @@ def star_map(ax: Axes, field: PlaneField, positions: ArrayLike, n_stars: float |
     return ax
 
 
+@takes(positions="length")
 def uncertainty_maps(
     fields: Sequence[PlaneField],
     positions: ArrayLike | None = None,

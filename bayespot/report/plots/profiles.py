@@ -24,6 +24,7 @@ from bayespot.report.plots.style import (
     new_figure,
     radius_axis,
 )
+from bayespot.units import plain, takes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +49,7 @@ def band(
     """
     low95, low68, median, high68, high95 = field.quantile([0.025, 0.16, 0.5, 0.84, 0.975])
     if reference is not None:
-        ratio = np.asarray(reference)
+        ratio = np.asarray(plain(reference, field.unit, "reference"))
         low95, low68, median, high68, high95 = (
             100 * (y - ratio) / np.abs(ratio) for y in (low95, low68, median, high68, high95)
         )
@@ -58,6 +59,7 @@ def band(
     return ax
 
 
+@takes(r="length")
 def stars(ax: Axes, r: ArrayLike) -> Axes:
     """Shade the distribution of the stars' radii along the bottom of the axes."""
     r = np.asarray(r)
@@ -77,6 +79,7 @@ def stars(ax: Axes, r: ArrayLike) -> Axes:
     return ax
 
 
+@takes(stars_r="length")
 def two_panel(
     field: Field, truth: ArrayLike | None = None, stars_r: ArrayLike | None = None, figure: Any = None
 ) -> Any:
@@ -98,7 +101,7 @@ def two_panel(
     band(upper, field)
     reference = field.quantile(0.5)
     if truth is not None:
-        reference = np.asarray(truth)
+        reference = np.asarray(plain(truth, field.unit, "truth"))
         upper.plot(field.points, reference, **TRUTH, label="truth")
     radius_axis(upper)
     upper.set_xlabel("")
@@ -140,8 +143,8 @@ def formulas(ax: Axes, field: Field, curves: Mapping[str, ArrayLike], residual: 
             ax.axhspan(-n_sd, n_sd, color=BLUE, alpha=alpha, lw=0)
     else:
         band(ax, field)
-    for i, (name, values) in enumerate(curves.items()):
-        y = (np.asarray(values) - field.mean) / field.sd if residual else np.asarray(values)
+    for i, (name, values) in enumerate(_in_unit_of(field, curves).items()):
+        y = (values - field.mean) / field.sd if residual else values
         color = (VERMILION, GREEN, ORANGE, GREY)[i % 4]
         ax.plot(field.points, y, color=color, label=name, ls=("-", "--", "-.", ":")[i % 4])
     radius_axis(ax)
@@ -150,6 +153,11 @@ def formulas(ax: Axes, field: Field, curves: Mapping[str, ArrayLike], residual: 
     return ax
 
 
+def _in_unit_of(field: Field, curves: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(plain(values, field.unit, f"curve {name!r}")) for name, values in curves.items()}
+
+
+@takes(stars_r="length")
 def formulas_figure(
     field: Field, curves: Mapping[str, ArrayLike], stars_r: ArrayLike | None = None, figure: Any = None
 ) -> Any:
@@ -162,7 +170,7 @@ def formulas_figure(
     formulas(lower, field, curves, residual=True)
     figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center")
     # a formula that is far off shall not hide how the others fit
-    spread = [np.abs((np.asarray(v) - field.mean) / field.sd).max() for v in curves.values()]
+    spread = [np.abs((v - field.mean) / field.sd).max() for v in _in_unit_of(field, curves).values()]
     limit = float(np.clip(1.2 * min(spread, default=3.0), 3.0, 30.0))
     lower.set_ylim(-limit, limit)
     lower.axhline(0, **TRUTH)
@@ -170,6 +178,7 @@ def formulas_figure(
     return figure
 
 
+@takes(r="length", sd="number")
 def relative_sd(
     ax: Axes, r: ArrayLike, sd: ArrayLike, color: str = BLUE, name: str | None = None, ls: str = "-"
 ) -> Axes:
@@ -181,6 +190,7 @@ def relative_sd(
     return ax
 
 
+@takes(stars_r="length")
 def sd_profiles(fields: Sequence[Field], stars_r: ArrayLike | None = None, figure: Any = None) -> Any:
     """Return a figure, one column wide, of the relative sd of fields of radius, with the stars' radii shaded."""
     figure = new_figure(figure, SINGLE, 0.8 * SINGLE)
