@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -20,6 +18,7 @@ from bayespot.actions.plane import (
     to_phase_space,
 )
 from bayespot.actions.radial import RadialOrbits
+from bayespot.actions.reach import BEYOND, profile_of_actions, profile_of_stars
 from bayespot.actions.table import ActionTable
 from bayespot.numerics import bracketed_newton, first_order_only, implicit_root
 from bayespot.potential.base import Potential, radius
@@ -28,13 +27,6 @@ from bayespot.potential.profile import RadialProfile, require_spherical
 
 #: Node spacing in ln r: cubic interpolation errors of about 1e-9 and 2e-12 of the potential's variation.
 _DS_FAST, _DS_EXACT = 0.025, 0.005
-#: e-foldings of radius tabulated inside the least circular radius, and beyond the largest: an apocentre is at most
-#: twice as far out.
-_INNER, _OUTER = 5.0, 2.0
-#: e-foldings of the circular radius by which the table of J_r goes beyond the orbits, at whose edges it is less exact.
-_EDGE = 1.0
-#: L + _BEYOND J_r bounds the angular momentum of the circular orbit of the same energy.
-_BEYOND = 2.2
 
 
 class SphericalActions(ActionFinder, TorusMap):
@@ -49,17 +41,17 @@ class SphericalActions(ActionFinder, TorusMap):
 
     The tables reach from the innermost to the outermost of the orbits, which the stars' energies decide and not where
     the stars happen to be; their nodes are the same for all stars, so that J of a star does not depend on its
-    company (to 1e-8). A star at the centre is one at 1e-300 kpc. Bound is what the potential's limit at infinity
+    company (to rounding). A star at the centre is one at 1e-300 kpc. Bound is what the potential's limit at infinity
     says (`ESCAPE_MARGIN`).
 
-    Accuracy of J_r over J_r + L: fast path 1e-6 in the median, 1e-5 at worst; `actions_angles` 1e-8.
+    Accuracy of J_r over J_r + L: fast path 1e-6 in the median, 1e-5 to 1e-4 at worst; `actions_angles` 1e-8.
     """
 
     def capped_actions(self, potential: Potential, w: Tensor) -> CappedActions:
         x, v = split(w)
         angular = angular_momentum(w)
         s = log_radius(radius(x))
-        profile, s_first, s_last = self._profile(potential, s, v, _DS_FAST)
+        profile, s_first, s_last = profile_of_stars(potential, s, v, _DS_FAST)
         table = ActionTable.of(profile, s_first, s_last)
         phi = profile.phi(s)
         energy, excess = cap_energy((v**2).sum(-1) / 2 + phi, phi, profile.escape_energy)
@@ -69,7 +61,7 @@ class SphericalActions(ActionFinder, TorusMap):
     def actions_angles(self, potential: Potential, w: Tensor) -> ActionAngles:
         plane = orbital_plane(w)
         s = log_radius(plane.r)
-        profile, *_ = self._profile(potential, s, w[..., 3:], _DS_EXACT)
+        profile, *_ = profile_of_stars(potential, s, w[..., 3:], _DS_EXACT)
         phi = profile.phi(s)
         energy, excess = cap_energy((w[..., 3:] ** 2).sum(-1) / 2 + phi, phi, profile.escape_energy)
         orbits = RadialOrbits.of(profile, energy, plane.L)
@@ -93,7 +85,7 @@ class SphericalActions(ActionFinder, TorusMap):
         J_r, J_phi, J_z = J.unbind(-1)
         L = J_z + J_phi.abs()
         angles = split_angles(theta, J_phi)
-        profile, s_first, s_last = self._profile_for_actions(potential, J_r.detach(), L.detach())
+        profile, s_first, s_last = profile_of_actions(potential, J_r.detach(), L.detach(), _DS_EXACT)
         energy = self._energy(profile, s_first, s_last, J_r, L)
         orbits = RadialOrbits.of(profile, energy, L)
         _, Omega_r, Omega_L = orbits.full()
@@ -108,45 +100,10 @@ class SphericalActions(ActionFinder, TorusMap):
     def reaches(self, potential: Potential, J: Tensor) -> Tensor:
         J_r, J_phi, J_z = J.detach().unbind(-1)
         L = J_z + J_phi.abs()
-        largest = Extent(potential).profile.ln_lc_nodes[-1].exp()
-        return (L + J_r > 0) & (L + _BEYOND * J_r < largest)
-
-    @staticmethod
-    def _profile(potential: Potential, s: Tensor, v: Tensor, ds: float) -> tuple[RadialProfile, float, float]:
-        """Tabulate the potential over the stars' orbits; also ln r of the innermost and outermost circular ones."""
-        require_spherical(potential)
-        with torch.no_grad():
-            kinetic = (v**2).sum(-1) / 2
-            finite = torch.isfinite(s) & torch.isfinite(kinetic)
-            if not bool(finite.any()):
-                raise ValueError("no star has finite coordinates: there is nothing to compute actions of")
-            s, kinetic = s[finite], kinetic[finite]
-            extent = Extent(potential, s)
-            phi = extent.profile.phi(s)
-            energy, _ = cap_energy(kinetic + phi, phi, extent.escape_energy)
-            s_c = extent.circular(torch.stack([energy.min(), energy.max()]))
-            s_first, s_last = float(s_c[0]), float(s_c[1])
-            inner = min(s_first - _EDGE - _INNER, extent.inner_edge(s_first))
-        profile = extent.tabulate(potential, inner, s_last + _OUTER, ds)
-        return profile, s_first - _EDGE, s_last + _EDGE
-
-    @staticmethod
-    def _profile_for_actions(potential: Potential, J_r: Tensor, L: Tensor) -> tuple[RadialProfile, float, float]:
-        """Tabulate the potential over the orbits of given actions; also ln r of the extreme circular ones."""
         extent = Extent(potential)
-        coarse = extent.profile
-        low, high = float((L + J_r).min()), float((L + _BEYOND * J_r).max())
-        if not (low > 0 and float(coarse.ln_lc_nodes[-1]) > math.log(high)):
-            raise ValueError(
-                f"no orbit of this potential has actions from {low:.6g} to {high:.6g} kpc km/s between "
-                f"{math.exp(coarse.s_first):.2g} and {math.exp(coarse.s_last):.2g} kpc; drop them (J = 0 is the star "
-                "at rest in the centre)"
-            )
-        ends = coarse.s_of_ln_lc(torch.tensor([low, high], dtype=torch.float64).log())
-        first, last = float(ends[0]), float(ends[1])
-        inner = min(first - _EDGE - _INNER, extent.inner_edge(first))
-        profile = extent.tabulate(potential, inner, last + _OUTER, _DS_EXACT)
-        return profile, first - _EDGE, last + _EDGE
+        # where the potential overflows no circular orbit is reached
+        largest = extent.profile.ln_lc_nodes[-1].exp() if extent.usable else 0.0
+        return (L + J_r > 0) & (L + BEYOND * J_r < largest)
 
     @staticmethod
     def _energy(profile: RadialProfile, s_first: float, s_last: float, J_r: Tensor, L: Tensor) -> Tensor:
@@ -160,7 +117,7 @@ class SphericalActions(ActionFinder, TorusMap):
                 g = table.g(s, (L / lc).clamp(0, 1).sqrt())
                 return (lc - L) * g - J_r, lc * g
 
-            s_high = profile.s_of_ln_lc((L + _BEYOND * J_r).log())
+            s_high = profile.s_of_ln_lc((L + BEYOND * J_r).log())
             # Newton on the exact quadrature follows, so the table need not be solved to rounding
             s_c = bracketed_newton(residual, s_low, s_high, tolerance=1e-9)
             energy = profile.phi(s_c) + profile.vc2_at(s_c) / 2
