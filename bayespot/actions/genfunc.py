@@ -206,8 +206,8 @@ class GeneratingFunctionActions(ActionFinder):
             w = _off_plane(w)
         # a star at rest in the centre stays there: no orbit, no frequencies
         resting = good & (w == 0).all(-1)
-        for part in (J, error, scatter):
-            part[resting] = 0.0
+        for field in (J, error, scatter):
+            field[resting] = 0.0
         result.reliable[resting] = True
         good = good & ~resting
         if not bool(good.any()):
