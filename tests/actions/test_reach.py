@@ -106,13 +106,15 @@ def radial_action(potential, r, v_r, v_t):
 def test_single_stars_against_quadrature(name):
     """Four extreme stars, each alone: J_r against the quadrature."""
     potential = POTENTIALS[name]
+    # Phi of the network is a table itself, whose force agrees with its slope to 1e-7
+    fine = 1e-6 if name == "network" else 1e-8
     for r, v_r, v_t in extreme_stars(potential, 4, seed=len(name)):
         exact = radial_action(potential, r, v_r, v_t)
         with torch.no_grad():
             fast = float(FINDER.actions(potential, stars((r, v_r, v_t)))[0, 0])
             slow = float(FINDER.actions_angles(potential, stars((r, v_r, v_t))).J[0, 0])
         assert abs(fast - exact) < 1e-4 * (exact + r * v_t), (name, r, v_r, v_t, fast, exact)
-        assert abs(slow - exact) < 1e-8 * (exact + r * v_t), (name, r, v_r, v_t, slow, exact)
+        assert abs(slow - exact) < fine * (exact + r * v_t), (name, r, v_r, v_t, slow, exact)
 
 
 def test_star_at_its_pericentre():
