@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -14,9 +15,10 @@ from bayespot.actions.base import ActionAngles, ActionFinder, CappedActions, cap
 from bayespot.actions.isochrone import IsochroneActions
 from bayespot.actions.orbit import integrate_transformed
 from bayespot.actions.plane import split, wrap
-from bayespot.potential.analytic import Isochrone
+from bayespot.actions.toys import axial_oscillator, fitted_isochrone, oscillator
 from bayespot.potential.base import Potential, Symmetry
-from bayespot.units import G, takes, takes_tensors
+from bayespot.potential.extent import CENTRE, INFINITY, escape_energy
+from bayespot.units import takes, takes_tensors
 
 #: Orbit families of `OrbitActions.family`.
 FAMILIES = ("box", "tube about z", "tube about x")
@@ -26,9 +28,13 @@ _ENERGY_ERROR, _MAX_SUBSTEPS = 1e-5, 64
 
 #: Ridge of the normal equations, relative to their diagonal: resonant modes, constant along the orbit, belong to J.
 _RIDGE = 1e-6
+#: Orbits whose L_z never exceeds this fraction of their largest L are polar: L_z is rounding.
+_POLAR = 1e-9
 
-#: Toy isochrones tried: ln(b / median radius).
-_LN_B = (-6.0, 4.0)
+#: Factors that leave of positions and velocities what is in the plane z = 0.
+_LEVEL = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 0.0], dtype=torch.float64)
+#: Height, over its radius, that a star of a planar orbit gets.
+_LIFT = 1e-6
 
 
 class OrbitActions(NamedTuple):
@@ -36,7 +42,7 @@ class OrbitActions(NamedTuple):
 
     ``J``, ``theta``, ``Omega`` as in `ActionAngles`; ``error`` is the estimated error of J and ``scatter`` the rms of
     J along the orbit once the generating function is applied, both in kpc km/s; ``family (*batch,)`` indexes
-    `FAMILIES`.
+    `FAMILIES`; ``reliable (*batch,)`` is whether J passes as a result (`GeneratingFunctionActions`, ``max_error``).
     """
 
     J: Tensor
@@ -45,14 +51,18 @@ class OrbitActions(NamedTuple):
     error: Tensor
     scatter: Tensor
     family: Tensor
+    reliable: Tensor
 
 
 class GeneratingFunctionActions(ActionFinder):
     r"""Action finder of every potential with the three principal planes for symmetry planes.
 
     The orbit is integrated to both sides of the star, and a toy potential with known actions J' and angles theta' is
-    fitted to it: an isochrone for tubes, a triaxial harmonic oscillator for boxes. The canonical map from toy to
-    true torus has the generating function :math:`\theta' \cdot J + 2 \sum_n S_n(J) \sin n \cdot \theta'`, so
+    fitted to it: an isochrone for tubes, a triaxial harmonic oscillator for boxes. Tubes of small L_z in an
+    axisymmetric potential are boxes in the meridional plane, and their L passes through zero, where an isochrone's
+    actions have an edge; an oscillator with one frequency in x and y is fitted to tubes as well, and the toy with the
+    smaller error counts. A polar orbit (L_z = 0) is the limit of L_z > 0. The canonical map from toy to true torus has
+    the generating function :math:`\theta' \cdot J + 2 \sum_n S_n(J) \sin n \cdot \theta'`, so
 
     .. math::
         J' = J + 2 \sum_n n\, S_n \cos n \cdot \theta', \qquad
@@ -72,7 +82,10 @@ class GeneratingFunctionActions(ActionFinder):
 
     ``error`` is the difference between the fits to the first and the last two thirds of the orbit, with the
     energy error of the integration and the move of J added in quadrature: it grows where an orbit is resonant, chaotic
-    or too short.
+    or too short. An orbit is reliable if its error is below ``max_error`` of the sum of abs(J), no action is negative
+    beyond its error, and it is not confined to the axis of a flattened potential, where the families meet. `orbits`
+    returns what was found of the others too; `actions`, `actions_angles` and `capped_actions` return NaN for them and
+    say how many there are in a RuntimeWarning.
 
     No derivatives: asking for them raises RuntimeError.
 
@@ -86,6 +99,8 @@ class GeneratingFunctionActions(ActionFinder):
         Steps of the integration, equal in s (`integrate_transformed`), and points of the fit.
     chunk
         Stars at a time.
+    max_error
+        Largest ``error``, as a fraction of the sum of abs(J), of an action that is passed on.
 
     References
     ----------
@@ -101,8 +116,15 @@ class GeneratingFunctionActions(ActionFinder):
     ('tube about z', True)
     """
 
-    @takes(n_periods="number")
-    def __init__(self, n_periods: float = 32.0, n_max: int = 6, steps_per_period: int = 64, chunk: int = 256) -> None:
+    @takes(n_periods="number", max_error="number")
+    def __init__(
+        self,
+        n_periods: float = 32.0,
+        n_max: int = 6,
+        steps_per_period: int = 64,
+        chunk: int = 256,
+        max_error: float = 0.1,
+    ) -> None:
         for name, value, least in (
             ("n_periods", n_periods, 4),
             ("n_max", n_max, 1),
@@ -111,7 +133,10 @@ class GeneratingFunctionActions(ActionFinder):
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
+        if not max_error > 0:
+            raise ValueError(f"max_error must be positive, a fraction of the sum of abs(J); got {max_error}")
         self.n_periods, self.n_max, self.steps_per_period, self.chunk = n_periods, n_max, steps_per_period, chunk
+        self.max_error = max_error
 
     @takes_tensors(w="phase_space")
     def orbits(self, potential: Potential, w: Tensor) -> OrbitActions:
@@ -131,13 +156,14 @@ class GeneratingFunctionActions(ActionFinder):
         split(w)
         with torch.no_grad():
             flat = w.detach().reshape(-1, 6)
-            parts = [self._orbits(potential, part) for part in flat.split(self.chunk)]
+            far = escape_energy(potential)
+            parts = [self._orbits(potential, part, far) for part in flat.split(self.chunk)]
             found = OrbitActions(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
         shape = w.shape[:-1]
         return OrbitActions(*(part.reshape(shape + part.shape[1:]) for part in found))
 
     def actions_angles(self, potential: Potential, w: Tensor) -> ActionAngles:
-        found = self.orbits(potential, w)
+        found = self._reliable(potential, w)
         return ActionAngles(*(_refusing(part, potential, w) for part in (found.J, found.theta, found.Omega)))
 
     def capped_actions(self, potential: Potential, w: Tensor) -> CappedActions:
@@ -145,20 +171,48 @@ class GeneratingFunctionActions(ActionFinder):
             x, v = split(w.detach())
             phi = potential.phi(x)
             kinetic = (v**2).sum(-1) / 2
-            energy, excess = cap_energy(kinetic + phi, phi, _escape_energy(potential, x))
+            energy, excess = cap_energy(kinetic + phi, phi, escape_energy(potential))
             slower = torch.where(excess > 0, ((energy - phi) / kinetic).sqrt(), 1.0)
-            J = self.orbits(potential, torch.cat([x, v * slower[..., None]], -1)).J
+            J = self._reliable(potential, torch.cat([x, v * slower[..., None]], -1)).J
         return CappedActions(_refusing(J, potential, w), _refusing(excess, potential, w))
 
-    def _orbits(self, potential: Potential, w: Tensor) -> OrbitActions:
+    def _reliable(self, potential: Potential, w: Tensor) -> OrbitActions:
+        """Return `orbits` with NaN for those that are not reliable, and warn of them."""
+        found = self.orbits(potential, w)
+        dropped = ~found.reliable & torch.isfinite(found.J).all(-1)
+        n = int(dropped.sum())
+        if n:
+            first = dropped.reshape(-1).nonzero()[0].item()
+            share = found.error.norm(dim=-1) / found.J.abs().sum(-1)
+            warnings.warn(
+                f"{n} of {dropped.numel()} stars have no reliable actions and get NaN, the first is row {first}: the "
+                f"estimated error of J is up to {100 * float(share[dropped].max()):.2g} % of the sum of abs(J), or an "
+                "action came out negative; such orbits are resonant, chaotic or next to another family. "
+                "orbits() has what was found; more periods (n_periods) may help",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        hide = dropped[..., None]
+        J, theta, Omega = (torch.where(hide, torch.nan, part) for part in found[:3])
+        return found._replace(J=J, theta=theta, Omega=Omega)
+
+    def _orbits(self, potential: Potential, w: Tensor, far: Tensor) -> OrbitActions:
         x, v = w[:, :3], w[:, 3:]
         phi = potential.phi(x)
         energy = (v**2).sum(-1) / 2 + phi
-        far = _escape_energy(potential, x)
         good = torch.isfinite(w).all(-1) & (energy < far)
         nan = w.new_full((len(w), 3), torch.nan)
         J, theta, Omega, error, scatter = (nan.clone() for _ in range(5))
-        result = OrbitActions(J, theta, Omega, error, scatter, torch.zeros(len(w), dtype=torch.long))
+        family = torch.zeros(len(w), dtype=torch.long)
+        result = OrbitActions(J, theta, Omega, error, scatter, family, torch.zeros(len(w), dtype=torch.bool))
+        if potential.symmetry == "axisymmetric":
+            w = _off_plane(w)
+        # a star at rest in the centre stays there: no orbit, no frequencies
+        resting = good & (w == 0).all(-1)
+        for field in (J, error, scatter):
+            field[resting] = 0.0
+        result.reliable[resting] = True
+        good = good & ~resting
         if not bool(good.any()):
             return result
         run = self._integrate(potential, w[good], energy[good])
@@ -173,11 +227,24 @@ class GeneratingFunctionActions(ActionFinder):
                 part = _Orbit(*(field[chosen] for field in run))
                 for whole, found in zip(result[:5], self._fit(part, kind, potential.symmetry), strict=True):
                     whole[rows[chosen]] = found
+        result.reliable[rows] = self._passes(result, rows) & ~_on_axis(run.w, potential.symmetry)
         return result
+
+    def _passes(self, result: OrbitActions, rows: Tensor) -> Tensor:
+        """Which orbits have small errors and possible actions; negative ones within their error become zero."""
+        J, error = result.J[rows], result.error[rows]
+        size = J.abs().sum(-1, keepdim=True)
+        # J_phi, and it alone, may be negative; so may none of a box
+        signed = torch.zeros_like(J, dtype=torch.bool)
+        signed[:, 1] = result.family[rows] != FAMILIES.index("box")
+        negative = (J < 0) & ~signed
+        result.J[rows] = torch.where(negative & (J + error + 1e-9 * size >= 0), 0.0, J)
+        possible = ~((result.J[rows] < 0) & ~signed).any(-1)
+        return possible & (error.norm(dim=-1) <= self.max_error * size[:, 0])
 
     def _integrate(self, potential: Potential, w: Tensor, energy: Tensor) -> _Orbit:
         """Integrate to both sides of every star."""
-        radius = _circular_radius(potential, w, energy)
+        radius = _circular_radius(potential, energy)
         period = 2 * math.pi * (radius / -potential.radial_acceleration(radius)).sqrt()
         step = period / self.steps_per_period
         half = round(self.n_periods * self.steps_per_period / 2)
@@ -208,15 +275,34 @@ class GeneratingFunctionActions(ActionFinder):
         return run
 
     def _fit(self, run: _Orbit, kind: int, symmetry: Symmetry) -> tuple[Tensor, ...]:
-        orbit = run.w
+        """J, theta, Omega, error and scatter of the orbits of one family."""
         if FAMILIES[kind] == "box":
-            J_toy, theta_toy = _oscillator(orbit)
-            modes = _box_modes(self.n_max)
-        else:
-            if FAMILIES[kind] == "tube about x":
-                orbit = orbit[..., [1, 2, 0, 4, 5, 3]]
-            J_toy, theta_toy, _ = IsochroneActions().actions_angles(_toy_isochrone(orbit), orbit)
-            modes = _tube_modes(self.n_max, symmetry)
+            return self._fit_toy(run, run.w, *oscillator(run.w), _box_modes(self.n_max))
+        orbit = run.w
+        if FAMILIES[kind] == "tube about x":
+            orbit = orbit[..., [1, 2, 0, 4, 5, 3]]
+        azimuth = torch.zeros(len(orbit), dtype=orbit.dtype)
+        if symmetry != "triaxial":
+            orbit, azimuth = _into_plane(orbit)
+        modes = _tube_modes(self.n_max, symmetry)
+        J_toy, theta_toy, _ = IsochroneActions().actions_angles(fitted_isochrone(orbit), orbit)
+        found = self._fit_toy(run, orbit, J_toy, theta_toy, modes)
+        if symmetry == "axisymmetric":
+            other = self._fit_toy(run, orbit, *axial_oscillator(orbit), modes)
+            better = ~(found[3].norm(dim=-1, keepdim=True) <= other[3].norm(dim=-1, keepdim=True))
+            found = tuple(torch.where(better, b, a) for a, b in zip(found, other, strict=True))
+        J, theta, Omega, *rest = found
+        theta = wrap(theta + azimuth[:, None] * theta.new_tensor([0.0, 1.0, 0.0]))
+        # a radial orbit has no plane, whose angles would be rounding, and in the plane of a disc no vertical motion
+        hidden = torch.tensor([False, True, True]) if symmetry == "spherical" else torch.tensor([False, False, True])
+        flat = orbit[..., 2].abs().amax(1) <= 1e3 * _LIFT * torch.linalg.vector_norm(orbit[..., :3], dim=-1).amax(1)
+        plain = _radial(orbit * _LEVEL) if symmetry == "axisymmetric" else _radial(orbit)
+        hide = (plain & (flat | (symmetry == "spherical")) & (symmetry != "triaxial"))[:, None] & hidden
+        theta, Omega = (torch.where(hide, torch.nan, part) for part in (theta, Omega))
+        return J, theta, Omega, *rest
+
+    @staticmethod
+    def _fit_toy(run: _Orbit, orbit: Tensor, J_toy: Tensor, theta_toy: Tensor, modes: Tensor) -> tuple[Tensor, ...]:
         theta_toy = _unwrap(theta_toy)
         n = orbit.shape[1]
         whole = _torus(run, orbit, J_toy, theta_toy, modes, slice(0, n))
@@ -263,16 +349,9 @@ def _torus(run: _Orbit, orbit: Tensor, J_toy: Tensor, theta_toy: Tensor, modes: 
     return _Torus(J + moved, theta, Omega, variance.sqrt(), moved)
 
 
-def _escape_energy(potential: Potential, x: Tensor) -> Tensor:
-    """Least potential on the axes at 1e6 times the largest radius: infinity for all a star can tell."""
-    far = 1e6 * torch.linalg.vector_norm(x[torch.isfinite(x).all(-1)], dim=-1).max() if x.numel() else x.sum()
-    return potential.phi(far * torch.eye(3, dtype=x.dtype)).min()
-
-
-def _circular_radius(potential: Potential, w: Tensor, energy: Tensor) -> Tensor:
+def _circular_radius(potential: Potential, energy: Tensor) -> Tensor:
     """Radius of the circular orbit on the x axis with the star's energy, by bisection in ln r."""
-    r = torch.linalg.vector_norm(w[:, :3], dim=-1)
-    low, high = (r * 1e-6).log(), (r * 1e6).log()
+    low, high = (torch.full_like(energy, end) for end in (CENTRE, INFINITY))
     for _ in range(50):
         middle = (low + high) / 2
         radius = middle.exp()
@@ -298,54 +377,38 @@ def _families(orbit: Tensor, symmetry: Symmetry) -> Tensor:
     return torch.where(keeps[:, 2], tube_z, torch.where(keeps[:, 0], FAMILIES.index("tube about x"), 0))
 
 
-def _toy_isochrone(orbit: Tensor) -> Isochrone:
-    r"""Isochrones (n, 1) whose energy varies least along the orbits (n, T, 6).
-
-    For a given b the energy is linear in k = G M, which is solved for; b by a scan and golden-section search.
-    """
-    r2 = (orbit[..., :3] ** 2).sum(-1)
-    kinetic = (orbit[..., 3:] ** 2).sum(-1) / 2
-    scale = r2.median(1).values.sqrt().log()
-
-    def at(ln_b: Tensor) -> tuple[Tensor, Tensor]:
-        b = ln_b.exp()[:, None]
-        g = 1 / (b + (b**2 + r2).sqrt())
-        dg, dk = g - g.mean(1, keepdim=True), kinetic - kinetic.mean(1, keepdim=True)
-        k = (dg * dk).mean(1) / (dg**2).mean(1).clamp(min=1e-300)
-        # the whole orbit must be bound in it
-        k = torch.maximum(k, 1.02 * (kinetic / g).amax(1))
-        return (dk - k[:, None] * dg).square().mean(1), k
-
-    grid = torch.linspace(*_LN_B, 41, dtype=orbit.dtype)
-    tried = torch.stack([at(scale + offset)[0] for offset in grid])
-    best = grid[tried.argmin(0)] + scale
-    width = float(grid[1] - grid[0])
-    low, high = best - width, best + width
-    ratio = (math.sqrt(5) - 1) / 2
-    for _ in range(40):
-        inner, outer = high - ratio * (high - low), low + ratio * (high - low)
-        left = at(inner)[0] <= at(outer)[0]
-        low, high = torch.where(left, low, inner), torch.where(left, outer, high)
-    ln_b = (low + high) / 2
-    k = at(ln_b)[1]
-    # a circular orbit has no energy variation to fit: any isochrone with its speed will do
-    circular = r2.std(1) < 1e-6 * r2.mean(1)
-    middle = r2.mean(1)
-    turning = (2 * kinetic.mean(1)) * (1 + math.sqrt(2)) ** 2 * math.sqrt(2) * middle.sqrt()
-    ln_b = torch.where(circular, middle.log() / 2, ln_b)
-    k = torch.where(circular, turning, k)
-    return Isochrone(m_tot=k[:, None] / G, r_s=ln_b.exp()[:, None])
+def _off_plane(w: Tensor) -> Tensor:
+    """Lift stars that stay in the plane z = 0 by a millionth of their radius, so that their Omega_z shows."""
+    planar = (w[:, 2] == 0) & (w[:, 5] == 0)
+    lift = torch.where(planar, _LIFT * torch.linalg.vector_norm(w[:, :2], dim=-1), 0.0)
+    return w + lift[:, None] * w.new_tensor([0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
 
 
-def _oscillator(orbit: Tensor) -> tuple[Tensor, Tensor]:
-    """Actions and angles (n, T, 3) of the harmonic oscillator whose energy varies least along the orbits."""
-    x, v = orbit[..., :3], orbit[..., 3:]
-    x2, v2 = x**2 / 2, v**2 / 2
-    dx2, dk = x2 - x2.mean(1, keepdim=True), v2.sum(-1) - v2.sum(-1).mean(1, keepdim=True)
-    fitted = -torch.linalg.lstsq(dx2, dk[..., None]).solution[..., 0]
-    virial = (v2.mean(1) / x2.mean(1).clamp(min=1e-300)).clamp(min=1e-300)
-    omega = torch.where((fitted > 0).all(-1, keepdim=True), fitted, virial).sqrt()[:, None]
-    return (v2 + omega**2 * x2) / omega, torch.atan2(omega * x, v)
+def _radial(orbit: Tensor) -> Tensor:
+    """Which orbits (n, T, 6) have no angular momentum but rounding."""
+    x, v = (torch.linalg.vector_norm(part, dim=-1) for part in orbit.split(3, -1))
+    L = torch.linalg.vector_norm(torch.linalg.cross(orbit[..., :3], orbit[..., 3:]), dim=-1)
+    return L.amax(1) <= _POLAR * x.amax(1) * v.amax(1)
+
+
+def _into_plane(orbit: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn polar orbits (n, T, 6) about z into the plane y = 0, exactly; return them and their azimuths (n,)."""
+    L = torch.linalg.cross(orbit[..., :3], orbit[..., 3:])
+    polar = (L[..., 2].abs().amax(1) <= _POLAR * torch.linalg.vector_norm(L, dim=-1).amax(1)) | _radial(orbit)
+    farthest = (orbit[..., 0] ** 2 + orbit[..., 1] ** 2).argmax(1)
+    at = orbit[torch.arange(len(orbit)), farthest]
+    azimuth = torch.where(polar, torch.atan2(at[:, 1], at[:, 0]), 0.0)
+    c, s = azimuth.cos()[:, None], azimuth.sin()[:, None]
+    x, y, z, v_x, v_y, v_z = orbit.unbind(-1)
+    zero = torch.zeros_like(x)
+    turned = torch.stack([c * x + s * y, zero, z, c * v_x + s * v_y, zero, v_z], -1)
+    return torch.where(polar[:, None, None], turned, orbit), azimuth
+
+
+def _on_axis(orbit: Tensor, symmetry: Symmetry) -> Tensor:
+    """Which orbits (n, T, 6) keep to the z axis of a flattened potential."""
+    across = orbit[..., :2].abs().amax((1, 2))
+    return (across <= _POLAR * orbit[..., 2].abs().amax(1)) & (symmetry == "axisymmetric")
 
 
 @functools.cache

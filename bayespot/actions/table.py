@@ -13,7 +13,8 @@ from bayespot.potential.profile import RadialProfile
 
 _N_ETA = 20  # cells in y = sqrt(L/L_c)
 _N_QUADRATURE = 16
-_STRIDE = 10  # profile nodes per table node
+_ROW = 0.25  # distance of rows in s_c
+_FEWEST = 8  # rows, for the slopes' seven-point differences
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,14 @@ class ActionTable:
     @classmethod
     def of(cls, profile: RadialProfile, s_first: float, s_last: float) -> ActionTable:
         """Integrate J_r on nodes of the profile between ``s_first`` and ``s_last`` (16-point quadrature)."""
-        first = max(math.floor((s_first - profile.s_first) / profile.ds), 0)
-        nodes = torch.arange(first, len(profile.vc2), _STRIDE)
-        last = profile.s_first + profile.ds * nodes
-        nodes = nodes[: max(int((last < s_last).sum()) + 1, 8)]
+        # rows are multiples of their distance, the same for all stars, from the last before s_first on
+        stride = max(round(_ROW / profile.ds), 1)
+        row = stride * profile.ds
+        offset = round(profile.s_first / profile.ds)
+        first = max(math.floor(s_first / row + 1e-9), math.ceil(offset / stride))
+        last = min(math.ceil(s_last / row - 1e-9), (offset + len(profile.vc2) - 1) // stride)
+        first = min(first, last - _FEWEST + 1)
+        nodes = stride * torch.arange(first, last + 1) - offset
         ln_lc = profile.ln_lc_nodes[nodes, None]
         energy = profile.energy_nodes[nodes, None]
         s_c = profile.s_first + profile.ds * nodes[:, None].to(energy.dtype)
@@ -57,7 +62,7 @@ class ActionTable:
             profile,
             bicubic_coefficients(g, even_start=True),
             float(s_c[0]),
-            profile.ds * _STRIDE,
+            row,
             len(nodes),
         )
 

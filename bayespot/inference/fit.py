@@ -111,11 +111,10 @@ class _Fit:
         self.subset = self.w[sharp[: config.subset_size]]
         self.few_rows = self._few(sharp)
         self.few = self.w[self.few_rows]
-        if isinstance(model.finder, SphericalActions) and model.finder.r_min is None:
+        if isinstance(model.finder, SphericalActions):
             r = radius(torch.cat([self.w, *(stream.w for stream in model.streams)])[:, :3])
             if float(r.min()) <= 0:
                 raise ValueError(f"star {int(r.argmin())} is exactly at the centre; drop it (it has no angles)")
-            model.finder = SphericalActions(float(r.min()), float(r.max()), model.finder.margin)
         self.state: dict[str, Any] = {
             "fingerprint": fingerprint(torch.cat([self.w, *(stream.w for stream in model.streams)]), config),
             "model": model,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bayespot.actions.base import cap_energy
 from bayespot.actions.radial import RadialOrbits
+from bayespot.actions.reach import profile_of_stars
 from bayespot.df import SphericalMixture
 from bayespot.inference.latent import LatentSpace
 from bayespot.likelihood.model import SnapshotModel
@@ -22,7 +23,7 @@ from bayespot.mock.sample import equilibrium, truth_potential
 from bayespot.posterior.posterior import Posterior
 from bayespot.potential.base import Potential, radius
 from bayespot.potential.fields import truth_field
-from bayespot.potential.profile import RadialProfile, require_spherical
+from bayespot.potential.profile import require_spherical
 from bayespot.units import takes, unit
 
 if TYPE_CHECKING:
@@ -335,7 +336,7 @@ def _closest(space: LatentSpace, truth: Potential, r: Tensor) -> tuple[Tensor, f
 def _information(known: Equilibrium, space: LatentSpace, u: Tensor, w: Tensor) -> Tensor:
     """Return the mean information per star of ``w`` on the potential at ``u``."""
     s = radius(w[:, :3]).log()
-    profile = RadialProfile.of(known.potential, float(s.min()) - 6, float(s.max()) + 7, 0.01)
+    profile, *_ = profile_of_stars(known.potential, s, w[:, 3:], 0.01)
     grid = profile.s_first + profile.ds * torch.arange(len(profile.vc2), dtype=torch.float64)
     slopes = _differences(lambda v: space.model.at(space.values(v)).potential.phi_r(grid.exp()), u)
     total = torch.zeros(len(u), len(u), dtype=torch.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +25,13 @@ from bayespot.numerics import (
 from bayespot.potential.base import Potential
 from bayespot.units import takes, takes_tensors
 
+#: Nodes, and their spacing in ln r, from which the limit of Phi at infinity is told.
+_N_FAR, _DS_FAR = 5, 0.25
+#: d ln v_c^2 / d ln r above which the potential has no limit at infinity: the mass grows as r at least.
+_LEAST_FALL = -1e-6
+#: A star at rest in the centre has this in place of -1, for which the logarithm is infinite.
+_LEAST_ARGUMENT = -1 + 1e-15
+
 
 def _table(compute: Callable[[Any], Tensor]) -> cached_property[Tensor]:
     """Make a property that is computed when first asked for, with the graph that its profile was made with.
@@ -40,7 +48,7 @@ def _table(compute: Callable[[Any], Tensor]) -> cached_property[Tensor]:
 
 
 @takes(s_first="number", ds="number")
-@takes_tensors(phi_nodes="potential", vc2="potential")
+@takes_tensors(phi_nodes="potential", vc2="potential", limit="potential")
 @dataclass(frozen=True)
 class RadialProfile:
     r"""Potential and circular orbits on a uniform grid in s = ln r, power-law mass beyond both ends.
@@ -55,6 +63,9 @@ class RadialProfile:
         First node and spacing.
     phi, vc2 : Float[Tensor, "n"]
         Potential and :math:`v_c^2 = d\Phi/ds` at the nodes in (km/s)^2.
+    limit : Float[Tensor, ""], optional
+        :math:`\Phi(\infty)`, infinite where the potential has no limit; by default that of the power law at the
+        last node.
     keeps_graph
         Whether what follows from the nodes can be differentiated by them; as autograd is set, unless given.
     """
@@ -63,21 +74,45 @@ class RadialProfile:
     ds: float
     phi_nodes: Tensor
     vc2: Tensor
+    limit: Tensor | None = None
     keeps_graph: bool = field(default_factory=torch.is_grad_enabled)
 
     @classmethod
-    @takes(s_first="number", s_last="number", ds="number")
-    def of(cls, potential: Potential, s_first: float, s_last: float, ds: float = 0.05) -> RadialProfile:
-        """Tabulate a spherical potential from ``s_first`` to ``s_last`` (ln kpc)."""
+    @takes(s_first="number", s_last="number", ds="number", s_far="number")
+    @takes_tensors(limit="potential")
+    def of(
+        cls,
+        potential: Potential,
+        s_first: float,
+        s_last: float,
+        ds: float = 0.05,
+        s_far: float | None = None,
+        limit: Tensor | None = None,
+    ) -> RadialProfile:
+        """Tabulate a spherical potential at all multiples of ``ds`` from ``s_first`` to ``s_last`` (ln kpc).
+
+        Nodes are multiples of ``ds``, so that two profiles of one potential agree wherever both have nodes. The
+        limit at infinity is that of the power law at ``s_far``, or ``limit``.
+        """
         require_spherical(potential)
-        n = max(int((s_last - s_first) / ds) + 2, 8)
-        r = (s_first + ds * torch.arange(n, dtype=torch.float64)).exp()
+        first = math.floor(s_first / ds + 1e-9)
+        n = max(math.ceil(s_last / ds - 1e-9) - first + 1, 8)
+        s = ds * torch.arange(first, first + n, dtype=torch.float64)
+        if s_far is not None:
+            s = torch.cat([s, s_far + _DS_FAR * torch.arange(_N_FAR, dtype=torch.float64)])
+        r = s.exp()
         keep = torch.is_grad_enabled()
         with torch.enable_grad():
             phi = potential.phi_r(r.requires_grad_())
             (slope,) = torch.autograd.grad(phi.sum(), r, create_graph=keep, retain_graph=True)
         # the radii are constants of the table: whatever graph leads to them is never followed
-        return cls(s_first, ds, phi, slope * r.detach())
+        vc2 = slope * r.detach()
+        if not keep:
+            phi = phi.detach()
+        if s_far is not None:
+            q = node_slopes(vc2[n:].log(), width=_N_FAR)[-1] / _DS_FAR
+            limit = _limit(phi[-1], vc2[-1], q)
+        return cls(first * ds, ds, phi[:n], vc2[:n], limit)
 
     @property
     def s_last(self) -> float:
@@ -113,21 +148,27 @@ class RadialProfile:
     @_table
     def escape_energy(self) -> Tensor:
         r"""Limit of :math:`\Phi` at infinity; infinite where the mass grows at least as r."""
-        q = self.ln_vc2_slope[-1]
-        return torch.where(q < -1e-6, self.phi_nodes[-1] - self.vc2[-1] / q, torch.inf)
+        if self.limit is not None:
+            return self.limit
+        return _limit(self.phi_nodes[-1], self.vc2[-1], self.ln_vc2_slope[-1])
 
     def _cell(self, s: Tensor) -> tuple[Tensor, Tensor]:
         position = (s.detach() - self.s_first) / self.ds
         index = position.long().clamp(0, len(self.vc2) - 2)
         return index, (s - self.s_first) / self.ds - index
 
+    def _covers(self, s: Tensor) -> bool:
+        return bool(((s >= self.s_first) & (s <= self.s_last)).all())
+
     @takes_tensors(s="number")
     def phi(self, s: Tensor) -> Tensor:
         r"""Return :math:`\Phi` at s = ln(r/kpc)."""
-        index, u = self._cell(s)
+        if self._covers(s):
+            index, u = self._cell(s)
+            return horner(gather_rows(self._phi_cubics, index), u)
+        # the branch that is not taken must not overflow: its derivative would be NaN
+        index, u = self._cell(s.clamp(self.s_first, self.s_last))
         inside = horner(gather_rows(self._phi_cubics, index), u)
-        if bool(((s >= self.s_first) & (s <= self.s_last)).all()):
-            return inside
         q = self.ln_vc2_slope
         below = self.phi_nodes[0] + self.vc2[0] * powered((s - self.s_first).clamp(max=0), q[0])
         above = self.phi_nodes[-1] + self.vc2[-1] * powered((s - self.s_last).clamp(min=0), q[-1])
@@ -136,7 +177,7 @@ class RadialProfile:
     @takes_tensors(s="number")
     def vc2_at(self, s: Tensor) -> Tensor:
         """Return d Phi/ds = v_c^2 at s, the derivative of what `phi` returns."""
-        index, u = self._cell(s)
+        index, u = self._cell(s.clamp(self.s_first, self.s_last))
         inside = horner_slope(gather_rows(self._phi_cubics, index), u) / self.ds
         q = self.ln_vc2_slope
         below = self.vc2[0] * torch.exp(q[0] * (s - self.s_first).clamp(max=0))
@@ -146,7 +187,7 @@ class RadialProfile:
     @takes_tensors(s="number")
     def phi_and_vc2(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """Return `phi` and `vc2_at` at s in one pass, for s inside the grid; elsewhere one after the other."""
-        if not bool(((s >= self.s_first) & (s <= self.s_last)).all()):
+        if not self._covers(s):
             return self.phi(s), self.vc2_at(s)
         index, u = self._cell(s)
         cubics = gather_rows(self._phi_cubics, index)
@@ -179,7 +220,8 @@ class RadialProfile:
                 q = self.ln_vc2_slope[edge]
                 q = torch.where(q.abs() < 1e-7, torch.full_like(q, 1e-7), q)
                 excess = torch.where(outside, (energy - self.phi_nodes[edge]) / self.vc2[edge], 0.5)
-                d = torch.log1p(q * (excess - 0.5) / (1 + q / 2)) / q
+                # at the bottom of a potential of finite depth r_c and the argument's distance from -1 vanish
+                d = torch.log1p((q * (excess - 0.5) / (1 + q / 2)).clamp(min=_LEAST_ARGUMENT)) / q
                 s_edge = self.s_first if edge == 0 else self.s_last
                 s_c = torch.where(outside, s_edge + d, s_c)
                 ln_l = torch.where(outside, self.ln_lc_nodes[edge] + (1 + q / 2) * d, ln_l)
@@ -204,6 +246,12 @@ class RadialProfile:
 
         low, high = torch.full_like(ln_lc, self.s_first), torch.full_like(ln_lc, self.s_last)
         return bracketed_newton(residual, low, high)
+
+
+def _limit(phi: Tensor, vc2: Tensor, q: Tensor) -> Tensor:
+    r"""Limit of :math:`\Phi` at infinity where :math:`v_c^2 \propto r^q` from here on."""
+    falls = q < _LEAST_FALL
+    return torch.where(falls, phi - vc2 / torch.where(falls, q, -1.0), torch.inf)
 
 
 def require_spherical(potential: Potential) -> None:

@@ -192,7 +192,7 @@ def test_literal_fit_agrees_with_the_closed_form(isochrone_stars):
 @pytest.mark.parametrize("kind", ["mixture", "kernel"])
 def test_a_potential_that_holds_no_orbit(kind):
     """A trial step of a fit whose mass overflows: no star has a density, the gradient is asked for without an error."""
-    finder = SphericalActions(0.1, 100.0)
+    finder = SphericalActions()
     df = SphericalMixture(1).resolved(1, J)
     chain = Chain(POTENTIAL, freeze(df, df.fit_actions(J, seed=0)), finder)
     ln_mass = torch.tensor(800.0, dtype=torch.float64, requires_grad=True)

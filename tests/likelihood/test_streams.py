@@ -143,7 +143,7 @@ def test_density_integrates_to_one(slope):
 def test_gradient_against_differences():
     """Log posterior in the potential's parameters and every site of the streams, 1e-5 of the largest component."""
     streams = [Stream(name, catalog) for name, catalog in mock_streams(20).items()]
-    model = alone(streams, SphericalActions(0.3, 60.0))
+    model = alone(streams, SphericalActions())
     space = LatentSpace(model)
     values = model.initial_values()
     values["potential.m_tot"], values["potential.r_s"] = torch.tensor(1.2e11).double(), torch.tensor(2.5).double()

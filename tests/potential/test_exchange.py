@@ -154,7 +154,7 @@ def test_galpy_orbit_and_actions():
     assert_close(ends[1], ends[0], rtol=1e-6)
     values = [[float(np.squeeze(j)) for j in actionAngleSpherical(pot=p)(*start)] for p in (known, exported)]
     assert_close(values[1], values[0], rtol=1e-6)
-    J = SphericalActions(0.01, 1000.0).actions(Isochrone(M, B), W[:1])[0]
+    J = SphericalActions().actions(Isochrone(M, B), W[:1])[0]
     assert_close(np.array(values[0]) * RO * VO, J, rtol=1e-4)
 
 
@@ -169,7 +169,7 @@ def test_from_galpy():
     check_batches(potential, points_at(RADII))
     for field in ("circular_speed", "enclosed_mass"):
         assert_close(getattr(potential, field)(RADII), getattr(truth, field)(RADII), rtol=1e-9)
-    finder = SphericalActions(0.01, 1000.0)
+    finder = SphericalActions()
     assert_close(finder.actions(potential, W), finder.actions(truth, W), rtol=1e-5)
     ends = [integrate(p, W, (0.05, 3), "yoshida6", n_substeps=50)[-1] for p in (potential, truth)]
     assert_close(ends[0], ends[1], rtol=1e-9)
@@ -302,7 +302,7 @@ def test_tabulated_sphere():
     assert_close(potential.density(x), truth.density(x), rtol=1e-4)
     far = torch.tensor([0.001, 10_000.0], dtype=torch.float64)
     assert_close(potential.enclosed_mass(far), truth.enclosed_mass(far), rtol=1e-2)
-    finder = SphericalActions(0.01, 1000.0)
+    finder = SphericalActions()
     assert_close(finder.actions(potential, W), finder.actions(truth, W), rtol=1e-5)
 
 
