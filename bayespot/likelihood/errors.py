@@ -119,7 +119,7 @@ class MeasurementErrors:
         else:
             log_weight = 5 * columns[2]
             columns[2] = columns[2].exp()
-        w = galactocentric_w(dict(zip(observed.names, columns, strict=True)))
+        w = galactocentric_w(dict(zip(observed.names, columns, strict=True)), observed.frame)
         return torch.cat([w, log_weight[..., None]], -1)
 
 
@@ -215,6 +215,7 @@ class ErrorScatter:
 
     def __init__(self, catalog: Catalog) -> None:
         self._names = None if catalog.observed is None else catalog.observed.names
+        self._frame = None if catalog.observed is None else catalog.observed.frame
         if catalog.observed is not None:
             centre, root = _gaussian(catalog.observed)
             ln_d = -centre[:, 2].log() if "parallax" in catalog.observed.names else centre[:, 2]
@@ -239,7 +240,7 @@ class ErrorScatter:
 
         if self._names is None:
             return w + noise(torch.linalg.vector_norm(w[:, :3], dim=-1).log())
-        true = {name: torch.as_tensor(value) for name, value in heliocentric(w.numpy()).items()}
+        true = {name: torch.as_tensor(value) for name, value in heliocentric(w.numpy(), self._frame).items()}
         ln_d = true["distance"].log()
         third = 1 / true["distance"] if "parallax" in self._names else ln_d
         values = torch.stack([third if i == 2 else true[n] for i, n in enumerate(self._names)], -1)
@@ -248,7 +249,7 @@ class ErrorScatter:
         positive = torch.where(seen[:, 2] > 0, seen[:, 2], third)
         far = positive if "parallax" in self._names else seen[:, 2].exp()
         columns = [far if i == 2 else seen[:, i] for i in range(6)]
-        return galactocentric_w(dict(zip(self._names, columns, strict=True)))
+        return galactocentric_w(dict(zip(self._names, columns, strict=True)), self._frame)
 
 
 def _gaussian(observed: Observed) -> tuple[Tensor, Tensor]:
