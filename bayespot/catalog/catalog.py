@@ -274,7 +274,7 @@ class Catalog:
         coordinates
             One-dimensional.
         frame
-            As in `read`; without effect on Galactocentric coordinates.
+            As in `read`; default: that of the coordinates, if they carry one. Galactocentric ones keep theirs.
         check_offset
             As in `read`.
 
@@ -285,9 +285,10 @@ class Catalog:
         """
         require_kind(coordinates, "from_skycoord")
         table, own = skycoord_columns(coordinates)
-        if own is not None:
-            table.meta["frame"] = Frame.of(own).parameters()
-        return cls.from_table(table, frame=None if own is not None else frame, check_offset=check_offset)
+        if own is not None and (frame is None or "x" in table.colnames):
+            frame = Frame.of(own)
+            table.meta["frame"] = frame.parameters()
+        return cls.from_table(table, frame=None if "x" in table.colnames else frame, check_offset=check_offset)
 
     @classmethod
     def from_gaia(

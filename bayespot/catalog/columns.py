@@ -182,9 +182,11 @@ def _also_observed(table: Table, w: Array, rows: Array, frame: Frame) -> Observe
         return None
     values = {n: _column(table, n, OBSERVED[n])[rows] for n in names}
     covariance = _covariance(table, {n: OBSERVED[n] for n in names}, values, rows, [])
-    found, _ = galactocentric(values, frame)
     # a parallax that is not positive places no star: w has a place holder
-    known = np.isfinite(found).all(-1) & (values.get("parallax", np.ones(len(w))) > 0)
+    placed = values.get("parallax", np.ones(len(w))) > 0
+    safe = values if placed.all() else values | {"parallax": np.where(placed, values["parallax"], 1.0)}
+    found, _ = galactocentric(safe, frame)
+    known = np.isfinite(found).all(-1) & placed
     off = np.abs(found - w).max(-1) > 1e-5 * np.abs(w).max(-1)
     if (off & known).any():
         row = int(rows[int(np.argmax(off & known))])
@@ -294,7 +296,10 @@ def _valid_rows(values: dict[str, Array], drop_invalid: bool) -> tuple[Array, li
         remedy = drop + (keep if name in MAY_BE_MISSING else " or fill them")
         checks = [(~np.isfinite(value), "NaN, infinite or masked", remedy)]
         if name == "parallax":
-            remedy = "they give no distance: add a distance column or drop those rows (drop_invalid=True)"
+            remedy = (
+                "they give no distance: add a distance column, drop those rows (drop_invalid=True), or keep those with "
+                "errors for a model with errors (allow_missing=True), since cutting them biases"
+            )
             checks.append((value <= 0, "not positive", remedy))
         elif name == "distance" or (name.startswith("cov_") and name[4:] in {f"{a}_{a}" for a in CARTESIAN}):
             wrong = value <= 0 if name == "distance" else value < 0

@@ -157,14 +157,16 @@ def fast_doubts(w: Array, covariance: Array | None, names: Sequence[str] | None)
     them exceeds.
     """
     n = len(w)
-    if n < 20:
+    if n < 50:
         return []
     r, speed = np.linalg.norm(w[:, :3], axis=-1), np.linalg.norm(w[:, 3:], axis=-1)
     if not (r > 0).all() or not (speed > 0).any():
         return []
     escape = _escape_speed(r, speed)
     slow = speed - 3 * _speed_error(w, covariance)
-    limit = max(1.7 * (1 + 6 / n), 2.1 * float(np.quantile(speed / escape, 0.9)))
+    limit = np.full(n, max(1.7 * (1 + 20 / n), 2.1 * float(np.quantile(speed / escape, 0.9))))
+    # the last stars are beyond what the others tell
+    limit[r > np.quantile(r, 0.975)] *= 1.3
     fast = np.flatnonzero(slow > limit * escape)
     if not len(fast):
         return []

@@ -88,11 +88,14 @@ class Frame:
                     given["roll_deg"],
                 )
         elif type(given).__name__ == "Galactocentric":
-            centre = given.galcen_coord
+            from astropy.coordinates import CartesianDifferential
+
+            centre, motion = given.galcen_coord, given.galcen_v_sun
+            speed = motion.d_xyz if isinstance(motion, CartesianDifferential) else motion.xyz
             return cls(
                 float(given.galcen_distance.to_value("kpc")),
                 float(given.z_sun.to_value("kpc")),
-                tuple(given.galcen_v_sun.d_xyz.to_value("km/s")),
+                tuple(speed.to_value("km/s")),
                 (float(centre.ra.deg), float(centre.dec.deg)),
                 float(given.roll.to_value("deg")),
             )

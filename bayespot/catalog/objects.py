@@ -45,7 +45,8 @@ def require_kind(given: Any, constructor: str) -> None:
 
 
 def skycoord_columns(coordinates: Any) -> tuple[Table, Any]:
-    """Return the columns that `Catalog.from_table` takes, and the Galactocentric frame if they are in one already."""
+    """Return the columns that `Catalog.from_table` takes, and the Galactocentric frame that the coordinates carry."""
+    from astropy import coordinates as coord
     from astropy import units as u
     from astropy.table import Table
 
@@ -56,12 +57,16 @@ def skycoord_columns(coordinates: Any) -> tuple[Table, Any]:
         raise CatalogError("these coordinates have no distances: give distance")
     table = Table()
     if coordinates.frame.name == "galactocentric":
-        x, v = coordinates.cartesian, coordinates.velocity
-        for name, value, speed in zip("xyz", x.xyz, v.d_xyz, strict=True):
+        own = coordinates.frame.replicate_without_data()
+        x = coordinates.data.represent_as(coord.CartesianRepresentation, coord.CartesianDifferential)
+        for name, value, speed in zip("xyz", x.xyz, x.differentials["s"].d_xyz, strict=True):
             table[name], table[f"v{name}"] = value.to(u.kpc), speed.to(u.km / u.s)
-        return table, coordinates.frame
+        return table, own
+    # galpy's coordinates carry the Sun that they were made with
+    carried = {name: getattr(coordinates, name, None) for name in ("galcen_distance", "z_sun", "galcen_v_sun")}
+    own = None if any(value is None for value in carried.values()) else coord.Galactocentric(**carried)
     sky = coordinates.icrs
     table["ra"], table["dec"], table["distance"] = sky.ra.to(u.deg), sky.dec.to(u.deg), sky.distance.to(u.kpc)
     table["pmra"], table["pmdec"] = sky.pm_ra_cosdec.to(u.mas / u.yr), sky.pm_dec.to(u.mas / u.yr)
     table["radial_velocity"] = sky.radial_velocity.to(u.km / u.s)
-    return table, None
+    return table, own

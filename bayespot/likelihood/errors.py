@@ -98,6 +98,9 @@ class MeasurementErrors:
             return torch.cat([w, torch.zeros_like(w[..., :1])], -1)
         observed = catalog.observed
         centre, root = _gaussian(observed)
+        log_share = torch.zeros_like(z[..., 0])
+        if "parallax" in observed.names:
+            z, log_share = _positive_parallax(z, centre, root)
         columns = list((centre[:, None] + _from_arc(torch.einsum("nij,nsj->nsi", root, z), centre)).unbind(-1))
         # an observable that is missing has its range instead; that of a distance uniform in ln d
         ranges = (
@@ -115,12 +118,30 @@ class MeasurementErrors:
         if "parallax" in observed.names:
             positive = columns[2] > 0
             columns[2] = torch.where(positive, columns[2], centre[:, 2, None])
-            log_weight = torch.where(positive, -6 * columns[2].log(), -torch.inf)
+            log_weight = torch.where(positive, log_share - 6 * columns[2].log(), -torch.inf)
         else:
             log_weight = 5 * columns[2]
             columns[2] = columns[2].exp()
         w = galactocentric_w(dict(zip(observed.names, columns, strict=True)), observed.frame)
         return torch.cat([w, log_weight[..., None]], -1)
+
+
+def _positive_parallax(z: Tensor, centre: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+    """Move standardised errors ``z (n, S, 6)`` to where the parallax is positive, with ln of the share that is.
+
+    So a star whose parallax was measured to be negative, or not far above zero, keeps all its samples. Given the errors
+    of ra and dec the parallax is Gaussian; its upper tail is mapped onto the positive part.
+    """
+    mean = centre[:, None, 2] + (root[:, None, 2, :2] * z[..., :2]).sum(-1)
+    sd = root[:, None, 2, 2]
+    ratio = mean / torch.where(sd > 0, sd, 1.0)
+    share = torch.special.ndtr(ratio)
+    # elsewhere nothing is below zero: what was drawn stays, to the last digit
+    cut = (sd > 0) & (share < 1 - 1e-12)
+    upper = torch.where(cut, share * torch.special.ndtr(-z[..., 2]), 0.5).clamp(min=1e-300)
+    moved = torch.where(cut, -torch.special.ndtri(upper), z[..., 2])
+    log_share = torch.where(cut, torch.special.log_ndtr(ratio), 0.0)
+    return torch.cat([z[..., :2], moved[..., None], z[..., 3:]], -1), log_share
 
 
 class _Proposal:

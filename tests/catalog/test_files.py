@@ -198,7 +198,7 @@ def test_savetxt(tmp_path, delimiter, header, suffix):
     np.savetxt(path, W, delimiter=delimiter, header=header, fmt="%.17g")
     assert np.array_equal(Catalog.read(path).w.numpy(), W)
     np.savetxt(path, W, delimiter=delimiter)
-    with pytest.raises(CatalogError, match="no line names the columns: line 1 begins the numbers.*put a line x,y,z"):
+    with pytest.raises(CatalogError, match=r"no line names the columns: line 1 begins the numbers.*put a line x,y,z"):
         Catalog.read(path)
 
 
@@ -214,7 +214,7 @@ def test_semicolons_and_decimal_commas(tmp_path):
     with pytest.raises(CatalogError, match=r"column x: row 0 .*'0,6.*decimal comma must be a point"):
         Catalog.read(tmp_path / "b.csv")
     (tmp_path / "c.csv").write_text(csv_text().replace(".", ","))
-    with pytest.raises(CatalogError, match="line 2 has 12 values for 6 columns.*decimals written with commas"):
+    with pytest.raises(CatalogError, match=r"line 2 has 12 values for 6 columns.*decimals written with commas"):
         Catalog.read(tmp_path / "c.csv")
 
 
@@ -265,7 +265,7 @@ def test_own_csv_is_everyones(tmp_path):
     assert len(frame) == len(table) == 40
     assert_same(Catalog.read(tmp_path / "a.csv"), stars)
     frame[frame.x > 0].to_csv(tmp_path / "b.csv", index=False)
-    with pytest.raises(CatalogError, match="rows of 40 written.*or remove bayespot_meta if you took rows out"):
+    with pytest.raises(CatalogError, match=r"rows of 40 written.*or remove bayespot_meta if you took rows out"):
         Catalog.read(tmp_path / "b.csv")
     frame[frame.x > 0].drop(columns="bayespot_meta").to_csv(tmp_path / "b.csv", index=False)
     assert len(Catalog.read(tmp_path / "b.csv")) == int((frame.x > 0).sum())
