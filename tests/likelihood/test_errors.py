@@ -595,7 +595,7 @@ def test_parallaxes_below_zero(parallax):
     integral over the positive parallaxes, to 2 %; none of the samples is lost."""
     columns = {"ra": 40.0, "dec": 20.0, "parallax": parallax, "pmra": 1.0, "pmdec": -2.0, "radial_velocity": 30.0}
     rows = {name: [value, value] for name, value in columns.items()}
-    rows["parallax"] = [parallax, 1.0]
+    rows["parallax"], rows["ra"], rows["pmra"] = [parallax, 1.0], [40.0, 80.0], [1.0, 3.0]
     table = Table(rows | {"parallax_error": [0.05, 0.05]})
     catalog = Catalog.from_table(table, allow_missing=True, check_offset=False)
     samples = MeasurementErrors(n_samples=8192).samples(catalog, seed=0)[0]
