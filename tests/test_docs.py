@@ -7,6 +7,7 @@ Python block below it, both with a smaller fit.
 from __future__ import annotations
 
 import ast
+import builtins
 import contextlib
 import importlib
 import re
@@ -43,6 +44,44 @@ def test_python_blocks_import(page):
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
         imports = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Import | ast.ImportFrom)]
         exec("\n".join(map(ast.unparse, imports)), {})
+
+
+#: Numbers that make a page's blocks quick; all else runs as it stands.
+QUICK = {
+    "FitConfig(seed=1)": "FitConfig(seed=1, n_components=1, svi_steps=20, n_draws=60, k_hat_draws=25)",
+    "n_stars=20_000": "n_stars=1000",
+}
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory) -> Path:
+    """A folder with stars.csv and a run of theirs, as the pages suppose."""
+    folder = tmp_path_factory.mktemp("docs")
+    mock("isochrone", n_stars=300, seed=1).write(folder / "stars.csv")
+    quick = ["--svi-steps", "10", "--n-draws", "60", "--n-components", "1"]
+    done = CliRunner().invoke(app, ["fit", "isochrone", str(folder / "stars.csv"), "-o", str(folder / "run"), *quick])
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", [p for p in PAGES if "```python" in p.read_text() and p.name != "README.md"], ids=str)
+def test_python_blocks_run(page, desk, monkeypatch):
+    """The blocks of a page run one after the other from a clean namespace: what they use they define.
+
+    What stands under ``if __name__ == "__main__"`` (a search of minutes) is checked for its names alone.
+    """
+    monkeypatch.chdir(desk)
+    space: dict[str, object] = {"__name__": "docs"}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+        for slow, quick in QUICK.items():
+            block = block.replace(slow, quick)
+        with contextlib.redirect_stdout(None):
+            exec(block, space)
+        for guarded in [node for node in ast.parse(block).body if isinstance(node, ast.If)]:
+            names = [n for n in ast.walk(guarded) if isinstance(n, ast.Name)]
+            made = {n.id for n in names if isinstance(n.ctx, ast.Store)} | set(space) | set(dir(builtins))
+            assert {n.id for n in names} <= made
 
 
 def test_five_commands_to_a_figure(tmp_path, monkeypatch):

@@ -2,5 +2,6 @@
 
 from bayespot.catalog.catalog import Catalog, Observed
 from bayespot.catalog.columns import CatalogError
+from bayespot.catalog.frame import Frame
 
-__all__ = ["Catalog", "CatalogError", "Observed"]
+__all__ = ["Catalog", "CatalogError", "Frame", "Observed"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,24 +12,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayespot.catalog.checks import check_speeds, check_spread, doubts, require_finite, require_positive
+from bayespot.catalog.checks import check_speeds, check_spread, require_finite, require_positive
 from bayespot.catalog.columns import (
     CARTESIAN,
     COVARIANCE,
+    OBSERVED,
     CatalogError,
     ObservedColumns,
+    canonical,
     covariance_columns,
     observed_columns,
     phase_space,
-    read_names,
 )
+from bayespot.catalog.doubts import centre_doubts, copies, copy_doubts, fast_doubts, unit_doubts, value_doubts
+from bayespot.catalog.frame import Frame
 from bayespot.catalog.gaia import gaia_columns
 from bayespot.catalog.io import read_table, write_table
+from bayespot.catalog.names import read_names
+from bayespot.catalog.objects import require_kind, skycoord_columns
 from bayespot.catalog.snapshot import read_snapshot
 from bayespot.units import takes
 
 if TYPE_CHECKING:
     import pandas as pd
+    from astropy.coordinates import SkyCoord
     from astropy.table import QTable, Table
 
 #: Packaged example catalogues.
@@ -52,11 +58,14 @@ class Observed:
         NaN where a distance or a radial velocity is missing.
     covariance : Float[Tensor, "n 6 6"]
         Of the observables, with ra cos(dec) in place of ra.
+    frame
+        The Galactocentric frame that turns them into w; default: astropy's v4.0.
     """
 
     names: tuple[str, ...]
     values: Tensor
     covariance: Tensor
+    frame: Frame = field(default_factory=Frame)
 
 
 @takes(w="phase_space", covariance="internal")
@@ -101,6 +110,7 @@ class Catalog:
     observed: Observed | None = None
 
     def __post_init__(self) -> None:
+        require_kind(self.w, "Catalog(w)")
         w = torch.as_tensor(self.w, dtype=torch.float64).detach().clone()
         object.__setattr__(self, "w", w)
         object.__setattr__(self, "meta", copy.deepcopy(dict(self.meta)))
@@ -128,31 +138,43 @@ class Catalog:
         cls,
         path: str | os.PathLike[str],
         *,
+        hdu: int | str | None = None,
+        frame: Any = None,
         drop_invalid: bool = False,
+        drop_duplicates: bool = False,
         check_offset: bool = True,
         allow_missing: bool = False,
     ) -> Catalog:
-        """Read a FITS, ECSV, CSV, Parquet or NPZ file.
+        """Read a FITS, ECSV, CSV, Parquet, NPZ, VOTable or HDF5 file, or a table of text; gzipped where usual.
 
         Columns are ``x y z vx vy vz`` (Galactocentric; kpc and km/s unless the file carries units) or Gaia's
         ``ra dec`` (deg), ``distance`` (kpc) or ``parallax`` (mas), ``pmra pmdec`` (mas/yr, pmra with the factor
-        cos(dec)) and ``radial_velocity`` (km/s), turned with astropy's v4.0 Galactocentric frame. ``*_error`` (those
-        of ra and dec in mas, ra's with the factor cos(dec)) and ``*_corr`` give the covariance, propagated to first
-        order; a quantity without an error column counts as exact. A missing value in an error column is replaced by
-        that column's median relative error (never less than its smallest error) and noted in ``meta["notes"]``.
-        Identifiers come from ``name`` or ``source_id``; rows in messages count from 0.
+        cos(dec)) and ``radial_velocity`` (km/s), turned with astropy's v4.0 Galactocentric frame or ``frame``.
+        ``*_error`` (those of ra and dec in mas, ra's with the factor cos(dec)) and ``*_corr`` give the covariance,
+        propagated to first order; a quantity without an error column counts as exact. A missing value in an error
+        column is replaced by that column's median relative error (never less than its smallest error). Identifiers
+        come from ``name`` or ``source_id``; rows in messages count from 0. ``meta["notes"]`` says what was replaced,
+        dropped or looks odd.
 
         Parameters
         ----------
         path
             File; the suffix tells the format.
+        hdu
+            Number or name of the table in a file with several (FITS extensions, tables of a VOTable, paths in HDF5);
+            default: the first with coordinates.
+        frame
+            `bayespot.catalog.Frame`, or an astropy ``Galactocentric``: where the Sun is and how it moves.
         drop_invalid
             Drop rows with NaN, masked values or parallaxes that are not positive, instead of refusing them.
+        drop_duplicates
+            Keep the first of rows that are one star: the same ``source_id``, or coordinates equal to rounding.
         check_offset
             Refuse stars that do not surround the origin; see `check_geometry`.
         allow_missing
-            Accept stars without distance or radial velocity, to be marginalised over by a model with errors
-            (`bayespot.likelihood.MeasurementErrors`); ``w`` then holds place holders for them.
+            Accept stars without distance or radial velocity, or with a parallax that is not positive but has an error,
+            to be marginalised over by a model with errors (`bayespot.likelihood.MeasurementErrors`); ``w`` then holds
+            place holders for them.
 
         Raises
         ------
@@ -160,12 +182,14 @@ class Catalog:
             Names the file, column or row, and the remedy.
         """
         path = Path(path)
-        table, meta = read_table(path)
+        table, meta = read_table(path, hdu)
         try:
             return cls.from_table(
                 table,
                 meta=meta,
+                frame=frame,
                 drop_invalid=drop_invalid,
+                drop_duplicates=drop_duplicates,
                 check_offset=check_offset,
                 allow_missing=allow_missing,
             )
@@ -178,24 +202,45 @@ class Catalog:
         table: Table,
         *,
         meta: dict[str, Any] | None = None,
+        frame: Any = None,
         drop_invalid: bool = False,
+        drop_duplicates: bool = False,
         check_offset: bool = True,
         allow_missing: bool = False,
     ) -> Catalog:
         """Build a catalogue from an astropy Table or QTable with the columns of `read`; ``meta`` by default its own."""
-        found = phase_space(table, drop_invalid, allow_missing)
+        require_kind(table, "from_table")
         meta = copy.deepcopy(dict(table.meta if meta is None else meta))
+        stored = meta.get("frame")
+        if frame is None and isinstance(stored, dict) and "galcen_distance_kpc" in stored:
+            frame = stored
+        plain = canonical(table)
+        found = phase_space(plain, drop_invalid, allow_missing, None if frame is None else Frame.of(frame))
+        names, notes = read_names(plain, found.rows)
+        notes = found.notes + notes
+        for column in (*CARTESIAN, *OBSERVED, *(f"{name}_error" for name in (*CARTESIAN, *OBSERVED))):
+            notes += _value_notes(plain, column, found.rows)
         if found.frame is not None:
-            meta["frame"] = found.frame
-        if found.notes:
-            meta["notes"] = [*meta.get("notes", []), *found.notes]
+            meta["frame"] = found.frame.parameters()
+        elif frame is not None and frame is not stored:
+            meta["frame"] = Frame.of(frame).parameters()
+            notes.append("the columns are Galactocentric already: the frame is recorded, and changes nothing")
         catalog = cls(
             torch.as_tensor(found.w),
             None if found.covariance is None else torch.as_tensor(found.covariance),
-            read_names(table, found.rows),
+            names,
             meta,
-            None if found.observed is None else _observed(found.observed),
+            None if found.observed is None else _observed(found.observed, Frame.of(frame)),
         )
+        if drop_duplicates:
+            first = copies(found.w, names)
+            kept = np.flatnonzero(first == np.arange(len(first)))
+            if len(kept) < len(first):
+                notes.append(f"{len(first) - len(kept)} of {len(first)} rows dropped as copies of others")
+                catalog = catalog[kept]
+        if notes:
+            known = meta.get("notes", [])
+            catalog.meta["notes"] = [*known, *(note for note in notes if note not in known)]
         check_speeds(catalog.v)
         catalog.check_geometry(offset=check_offset)
         return catalog
@@ -206,18 +251,48 @@ class Catalog:
         frame: pd.DataFrame,
         *,
         drop_invalid: bool = False,
+        drop_duplicates: bool = False,
         check_offset: bool = True,
         allow_missing: bool = False,
     ) -> Catalog:
         """Build a catalogue from a pandas DataFrame with the columns of `read`."""
         from astropy.table import Table
 
+        require_kind(frame, "from_dataframe")
         return cls.from_table(
             Table.from_pandas(frame),
             drop_invalid=drop_invalid,
+            drop_duplicates=drop_duplicates,
             check_offset=check_offset,
             allow_missing=allow_missing,
         )
+
+    @classmethod
+    def from_skycoord(cls, coordinates: SkyCoord, *, frame: Any = None, check_offset: bool = True) -> Catalog:
+        """Build a catalogue from an astropy SkyCoord with distances and velocities, in any frame that it knows.
+
+        Galactocentric coordinates are taken as they are. Of a galpy ``Orbit``: ``from_skycoord(orbit.SkyCoord())``.
+
+        Parameters
+        ----------
+        coordinates
+            One-dimensional.
+        frame
+            As in `read`; default: that of the coordinates, if they carry one. Galactocentric ones keep theirs.
+        check_offset
+            As in `read`.
+
+        Raises
+        ------
+        CatalogError
+            If distances or velocities are missing.
+        """
+        require_kind(coordinates, "from_skycoord")
+        table, own = skycoord_columns(coordinates)
+        if own is not None and (frame is None or "x" in table.colnames):
+            frame = Frame.of(own)
+            table.meta["frame"] = frame.parameters()
+        return cls.from_table(table, frame=None if "x" in table.colnames else frame, check_offset=check_offset)
 
     @classmethod
     @takes(parallax_zero_point="parallax", min_parallax_over_error="number", max_ruwe="number")
@@ -229,7 +304,9 @@ class Catalog:
         min_parallax_over_error: float | None = None,
         max_ruwe: float | None = None,
         distance: str | None = None,
+        frame: Any = None,
         drop_invalid: bool = False,
+        drop_duplicates: bool = False,
         check_offset: bool = False,
         allow_missing: bool = False,
     ) -> Catalog:
@@ -251,7 +328,7 @@ class Catalog:
         distance
             Stem of columns to take the distance from instead of the parallax, with their quantiles as error:
             ``"r_med_geo"`` of Bailer-Jones et al. (2021), in pc, with ``r_lo_geo`` and ``r_hi_geo``.
-        drop_invalid, check_offset, allow_missing
+        frame, drop_invalid, drop_duplicates, check_offset, allow_missing
             As in `read`; ``check_offset`` is off, as stars around the Sun do not surround the Galactic centre.
 
         Raises
@@ -259,9 +336,15 @@ class Catalog:
         CatalogError
             Names the column that is missing, and the remedy.
         """
+        require_kind(table, "from_gaia")
         prepared = gaia_columns(table, parallax_zero_point, min_parallax_over_error, max_ruwe, distance)
         return cls.from_table(
-            prepared, drop_invalid=drop_invalid, check_offset=check_offset, allow_missing=allow_missing
+            prepared,
+            frame=frame,
+            drop_invalid=drop_invalid,
+            drop_duplicates=drop_duplicates,
+            check_offset=check_offset,
+            allow_missing=allow_missing,
         )
 
     @classmethod
@@ -296,9 +379,24 @@ class Catalog:
         """
         check_spread(self.x, self.v, offset)
 
+    @property
+    def frame(self) -> Frame:
+        """The Galactocentric frame of the coordinates: that in the metadata, or else astropy's v4.0."""
+        stored = self.meta.get("frame")
+        return Frame.of(stored if isinstance(stored, dict) and "galcen_distance_kpc" in stored else None)
+
     def doubts(self) -> list[str]:
-        """Return, in words, why the units of the coordinates may be wrong; empty where they look like a galaxy's."""
-        return doubts(self.x, self.v)
+        """Return, in words, what makes one doubt the stars; empty where they look like a galaxy's.
+
+        Units that no galaxy has, a system that is off the origin or moves as a whole, stars that are listed twice, and
+        stars that the mass of the others cannot bind.
+        """
+        x, v, w = (a.cpu().numpy() for a in (self.x, self.v, self.w))
+        found = unit_doubts(x, v)
+        if found:  # all else would follow from that
+            return found
+        covariance = None if self.covariance is None else self.covariance.cpu().numpy()
+        return centre_doubts(x, v) + copy_doubts(w, self.names) + fast_doubts(w, covariance, self.names)
 
     def require(self, n_parameters: int) -> None:
         """Raise CatalogError if there are fewer stars than free parameters."""
@@ -340,7 +438,9 @@ class Catalog:
             self.meta,
             None
             if self.observed is None
-            else Observed(self.observed.names, self.observed.values[chosen], self.observed.covariance[chosen]),
+            else replace(
+                self.observed, values=self.observed.values[chosen], covariance=self.observed.covariance[chosen]
+            ),
         )
 
     def subsample(self, n: int, seed: int) -> Catalog:
@@ -396,6 +496,17 @@ class Catalog:
         write_table(self.to_table(), self.meta, Path(path), overwrite)
 
 
-def _observed(columns: ObservedColumns) -> Observed:
+def _value_notes(table: Table, column: str, rows: np.ndarray) -> list[str]:
+    if column not in table.colnames:
+        return []
+    raw = np.ma.asarray(table[column])
+    if raw.dtype.kind not in "fiu":
+        return []
+    values = np.ma.filled(raw.astype(float), np.nan)[rows]
+    known = np.isfinite(values)
+    return value_doubts(column, values[known], rows[known]) if known.any() else []
+
+
+def _observed(columns: ObservedColumns, frame: Frame) -> Observed:
     values, covariance = (torch.as_tensor(np.array(a)) for a in (columns.values, columns.covariance))
-    return Observed(columns.names, values, covariance)
+    return Observed(columns.names, values, covariance, frame)

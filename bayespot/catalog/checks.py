@@ -1,31 +1,14 @@
-"""What a catalogue must satisfy, and what makes one doubt its units."""
+"""What a catalogue must satisfy."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from bayespot.catalog.columns import CatalogError
+from bayespot.catalog.refusal import CatalogError
 
-#: Median radii in kpc and median speeds in km/s of stellar systems, from star clusters to clusters of galaxies.
-RADII, SPEEDS = (1e-4, 3000.0), (0.05, 3000.0)
 #: Speed of light in km/s.
 LIGHT = 299_792.458
-
-
-def doubts(x: Tensor, v: Tensor) -> list[str]:
-    """Return why positions (kpc) and velocities (km/s), each ``(n, 3)``, may be in other units; mostly nothing."""
-    if not len(x):
-        return []
-    r = float(torch.linalg.vector_norm(x, dim=-1).median())
-    speed = float(torch.linalg.vector_norm(v, dim=-1).median())
-    found = []
-    if not RADII[0] <= r <= RADII[1]:
-        found.append(f"the median radius is {r:.3g} kpc, no stellar system's: are the positions in pc?")
-    if not SPEEDS[0] <= speed <= SPEEDS[1]:
-        found.append(f"the median speed is {speed:.3g} km/s, no stellar system's: are the velocities in m/s?")
-    remedy = " Give the units in the file (ECSV, FITS) or convert the columns to kpc and km/s"
-    return [text + remedy for text in found]
 
 
 def check_speeds(v: Tensor) -> None:

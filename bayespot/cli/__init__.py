@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bayespot.cli.catalogs import in_options
 from bayespot.cli.demonstration import demo
 from bayespot.cli.fitting import fit, models
 from bayespot.cli.forecasting import forecast
@@ -36,8 +37,21 @@ A first session:
 _debug = {"on": False}
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from bayespot import __version__
+
+        typer.echo(f"bayespot {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _common(debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False) -> None:
+def _common(
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
     _debug["on"] = debug
 
 
@@ -53,5 +67,5 @@ def main() -> None:
     except (ValueError, OSError, RuntimeError) as error:
         if _debug["on"]:
             raise
-        typer.echo(f"bayespot: {error}", err=True)
+        typer.echo(f"bayespot: {in_options(str(error))}", err=True)
         sys.exit(1 if isinstance(error, RuntimeError) else 2)

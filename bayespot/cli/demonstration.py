@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def demo(
     output: Annotated[Path, OUTPUT] = Path("bayespot-demo"),
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 1,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier demo.")] = False,
 ) -> None:
     """Fit a simulated isochrone sphere, whose truth is known, and the Milky Way's globular clusters; find a formula.

@@ -10,6 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bayespot.cli.catalogs import (
+    ALLOW_MISSING,
+    DROP_DUPLICATES,
+    DROP_INVALID,
+    HDU,
+    R_SUN,
+    V_SUN,
+    Z_SUN,
+    read_catalog,
+    show_notes,
+)
 from bayespot.cli.tables import OUTPUT
 
 if TYPE_CHECKING:
@@ -26,9 +37,9 @@ def models() -> None:
 
 def fit(
     model: Annotated[str, typer.Argument(help="Built-in model (`bayespot models`) or a .py file with build(catalog).")],
-    catalog: Annotated[Path, typer.Argument(help="FITS, ECSV, CSV, Parquet or NPZ file.")],
+    catalog: Annotated[Path, typer.Argument(help="FITS, ECSV, CSV, Parquet, NPZ, VOTable or HDF5 file.")],
     output: Annotated[Path, OUTPUT],
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     n_draws: Annotated[int, typer.Option(min=2, help="Posterior draws to keep.")] = 1000,
     n_components: Annotated[
         int | None, typer.Option(min=1, help="Components of f(J), if it is a mixture; default: the data choose.")
@@ -67,11 +78,13 @@ def fit(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
-    drop_invalid: Annotated[bool, typer.Option("--drop-invalid", help="Drop rows with NaN or bad parallaxes.")] = False,
-    allow_missing: Annotated[
-        bool,
-        typer.Option("--allow-missing", help="Keep stars without radial velocity or distance, for models with errors."),
-    ] = False,
+    drop_invalid: Annotated[bool, DROP_INVALID] = False,
+    drop_duplicates: Annotated[bool, DROP_DUPLICATES] = False,
+    allow_missing: Annotated[bool, ALLOW_MISSING] = False,
+    hdu: Annotated[str | None, HDU] = None,
+    r_sun: Annotated[float | None, R_SUN] = None,
+    z_sun: Annotated[float | None, Z_SUN] = None,
+    v_sun: Annotated[str | None, V_SUN] = None,
 ) -> None:
     """Fit a model to a catalogue; the run is a folder.
 
@@ -82,7 +95,6 @@ def fit(
 
     Example: `bayespot fit spherical stars.ecsv -o run --ensemble 4 --jobs 2`
     """
-    from bayespot.catalog.catalog import Catalog
     from bayespot.inference.result import FitConfig
 
     if jobs is not None and ensemble is None:
@@ -97,10 +109,17 @@ def fit(
         svi_steps=svi_steps,
     )
     load_model(model)  # arguments the wrong way round: said of the model, not of a file that is none
-    # whether the stars may be one side of the system depends on the model's selection
-    stars = Catalog.read(catalog, drop_invalid=drop_invalid, allow_missing=allow_missing, check_offset=False)
-    for doubt in stars.doubts():
-        typer.echo(f"note: {doubt}", err=True)
+    stars = read_catalog(
+        catalog,
+        drop_invalid=drop_invalid,
+        drop_duplicates=drop_duplicates,
+        allow_missing=allow_missing,
+        hdu=hdu,
+        r_sun=r_sun,
+        z_sun=z_sun,
+        v_sun=v_sun,
+    )
+    show_notes(stars)
     fit_to_folder(model, stars, config, output, resume=resume, overwrite=overwrite, n_members=ensemble or 1, jobs=jobs)
     typer.echo(f"{output}: done; next: bayespot report {output}")
 
@@ -133,8 +152,9 @@ def load_model(model: str) -> tuple[Any, Path | None]:
     elif model in builtin_models():
         return importlib.import_module(f"bayespot.models.{model}"), None
     else:
+        meant = f"; {model.lower()} is meant?" if model.lower() in builtin_models() else ""
         raise ValueError(
-            f"unknown model {model!r}; choose {', '.join(builtin_models())}, or give a .py file: "
+            f"unknown model {model!r}{meant or ';'} choose {', '.join(builtin_models())}, or give a .py file: "
             "bayespot fit MODEL CATALOG -o RUN"
         )
     if not callable(getattr(module, "build", None)):

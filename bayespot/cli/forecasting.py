@@ -19,7 +19,7 @@ def forecast(
     n_stars: Annotated[int, typer.Option(min=1, help="Number of stars to forecast for.")] = 10_000,
     system: Annotated[str, typer.Option(help="Simulated system; `bayespot simulate list` shows them.")] = "isochrone",
     n_simulated: Annotated[int, typer.Option(help="Simulated stars that the forecast averages over.")] = 20_000,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     radii: Annotated[
         str | None, typer.Option(help="LO:HI:N, log-spaced radii in kpc; default: 1 to 99 % of the stars' radii.")
     ] = None,

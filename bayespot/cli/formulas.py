@@ -22,7 +22,7 @@ def distill(
     families: Annotated[
         str | None, typer.Option(help="Comma-separated families of formulas; `list` shows them.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     mode: Annotated[
         Any,
         typer.Option(

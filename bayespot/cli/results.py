@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bayespot.cli.catalogs import read_catalog
 from bayespot.cli.tables import OUTPUT, check_table_place, interval, parse_radii, print_table, write_table
 
 if TYPE_CHECKING:
@@ -58,9 +59,14 @@ def check(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     catalog: Annotated[Path, typer.Argument(help="The catalogue that was fitted.")],
     n_draws: Annotated[int, typer.Option(min=50, help="Posterior draws, each with a replicated catalogue.")] = 100,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     drop_invalid: Annotated[bool, typer.Option("--drop-invalid", help="As in the fit.")] = False,
+    drop_duplicates: Annotated[bool, typer.Option("--drop-duplicates", help="As in the fit.")] = False,
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="As in the fit.")] = False,
+    hdu: Annotated[str | None, typer.Option("--hdu", help="As in the fit.")] = None,
+    r_sun: Annotated[float | None, typer.Option("--r-sun", help="As in the fit.")] = None,
+    z_sun: Annotated[float | None, typer.Option("--z-sun", help="As in the fit.")] = None,
+    v_sun: Annotated[str | None, typer.Option("--v-sun", help="As in the fit.")] = None,
 ) -> None:
     """Compare the catalogue with catalogues replicated from the posterior (posterior predictive checks).
 
@@ -69,13 +75,21 @@ def check(
 
     Example: `bayespot check run stars.ecsv`
     """
-    from bayespot.catalog.catalog import Catalog
     from bayespot.posterior.predictive import posterior_predictive
     from bayespot.progress import Progress
     from bayespot.report.runs import RunError, load_run, save_predictive
 
     posterior, config, _ = load_run(run)
-    stars = Catalog.read(catalog, drop_invalid=drop_invalid, allow_missing=allow_missing, check_offset=False)
+    stars = read_catalog(
+        catalog,
+        drop_invalid=drop_invalid,
+        drop_duplicates=drop_duplicates,
+        allow_missing=allow_missing,
+        hdu=hdu,
+        r_sun=r_sun,
+        z_sun=z_sun,
+        v_sun=v_sun,
+    )
     if len(stars) != config["catalog"]["n_stars"]:
         raise RunError(f"{catalog} has {len(stars)} stars, {run} was fitted to {config['catalog']['n_stars']}")
     reach, fitted = float((stars.x**2).sum(-1).max() ** 0.5), config["catalog"]["r_q"][-1]

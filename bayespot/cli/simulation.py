@@ -14,7 +14,7 @@ def simulate(
     name: Annotated[str, typer.Argument(help="System; `list` shows them all.")],
     output: Annotated[Path | None, OUTPUT] = None,
     n_stars: Annotated[int, typer.Option(min=1, help="Number of stars.")] = 5000,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     anisotropy_radius: Annotated[float | None, typer.Option(help="Osipkov-Merritt radius in kpc.")] = None,
     observed: Annotated[
         bool, typer.Option("--observed", help="Heliocentric columns with errors instead of exact positions.")

@@ -104,6 +104,9 @@ class MeasurementErrors:
             return torch.cat([w, torch.zeros_like(w[..., :1])], -1)
         observed = catalog.observed
         centre, root = _gaussian(observed)
+        log_share = torch.zeros_like(z[..., 0])
+        if "parallax" in observed.names:
+            z, log_share = _positive_parallax(z, centre, root)
         columns = list((centre[:, None] + _from_arc(torch.einsum("nij,nsj->nsi", root, z), centre)).unbind(-1))
         # an observable that is missing has its range instead; that of a distance uniform in ln d
         ranges = (
@@ -121,12 +124,30 @@ class MeasurementErrors:
         if "parallax" in observed.names:
             positive = columns[2] > 0
             columns[2] = torch.where(positive, columns[2], centre[:, 2, None])
-            log_weight = torch.where(positive, -6 * columns[2].log(), -torch.inf)
+            log_weight = torch.where(positive, log_share - 6 * columns[2].log(), -torch.inf)
         else:
             log_weight = 5 * columns[2]
             columns[2] = columns[2].exp()
-        w = galactocentric_w(dict(zip(observed.names, columns, strict=True)))
+        w = galactocentric_w(dict(zip(observed.names, columns, strict=True)), observed.frame)
         return torch.cat([w, log_weight[..., None]], -1)
+
+
+def _positive_parallax(z: Tensor, centre: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+    """Move standardised errors ``z (n, S, 6)`` to where the parallax is positive, with ln of the share that is.
+
+    So a star whose parallax was measured to be negative, or not far above zero, keeps all its samples. Given the errors
+    of ra and dec the parallax is Gaussian; its upper tail is mapped onto the positive part.
+    """
+    mean = centre[:, None, 2] + (root[:, None, 2, :2] * z[..., :2]).sum(-1)
+    sd = root[:, None, 2, 2]
+    ratio = mean / torch.where(sd > 0, sd, 1.0)
+    share = torch.special.ndtr(ratio)
+    # elsewhere nothing is below zero: what was drawn stays, to the last digit
+    cut = (sd > 0) & (share < 1 - 1e-12)
+    upper = torch.where(cut, share * torch.special.ndtr(-z[..., 2]), 0.5).clamp(min=1e-300)
+    moved = torch.where(cut, -torch.special.ndtri(upper), z[..., 2])
+    log_share = torch.where(cut, torch.special.log_ndtr(ratio), 0.0)
+    return torch.cat([z[..., :2], moved[..., None], z[..., 3:]], -1), log_share
 
 
 class _Proposal:
@@ -221,6 +242,7 @@ class ErrorScatter:
 
     def __init__(self, catalog: Catalog) -> None:
         self._names = None if catalog.observed is None else catalog.observed.names
+        self._frame = None if catalog.observed is None else catalog.observed.frame
         if catalog.observed is not None:
             centre, root = _gaussian(catalog.observed)
             ln_d = -centre[:, 2].log() if "parallax" in catalog.observed.names else centre[:, 2]
@@ -245,7 +267,7 @@ class ErrorScatter:
 
         if self._names is None:
             return w + noise(torch.linalg.vector_norm(w[:, :3], dim=-1).log())
-        true = {name: torch.as_tensor(value) for name, value in heliocentric(w.numpy()).items()}
+        true = {name: torch.as_tensor(value) for name, value in heliocentric(w.numpy(), self._frame).items()}
         ln_d = true["distance"].log()
         third = 1 / true["distance"] if "parallax" in self._names else ln_d
         values = torch.stack([third if i == 2 else true[n] for i, n in enumerate(self._names)], -1)
@@ -254,7 +276,7 @@ class ErrorScatter:
         positive = torch.where(seen[:, 2] > 0, seen[:, 2], third)
         far = positive if "parallax" in self._names else seen[:, 2].exp()
         columns = [far if i == 2 else seen[:, i] for i in range(6)]
-        return galactocentric_w(dict(zip(self._names, columns, strict=True)))
+        return galactocentric_w(dict(zip(self._names, columns, strict=True)), self._frame)
 
 
 def _gaussian(observed: Observed) -> tuple[Tensor, Tensor]:

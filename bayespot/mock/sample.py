@@ -35,6 +35,8 @@ class MockSystem:
     beta: float = 0.0
 
 
+#: More stars are refused rather than run out of memory.
+MAX_STARS = 10**9
 #: Named systems in kpc and Msun: galaxies, dwarfs in a core or a cusp, halo stars of a galaxy.
 MOCKS: dict[str, MockSystem] = {
     "isochrone": MockSystem(Isochrone(m_tot=1e11, r_s=3.0)),
@@ -102,6 +104,13 @@ def mock(
     """
     if n_stars < 1:
         raise ValueError(f"n_stars must be at least 1, got {n_stars}")
+    if n_stars > MAX_STARS:
+        raise ValueError(
+            f"n_stars = {n_stars:.3g}: the coordinates alone would take {n_stars * 48 / 1e9:.3g} GB; ask for at most "
+            f"{MAX_STARS:.0g} stars"
+        )
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}; choose 0 or more")
     system = _system(potential, parameters)
     if isinstance(tracers, str):
         tracers = _system(tracers, {}).potential
@@ -151,6 +160,8 @@ def _system(potential: str | Potential, parameters: Mapping[str, float]) -> Mock
         system = MockSystem(potential)
     elif potential in MOCKS:
         system = MOCKS[potential]
+    elif potential.lower() in MOCKS and not parameters:
+        raise ValueError(f"unknown system {potential!r}; {potential.lower()!r} is meant? Names are in small letters")
     elif potential.lower() in ANALYTIC:
         return MockSystem(from_description({"name": potential, **parameters}))
     else:

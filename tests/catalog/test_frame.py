@@ -10,7 +10,7 @@ from astropy import units as u
 from astropy.table import MaskedColumn
 from contracts.catalog import assert_same, observed_table
 
-from bayespot.catalog import Catalog, CatalogError, frame
+from bayespot.catalog import Catalog, CatalogError, Frame, frame
 from bayespot.catalog import columns as catalog_columns
 
 
@@ -196,3 +196,134 @@ def test_impossible_correlations():
         table[f"{pair}_corr"] = np.where(np.arange(40) == 11, c, 0.0)
     with pytest.raises(CatalogError, match=r"\*_corr: row 11 .*eigenvalue"):
         Catalog.from_table(table)
+
+
+# --- one's own Sun
+
+
+OWN = Frame(r_sun=8.34, z_sun=0.027, v_sun=(11.1, 251.5, 7.3))
+
+
+def test_own_frame_against_skycoord(tmp_path):
+    """R0, z_sun and v_sun of one's own agree with astropy's Galactocentric of the same; they stay with the file."""
+    table = observed_table()
+    stars = Catalog.from_table(table, frame=OWN)
+    sky = coord.SkyCoord(
+        ra=table["ra"] * u.deg,
+        dec=table["dec"] * u.deg,
+        distance=table["distance"] * u.kpc,
+        pm_ra_cosdec=table["pmra"] * u.mas / u.yr,
+        pm_dec=table["pmdec"] * u.mas / u.yr,
+        radial_velocity=table["radial_velocity"] * u.km / u.s,
+    )
+    own = coord.Galactocentric(
+        galcen_coord=coord.ICRS(ra=266.4051 * u.deg, dec=-28.936175 * u.deg),
+        galcen_distance=8.34 * u.kpc,
+        z_sun=27 * u.pc,
+        galcen_v_sun=coord.CartesianDifferential([11.1, 251.5, 7.3] * u.km / u.s),
+    )
+    found = sky.transform_to(own)
+    np.testing.assert_allclose(stars.x, found.cartesian.xyz.to_value(u.kpc).T, atol=1e-10)
+    np.testing.assert_allclose(stars.v, found.velocity.d_xyz.to_value(u.km / u.s).T, atol=1e-8)
+    assert stars.meta["frame"]["galcen_distance_kpc"] == 8.34
+    assert stars.frame == stars.observed.frame == stars[3:7].observed.frame == OWN
+    assert Frame.of(own) == OWN
+    assert_same(Catalog.from_table(table, frame=own), stars)
+    np.testing.assert_allclose(Catalog.from_skycoord(sky, frame=OWN).w, stars.w, atol=1e-8)
+    np.testing.assert_allclose(Catalog.from_skycoord(found).w, stars.w, atol=1e-8)
+    assert Catalog.from_skycoord(found).frame == OWN
+    assert abs(OWN.sun[0] + 8.34) < 1e-3
+    assert OWN.sun[2] == pytest.approx(0.027)
+    for suffix in ("csv", "fits", "ecsv"):
+        stars.write(tmp_path / f"a.{suffix}")
+        again = Catalog.read(tmp_path / f"a.{suffix}")
+        assert_same(again, stars)
+        assert again.observed.frame == OWN
+    with pytest.raises(CatalogError, match=r"disagree.*or give the frame"):
+        Catalog.read(tmp_path / "a.csv", frame=Frame())
+
+
+def test_samples_within_errors_use_the_frame():
+    """Where a star may be, in its own frame: at zero errors exactly where it is."""
+    from bayespot.likelihood import MeasurementErrors
+
+    stars = Catalog.from_table(observed_table(), frame=OWN)
+    placed = MeasurementErrors().place(stars, torch.zeros(40, 1, 6, dtype=torch.float64))
+    torch.testing.assert_close(placed[:, 0, :6], stars.w, rtol=1e-9, atol=1e-9)
+
+
+def test_impossible_frames():
+    """What cannot be the Sun's place or motion is named with its value and unit."""
+    for given, words in (
+        ({"r_sun": 8122}, "r_sun = 8122 kpc"),
+        ({"z_sun": 20.8}, "z_sun = 20.8 kpc"),
+        ({"v_sun": (1, 2)}, "v_sun = "),
+        ({"v_sun": (12, float("nan"), 7)}, "three numbers"),
+    ):
+        with pytest.raises(CatalogError, match=words):
+            Frame(**given)
+    with pytest.raises(CatalogError, match=r"frame = 8\.1 is no Galactocentric frame; give Frame"):
+        Catalog.from_table(observed_table(), frame=8.1)
+
+
+def test_frame_of_galactocentric_columns():
+    """x y z stay as they are; the frame is recorded, and a note says so."""
+    table = Catalog.from_table(observed_table(errors=False)).to_table()
+    table.meta.clear()
+    stars = Catalog.from_table(table, frame=OWN)
+    assert torch.equal(stars.w, Catalog.from_table(table).w)
+    assert stars.frame == OWN
+    assert "the frame is recorded, and changes nothing" in stars.meta["notes"][0]
+
+
+def test_negative_parallaxes_are_kept():
+    """With allow_missing a negative parallax with an error stays as observed; w has a place holder; files keep it."""
+    table = observed_table()
+    table["parallax"], table["parallax_error"] = 1 / table["distance"], 0.05
+    table.remove_columns(["distance", "distance_error"])
+    table["parallax"][[4, 9]] = [-0.03, 0.0]
+    with pytest.raises(CatalogError, match=r"column parallax: 2 of 40 .*allow_missing=True"):
+        Catalog.from_table(table)
+    stars = Catalog.from_table(table, allow_missing=True)
+    assert len(stars) == 40
+    assert stars.observed.values[[4, 9], 2].tolist() == [-0.03, 0.0]
+    assert "2 of 40 stars have no positive parallax, and are kept" in stars.meta["notes"][0]
+    again = Catalog.from_table(stars.to_table(), allow_missing=True)
+    assert torch.equal(again.observed.values[:, 2], stars.observed.values[:, 2])
+    table["parallax_error"][4] = 0.0
+    with pytest.raises(CatalogError, match="column parallax: 1 of 40"):
+        Catalog.from_table(table, allow_missing=True)
+
+
+def test_wrong_constructor():
+    """What another constructor takes: its name."""
+    import pandas as pd
+    from galpy.orbit import Orbit
+
+    table = observed_table()
+    for call, given, right in (
+        (Catalog, table, r"Catalog.from_table\(table\)"),
+        (Catalog, pd.DataFrame({"x": [1.0]}), "Catalog.from_dataframe"),
+        (Catalog, "stars.csv", r"Catalog.read\(path\)"),
+        (Catalog.from_table, table.to_pandas(), "Catalog.from_dataframe"),
+        (Catalog.from_table, {"x": [1.0]}, r"astropy.table.Table\(columns\)"),
+        (Catalog.from_dataframe, table, r"Catalog.from_table\(table\)"),
+        (Catalog.from_gaia, table.to_pandas(), "Catalog.from_dataframe"),
+        (Catalog.from_table, coord.SkyCoord(1 * u.deg, 2 * u.deg), "Catalog.from_skycoord"),
+        (Catalog.from_table, Orbit(), r"Catalog.from_skycoord\(orbit.SkyCoord\(\)\)"),
+        (Catalog.from_table, 3, "takes a Table or QTable, got int"),
+        (Catalog.from_skycoord, coord.SkyCoord(1 * u.deg, 2 * u.deg), "no velocities"),
+    ):
+        with pytest.raises(CatalogError, match=right):
+            call(given)
+
+
+def test_orbit_of_galpy():
+    """galpy's frame is left-handed: by way of its SkyCoord x and vx change sign, all else stays."""
+    from galpy.orbit import Orbit
+
+    orbit = Orbit([1.5, 0.1, 1.1, 0.1, 0.2, 0.3], ro=8.0, vo=220.0, zo=0.0208)
+    stars = Catalog.from_skycoord(orbit.SkyCoord(), check_offset=False)
+    assert stars.frame.r_sun == pytest.approx(8.0, rel=1e-4)
+    expected = [-orbit.x(), orbit.y(), orbit.z(), -orbit.vx(), orbit.vy(), orbit.vz()]
+    np.testing.assert_allclose(stars.w[0], np.ravel(expected), rtol=1e-3, atol=0.05)

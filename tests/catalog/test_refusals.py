@@ -200,7 +200,7 @@ def test_truncated_between_lines(tmp_path, suffix):
     with pytest.raises(CatalogError, match="150 rows of 200 written; it is truncated"):
         Catalog.read(path)
     path.write_text(text[:-4])  # the last number lacks digits
-    with pytest.raises(CatalogError, match="the last line is truncated"):
+    with pytest.raises(CatalogError, match=r"(the last line|line 201, the last).*truncated"):
         Catalog.read(path)
 
 

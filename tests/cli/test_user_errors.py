@@ -134,6 +134,68 @@ def test_too_few_stars(desk, refused):
     assert not (desk / "new.partial").exists()
 
 
+def test_version(capsys):
+    """--version is the package's."""
+    import bayespot
+
+    assert call("--version") == 0
+    assert capsys.readouterr().out.strip() == f"bayespot {bayespot.__version__}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("simulate", "Isochrone", "-o", "new.csv"), ("'Isochrone'", "'isochrone' is meant?")),
+        (("simulate", "isochrone", "--n-stars", "100000000000", "-o", "new.csv"), ("n_stars = 1e+11", "4.8e+03 GB")),
+        (("fit", "Spherical", "stars.ecsv", "-o", "new"), ("unknown model 'Spherical'; spherical is meant?",)),
+        (("fit", "isochrone", "stars.ecsv", "-o", "new", "--r-sun", "8122"), ("--r-sun 8122 kpc", "8.122")),
+        (("fit", "isochrone", "stars.ecsv", "-o", "new", "--v-sun", "220"), ("--v-sun takes VX,VY,VZ", "'220'")),
+        (
+            ("fit", "isochrone", "stars.ecsv", "-o", "new", "--hdu", "2"),
+            ("--hdu 2 chooses", "ascii.ecsv", "leave it out"),
+        ),
+        (("fit", "isochrone", "one.csv", "-o", "new"), ("1 stars", "add at least")),
+    ],
+)
+def test_numbers_and_names_that_cannot_be(desk, refused, arguments, words):
+    """Capitals, too many stars, one star, a Sun in other units, a table of a file with one: one sentence each."""
+    Table.read(desk / "stars.ecsv")[:1].write(desk / "one.csv", overwrite=True)
+    message = refused(*arguments)
+    for text in words:
+        assert text in message, message
+
+
+@pytest.mark.parametrize("command", [("simulate", "isochrone"), ("fit", "isochrone", "stars.ecsv")])
+def test_seeds_below_zero(desk, monkeypatch, capsys, command):
+    """A seed below 0 is refused by its option's name."""
+    monkeypatch.chdir(desk)
+    assert call(*command, "--seed", "-1", "-o", "new") == 2
+    message = capsys.readouterr().err
+    assert "--seed" in message
+    assert "-1 is not in the range x>=0" in message
+
+
+def test_notes_before_the_fit(desk, monkeypatch, capsys):
+    """What is odd about the stars is said with the command line's options; those options do what they say; the Sun of
+    the options is the catalogue's."""
+    monkeypatch.chdir(desk)
+    from astropy.table import vstack
+
+    table = Table.read(desk / "stars.ecsv")
+    table.meta.clear()
+    vstack([table, table[:4]]).write(desk / "twice.csv", overwrite=True)
+    fitted = []
+    monkeypatch.setattr("bayespot.cli.fitting.fit_to_folder", lambda _, stars, *__, **___: fitted.append(stars))
+    assert call("fit", "isochrone", "twice.csv", "-o", "new") == 0
+    note = capsys.readouterr().err
+    assert "note: 4 of 304 rows repeat a star" in note
+    assert "keep one of each with --drop-duplicates" in note
+    assert call("fit", "isochrone", "twice.csv", "-o", "new", "--drop-duplicates", "--r-sun", "8.3") == 0
+    assert "4 of 304 rows dropped as copies" in capsys.readouterr().err
+    assert [len(stars) for stars in fitted] == [304, 300]
+    assert fitted[1].frame.r_sun == 8.3
+
+
 def test_unbound_stars(desk, refused):
     """A model whose mass is far too small to bind any star: a failed fit, with status 1, says how many and what to
     check; nothing is left to resume."""

@@ -587,3 +587,28 @@ def test_wrong_selections_are_refused_by_the_model(sees):
         parametric(noisy, selection=Custom(_too_large), **options).prepare(noisy)
     with pytest.raises(ValueError, match=r"HeliocentricDistance.* rejects .*counting from 0.*correct the selection"):
         parametric(noisy, selection=HeliocentricDistance(1.0), **options).prepare(noisy)
+
+
+@pytest.mark.parametrize("parallax", [-0.15, -0.03, 0.0, 0.06, 2.0])
+def test_parallaxes_below_zero(parallax):
+    """A parallax of any sign, with an error of 0.05 mas: the average of a density of ln d over the samples is its
+    integral over the positive parallaxes, to 2 %; none of the samples is lost."""
+    columns = {"ra": 40.0, "dec": 20.0, "parallax": parallax, "pmra": 1.0, "pmdec": -2.0, "radial_velocity": 30.0}
+    rows = {name: [value, value] for name, value in columns.items()}
+    rows["parallax"], rows["ra"], rows["pmra"] = [parallax, 1.0], [40.0, 80.0], [1.0, 3.0]
+    table = Table(rows | {"parallax_error": [0.05, 0.05]})
+    catalog = Catalog.from_table(table, allow_missing=True, check_offset=False)
+    samples = MeasurementErrors(n_samples=8192).samples(catalog, seed=0)[0]
+    assert torch.isfinite(samples[:, 6]).all()
+    sun = torch.tensor(catalog.frame.sun, dtype=torch.float64)
+    d = torch.linalg.vector_norm(samples[:, :3] - sun, dim=-1)
+
+    def density(d):
+        centre = math.log(0.5 if parallax > 1 else 12.0)
+        return torch.exp(-0.5 * ((d.log() - centre) / 0.4) ** 2) * d**-6
+
+    found = float((samples[:, 6].exp() * density(d)).mean())
+    p = torch.linspace(1e-4, 3, 400_001, dtype=torch.float64)
+    normal = torch.exp(-0.5 * ((p - parallax) / 0.05) ** 2) / (0.05 * math.sqrt(2 * math.pi))
+    expected = float(torch.trapezoid(normal * p**-6 * density(1 / p), p))
+    assert found == pytest.approx(expected, rel=0.02)
