@@ -13,7 +13,8 @@ ROOT = Path(bayespot.__file__).parent
 #: Rooms and single modules, in the order in which they may import: only from lines above, or within a room.
 ORDER = [
     ("files", "literature", "numerics", "progress", "pyro_modules", "units"),
-    ("diagnostics",),
+    ("locks",),
+    ("diagnostics", "storage"),
     ("potential", "catalog"),
     ("actions", "df"),
     ("likelihood",),

@@ -28,12 +28,12 @@ def demo(
     from bayespot.catalog.catalog import Catalog
     from bayespot.inference.result import FitConfig
     from bayespot.mock.sample import mock
-    from bayespot.report.runs import check_free
+    from bayespot.report.output import check_free
 
     started = time.perf_counter()
     folders = [output / "isochrone", output / "milky_way"]
     for folder in folders:
-        check_free(folder, overwrite, False)
+        check_free(folder, overwrite, False, look=True)
     typer.echo("1. An isochrone sphere, 1e11 Msun, b = 3 kpc: 5000 stars, free-form potential")
     posterior = fit_to_folder(
         "spherical", mock("isochrone", n_stars=5000, seed=seed), FitConfig(seed=seed), folders[0], overwrite=overwrite

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from bayespot.potential.fields import (
     PlaneField,
     evaluator,
     plane_points,
+    positive_radii,
 )
 from bayespot.units import UNITS, unit
 
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
 
 #: Most numbers that `Posterior.plane` holds at a time.
 _PLANE_BLOCK = 4_000_000
+
+
+#: The order of a table of fields, and the quantiles that come first in it: what a reader looks for.
+_TABLE_ORDER = ("circular_speed", *(name for name in RADIAL_FIELDS[::-1] if name != "circular_speed"))
+_INTERVAL = (0.5, 0.16, 0.84)
 
 
 class PotentialDraws(ABC):
@@ -92,7 +98,7 @@ class PotentialDraws(ABC):
         model, values = self.source(i)
         return model.at({k: v for k, v in values.items() if k.startswith("potential.")}).potential
 
-    def field(self, name: str, points: ArrayLike | Tensor) -> Field:
+    def field(self, name: str, points: ArrayLike | Tensor, tick: Callable[[], None] | None = None) -> Field:
         """Evaluate a quantity in every draw.
 
         Parameters
@@ -102,17 +108,23 @@ class PotentialDraws(ABC):
             ``"enclosed_mass"`` or ``"circular_speed"``.
         points : (n,) or (n, 3)
             Radii, taken on the x axis, or positions in kpc; ``acceleration`` needs positions.
+        tick
+            Called after every draw.
 
         Raises
         ------
         ValueError
-            If the quantity is unknown or the points do not fit it.
+            If the quantity is unknown, the points do not fit it, or one is not finite or a radius is negative.
         """
         x = torch.as_tensor(np.asarray(points), dtype=torch.float64)
         evaluate = evaluator(name, x)
         # with gradients off nothing keeps a graph; the derivatives inside are unaffected
         with torch.no_grad():
-            values = [evaluate(self.potential_at(i)) for i in range(self.n_draws)]
+            values = []
+            for i in range(self.n_draws):
+                values.append(evaluate(self.potential_at(i)))
+                if tick is not None:
+                    tick()
         return Field(name, UNITS[name], x.numpy(), torch.stack(values).numpy())
 
     def plane(self, name: str, plane: str = "Rz", extent: float | None = None, n: int = 64) -> PlaneField:
@@ -169,23 +181,31 @@ class PotentialDraws(ABC):
         second = (np.arange(n) - (n - 1) / 2) * (2 * extent / n)
         return (second[n // 2 :] if plane == "Rz" else second), second
 
-    def predict(self, radii: ArrayLike) -> QTable:
-        """Return a table of `RADIAL_FIELDS` at radii (kpc), with units.
+    def predict(self, radii: ArrayLike, tick: Callable[[], None] | None = None) -> QTable:
+        """Return a table of `RADIAL_FIELDS` at radii (kpc), with units; ``tick`` is called after every draw and field.
 
-        Columns ``r`` and per field ``_mean _sd _q2.5 _q16 _q50 _q84 _q97.5``.
+        Columns ``r``, then medians and 68 % intervals, ``_q50 _q16 _q84`` of the circular speed, the enclosed mass and
+        the others, then ``_mean _sd _q2.5 _q97.5`` of all.
+
+        Raises
+        ------
+        ValueError
+            If a radius is not positive and finite.
         """
         from astropy.table import QTable
 
-        r = np.atleast_1d(np.asarray(radii, dtype=float))
-        if not (np.isfinite(r).all() and (r > 0).all()):
-            raise ValueError(f"radii must be positive and finite (kpc), got {r[~(r > 0)][:3]}")
+        r = positive_radii(radii)
         table = QTable({"r": r * unit("r")})
-        for name in RADIAL_FIELDS:
-            field, u = self.field(name, r), unit(name)
-            table[f"{name}_mean"] = field.mean * u
-            table[f"{name}_sd"] = field.sd * u
-            for q, values in zip(QUANTILES, field.quantile(QUANTILES), strict=True):
-                table[f"{name}_q{100 * q:g}"] = values * u
+        fields = {name: self.field(name, r, tick) for name in _TABLE_ORDER}
+        for name, field in fields.items():
+            for q, values in zip(_INTERVAL, field.quantile(_INTERVAL), strict=True):
+                table[f"{name}_q{100 * q:g}"] = values * unit(name)
+        outer = [q for q in QUANTILES if q not in _INTERVAL]
+        for name, field in fields.items():
+            table[f"{name}_mean"] = field.mean * unit(name)
+            table[f"{name}_sd"] = field.sd * unit(name)
+            for q, values in zip(outer, field.quantile(outer), strict=True):
+                table[f"{name}_q{100 * q:g}"] = values * unit(name)
         return table
 
 

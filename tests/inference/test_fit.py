@@ -158,7 +158,7 @@ def test_interrupted_fit_resumes(isochrone_stars, fitted, tmp_path, monkeypatch)
     from bayespot.inference import fit as inference
     from bayespot.inference import svi as variational
 
-    checkpoint = tmp_path / "run.partial" / "checkpoint.pt"
+    checkpoint = tmp_path / "run.partial" / "checkpoint.safetensors"
     monkeypatch.setattr(inference, "_CHECKPOINT_SECONDS", 0.0)
     calls = {"n": 0}
     mix = variational.step_seed
@@ -180,7 +180,7 @@ def test_interrupted_fit_resumes(isochrone_stars, fitted, tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="another fit"):
         fit(isochrone.build(isochrone_stars[:500]), isochrone_stars[:500], QUICK, checkpoint=checkpoint, resume=True)
     with pytest.raises(ValueError, match="nothing to resume"):
-        fit(isochrone.build(isochrone_stars), isochrone_stars, QUICK, checkpoint=tmp_path / "none.pt", resume=True)
+        fit(isochrone.build(isochrone_stars), isochrone_stars, QUICK, checkpoint=tmp_path / "none", resume=True)
 
 
 def test_control_variate_of_minibatches(isochrone_stars):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -18,15 +19,13 @@ from bayespot import (
     Posterior,
     SnapshotModel,
     SphericalMixture,
-    figures,
     load_run,
-    plots,
-    runs,
     save_run,
 )
 from bayespot.inference import Diagnostics, FitConfig, FitResult
 from bayespot.potential import RADIAL_FIELDS, Field, PlaneField, truth_field
 from bayespot.potential.fields import PLANE_FIELDS, PLANES
+from bayespot.report import figures, plots, runs
 from bayespot.report.plots.maps import round_levels
 from bayespot.report.plots.style import power_of_ten
 from bayespot.units import UNITS
@@ -170,8 +169,8 @@ def test_run_folder_round_trip(result, isochrone_stars, tmp_path):
     folder = save_run(tmp_path / "run", result, isochrone_stars, model_name="spherical")
     names = {p.name for p in folder.iterdir()}
     assert names == {
-        "config.json", "diagnostics.json", "model.pt", "posterior.nc", "stars.npz", "summary.ecsv", "fields.ecsv",
-        "figures",
+        "config.json", "diagnostics.json", "model.safetensors", "posterior.nc", "stars.npz", "summary.ecsv",
+        "fields.ecsv", "figures",
     }  # fmt: skip
     assert {p.name for p in (folder / "figures").iterdir()} >= {
         f"{name}.png" for name in (*figures.FIGURES, "sd_profiles", "uncertainty_maps")
@@ -209,13 +208,15 @@ def test_broken_runs(result, isochrone_stars, tmp_path):
     with pytest.raises(ValueError, match="not a run folder"):
         load_run(tmp_path / "none")
     for name, content, message in (
-        ("config.json", '{"format": 99, "versions": {"bayespot": "9.9"}}', "run format 99.*bayespot 9.9"),
-        ("diagnostics.json", "{", "not valid JSON"),
-        ("model.pt", "junk", "not a readable model"),
-        ("posterior.nc", "junk", "not a readable NetCDF"),
-        ("stars.npz", "junk", "not a readable table of stars"),
+        ("config.json", '{"bayespot_run": 99, "versions": {"bayespot": "9.9"}}', "run format 99.*bayespot 9.9"),
+        ("config.json", "{", "not valid JSON"),
+        ("diagnostics.json", "{", "diagnostics.json is damaged"),
+        ("model.safetensors", "junk", "model.safetensors is damaged"),
+        ("posterior.nc", "junk", "posterior.nc is damaged"),
+        ("stars.npz", "junk", "stars.npz is damaged"),
     ):
-        folder = save_run(tmp_path / "run", result, isochrone_stars, overwrite=True)
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        folder = save_run(tmp_path / "run", result, isochrone_stars)
         (folder / name).write_text(content)
         with pytest.raises(ValueError, match=message):
             load_run(folder)
@@ -303,9 +304,8 @@ def test_sd_profiles(result):
 
 def test_stars_of_older_runs(result, isochrone_stars, tmp_path):
     """A run without positions has its radii placed in random directions; without radii no stars are drawn."""
-    folder = save_run(tmp_path / "run", result, isochrone_stars)
-    (folder / "stars.npz").unlink()
-    posterior, _, _ = load_run(folder)
+    posterior = Posterior.from_result(result)
+    posterior.meta.pop("radii", None)
     assert figures.star_positions(posterior.meta) is None
     figures.draw_figures(tmp_path / "figures", posterior, [])
     placed = figures.star_positions({"radii": [1.0, 5.0]})
