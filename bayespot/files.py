@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+#: Names of what `replacing` and `write_folder` fill before it is moved to its place.
+_TEMPORARY = re.compile(r"\.(?P<stem>.+?)\.(?P<pid>\d+)(?P<suffix>\.\w+)?")
 _REMEDIES = {
     errno.ENOSPC: "free some space, or write to another disk",
     errno.EDQUOT: "your quota is used up: free some space, or write to another disk",
@@ -132,22 +134,16 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def leftovers(path: Path) -> list[Path]:
-    """Return temporary files and folders beside ``path`` of `replacing` and `write_folder` whose process is gone."""
-    if not path.parent.is_dir():
-        return []
-    pattern = re.compile(rf"\.{re.escape(path.stem)}\.(\d+){re.escape(path.suffix)}|\.{re.escape(path.name)}\.(\d+)")
-    found = []
-    for one in path.parent.iterdir():
-        match = pattern.fullmatch(one.name)
-        if match and not _is_alive(int(match[1] or match[2])):
-            found.append(one)
-    return found
-
-
-def remove_leftovers(path: Path) -> None:
-    """Remove what processes that were killed left beside ``path``."""
-    for one in leftovers(path):
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove temporary files and folders that killed processes left in a folder; with ``name`` those of one file."""
+    if not folder.is_dir():
+        return
+    for one in folder.iterdir():
+        match = _TEMPORARY.fullmatch(one.name)
+        if match is None or _is_alive(int(match["pid"])):
+            continue
+        if name is not None and name not in (match["stem"] + (match["suffix"] or ""), match["stem"]):
+            continue
         if one.is_dir():
             shutil.rmtree(one, ignore_errors=True)
         else:

@@ -115,7 +115,17 @@ def fit(
         jobs=jobs,
         inputs=inputs,
     )
-    typer.echo(f"{output}: done; next: bayespot report {output}")
+    typer.echo(f"{output}: done; next: bayespot report {output}{_trust_options(output, path)}")
+
+
+def _trust_options(folder: Path, path: Path | None) -> str:
+    """What the commands that read a run must be given, when it holds code of the user's own."""
+    from bayespot.report.manifest import read_config
+
+    config = read_config(folder)
+    if config["pickles"]:
+        return " --trust-model"
+    return f" --model-file {path}" if config["code"] and path is not None else ""
 
 
 def builtin_models() -> dict[str, str]:

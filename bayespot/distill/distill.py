@@ -113,7 +113,7 @@ def distill(
         if folder is not None:
             folder = Path(folder)
             stack.enter_context(locked(folder))
-            kept = prepare_folder(folder, target, config, resume, overwrite, [task.file for task in tasks])
+            kept = prepare_folder(folder, target, config, resume, overwrite)
         bar.stage("searching", len(tasks))
         if executor is None:
             # processes of their own, fresh: importing physo changes settings of the whole process

@@ -118,7 +118,6 @@ def prepare_folder(
     config: DistillConfig,
     resume: bool,
     overwrite: bool,
-    tasks: Sequence[str] = (),
 ) -> Path:
     """Return the folder of finished searches; refuse one of other settings or data.
 
@@ -144,8 +143,8 @@ def prepare_folder(
     # while they are written anew a run does not vouch for them
     register(folder.parent, [], forget=[f"{folder.name}/{name}" for name in DISTILLATION])
     (folder / "searches").mkdir(parents=True, exist_ok=True)
-    for path in (mark, *(folder / name for name in DISTILLATION), *(folder / "searches" / task for task in tasks)):
-        remove_leftovers(path)
+    for place in (folder, folder / "searches"):
+        remove_leftovers(place)
     write_json(mark, settings)
     return folder / "searches"
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bayespot.files import remove_leftovers
 from bayespot.inference.checkpoint import Checkpoints
 from bayespot.inference.fit import fit
 from bayespot.inference.result import NO_EVIDENCE, EnsembleResult, FitConfig, FitResult, Weighting
@@ -128,11 +127,9 @@ class _Task:
         if self.place is None:
             return fit(self.model, self.catalog, self.config, progress=progress)
         finished = Checkpoints(self.place, self.model, self.catalog, self.config)
-        remove_leftovers(self.place)
         if self.resume and self.place.exists():
             return finished.load()
         checkpoint = self.place.with_name(f"{self.place.stem}.checkpoint{self.place.suffix}")
-        remove_leftovers(checkpoint)
         resume = self.resume and checkpoint.exists()
         result = fit(self.model, self.catalog, self.config, checkpoint=checkpoint, resume=resume, progress=progress)
         finished.save(result)

@@ -57,7 +57,8 @@ def output_folder(
         if path.exists() and (path.resolve() == folder.resolve() or folder.resolve() in path.resolve().parents):
             raise RunError(f"the output {folder} contains the input {path}: choose another folder")
     with locked(folder):
-        remove_leftovers(folder)
+        remove_leftovers(folder.parent, folder.name)
+        tidy_partial(folder)
         with suppress(OSError):
             recover(folder, remove_own)
         check_free(folder, overwrite, resume, look)
@@ -114,7 +115,6 @@ def drop_partial(folder: Path) -> None:
 def tidy_partial(folder: Path) -> None:
     """Remove what killed processes left of an unfinished fit, and its folder if nothing was reached."""
     partial = partial_folder(folder)
-    for path in (partial / "checkpoint.safetensors", *partial.glob("member-*.safetensors")):
-        remove_leftovers(path)
+    remove_leftovers(partial)
     with suppress(OSError):
         partial.rmdir()

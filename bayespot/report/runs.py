@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from bayespot import diagnostics
-from bayespot.files import WriteError, file_digest, write_folder
+from bayespot.files import WriteError, file_digest, set_aside, write_folder
 from bayespot.inference.result import Diagnostics, EnsembleResult, FitResult
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.posterior.posterior import EnsemblePosterior, Posterior, PotentialDraws, member_spread
@@ -268,6 +268,10 @@ def load_run(
     """
     folder = Path(folder)
     given = None if model_file is None else Path(model_file)
+    if not folder.exists() and set_aside(folder).is_dir():
+        raise RunError(
+            f"{folder} was being replaced when the process was killed; the old run is {set_aside(folder)}: rename it"
+        )
     if not folder.is_dir():
         raise RunError(f"{folder} is not a run folder; fit first: bayespot fit MODEL CATALOG -o {folder}")
     config = read_config(folder)

@@ -349,6 +349,16 @@ def test_unfinished_fits_with_files_of_the_user(tmp_path):
     assert not partial.exists()
 
 
+def test_nothing_but_a_temporary(tmp_path):
+    """A fit that was killed at its first checkpoint left nothing to resume, and is in nobody's way."""
+    partial = tmp_path / "run.partial"
+    partial.mkdir()
+    (partial / ".checkpoint.999999999.safetensors").write_bytes(b"half")
+    with output.output_folder(tmp_path / "run", False, False):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_replacement_killed_half_way(run, result, isochrone_stars, tmp_path):
     """Between the two renames: the old run comes back with the next fit."""
     os.rename(run, tmp_path / ".run.old")
