@@ -129,7 +129,7 @@ def positive_radii(radii: ArrayLike) -> NDArray[Any]:
     r = np.atleast_1d(np.asarray(radii, dtype=float))
     bad = ~(np.isfinite(r) & (r > 0))
     if r.ndim != 1 or bad.any():
-        raise ValueError(f"radii must be positive and finite (kpc), got {r[bad][:3]}")
+        raise ValueError(f"radii must be positive and finite (kpc), got {r[bad][:3].tolist()}")
     return r
 
 

@@ -347,3 +347,27 @@ def test_field_tables(result):
     places = posterior.field("acceleration", [[8.0, 1.0, 0.5]]).to_table()
     assert places["z"][0] == 0.5 * u.kpc
     assert places["mean"].shape == (1, 3)
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
+def test_radii_that_are_none(result, bad):
+    """Negative, NaN and infinite radii are refused wherever fields are asked for, and shown; so are such positions."""
+    posterior = Posterior.from_result(result).thinned(3)
+    for call in (
+        lambda: posterior.field("circular_speed", [1.0, bad]),
+        lambda: posterior.predict([1.0, bad]),
+        lambda: posterior.to_inference_data([1.0, bad]),
+        lambda: truth_field(Isochrone(1e11, 3.0), "density", [1.0, bad]),
+    ):
+        with pytest.raises(ValueError, match=rf"radii must be .*got \[{bad}"):
+            call()
+    if not np.isfinite(bad):
+        with pytest.raises(ValueError, match="positions must be finite"):
+            posterior.field("potential", [[1.0, bad, 0.0]])
+
+
+def test_table_begins_with_what_is_read(result):
+    """After the radius: median and 68 % interval of the circular speed, then of the mass."""
+    names = Posterior.from_result(result).thinned(5).predict([1.0]).colnames
+    first = [f"{field}_q{q}" for field in ("circular_speed", "enclosed_mass") for q in (50, 16, 84)]
+    assert names[:7] == ["r", *first]
