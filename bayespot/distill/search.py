@@ -131,7 +131,8 @@ def prepare_folder(
     settings = {"config": config.summary(), "target": fingerprint(target)}
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, and a distillation is a folder: choose another name")
-    if folder.exists() and any(folder.iterdir()):
+    # empty folders and temporary files are what is left of one that was killed at its beginning
+    if folder.exists() and strangers(folder, set()):
         if overwrite and not resume:
             _remove(folder)
         elif not resume:

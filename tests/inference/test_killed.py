@@ -69,19 +69,25 @@ def leftovers(folder: Path) -> list[Path]:
     return [p for p in folder.rglob("*") if p.name.startswith(".") or p.name.endswith(".partial")]
 
 
+def resumable(output: Path) -> bool:
+    """Whether anything was reached: a checkpoint, or the settings of a distillation."""
+    if output.name == "distillation":
+        return (output / "settings.json").exists()
+    partial = output.with_name(output.name + ".partial")
+    return partial.exists() and any(not p.name.startswith(".") for p in partial.iterdir())
+
+
 def until_done(arguments: list[str], folder: Path, output: Path, seconds: float, random: np.random.Generator) -> int:
     """Kill at random moments, resume each time, and let it end at last; return how many kills met it at work."""
     met = 0
     for _ in range(KILLS):
-        partial = output.with_name(output.name + ".partial")
-        resume = ["--resume"] if partial.exists() or (output.name == "distillation" and output.exists()) else []
-        if output.exists() and not resume:
+        resume = ["--resume"] if resumable(output) else []
+        if output.exists() and not resume and output.name != "distillation":
             break
+        # most moments early enough that work is left for the kills to come
         met += not kill([*arguments, *resume], folder, float(random.uniform(0.1, 1.0)) * seconds)
-    partial = output.with_name(output.name + ".partial")
-    if not output.exists() or partial.exists() or output.name == "distillation":
-        resume = ["--resume"] if partial.exists() or output.exists() else []
-        finish([*arguments, *resume], folder)
+    if resumable(output) or not output.exists():
+        finish([*arguments, *(["--resume"] if resumable(output) else [])], folder)
     return met
 
 
