@@ -11,10 +11,11 @@ import pytest
 import torch
 from pyro.distributions import LogNormal
 
-from bayespot import FitConfig, Isochrone, Plummer, SnapshotModel, SphericalMixture
+from bayespot import FitConfig, Isochrone, SnapshotModel, SphericalMixture
 from bayespot.catalog.catalog import Catalog
 from bayespot.inference.checkpoint import Checkpoints
 from bayespot.likelihood import HeliocentricDistance, MeasurementErrors
+from bayespot.potential import Plummer
 from bayespot.storage import write
 
 
