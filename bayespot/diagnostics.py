@@ -7,8 +7,10 @@ read where there is none.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -121,8 +123,14 @@ def with_predictive(
 
 
 def save_netcdf(data: Any, path: str | os.PathLike[str]) -> None:
-    """Write InferenceData to a NetCDF file."""
-    data.to_netcdf(str(path), engine="h5netcdf")
+    """Write InferenceData to a NetCDF file; a full disk is an OSError, also where HDF5 notices it only on closing."""
+    try:
+        data.to_netcdf(str(path), engine="h5netcdf")
+    except RuntimeError as error:
+        # HDF5's own text has the number of the system's error, where there was one
+        code = re.search(r"errno = (\d+)", str(error))
+        number = int(code[1]) if code else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def load_netcdf(path: str | os.PathLike[str]) -> InferenceData:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
+#: Names of what `replacing` and `write_folder` fill before it is moved to its place.
+_TEMPORARY = re.compile(r"\.(?P<stem>.+?)\.(?P<pid>\d+)(?P<suffix>\.\w+)?")
 _REMEDIES = {
     errno.ENOSPC: "free some space, or write to another disk",
     errno.EDQUOT: "your quota is used up: free some space, or write to another disk",
@@ -17,6 +20,7 @@ _REMEDIES = {
     errno.EPERM: "choose a place that you may write to",
     errno.EROFS: "choose a place that can be written to",
     errno.ENOENT: "create its folder first",
+    errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOTDIR: "a part of the path is a file: choose another place",
 }
 
@@ -65,7 +69,9 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_folder(folder: Path, write: Callable[[Path], None], note: str = "") -> None:
+def write_folder(
+    folder: Path, write: Callable[[Path], None], note: str = "", remove: Callable[[Path], None] = shutil.rmtree
+) -> None:
     """Have a folder written beside its place and moved there when it is complete; an old one goes only then.
 
     Parameters
@@ -76,6 +82,8 @@ def write_folder(folder: Path, write: Callable[[Path], None], note: str = "") ->
         Fills the empty folder that it is given.
     note
         What to add to the message of a `WriteError`.
+    remove
+        Removes the old folder, which has been moved aside.
 
     Raises
     ------
@@ -88,12 +96,16 @@ def write_folder(folder: Path, write: Callable[[Path], None], note: str = "") ->
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         write(temporary)
+        recover(folder, remove)
         if folder.exists():
-            old = folder.with_name(f".{folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
+            old = set_aside(folder)
             os.rename(folder, old)
-            os.rename(temporary, folder)
-            shutil.rmtree(old)
+            try:
+                os.rename(temporary, folder)
+            except OSError:
+                os.rename(old, folder)
+                raise
+            remove(old)
         else:
             os.rename(temporary, folder)
     except OSError as error:
@@ -102,12 +114,51 @@ def write_folder(folder: Path, write: Callable[[Path], None], note: str = "") ->
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def save_torch(content: Any, path: Path) -> None:
-    """Write with torch.save; a full disk is an OSError here, where torch's own writer raises RuntimeError."""
-    import io
+def set_aside(folder: Path) -> Path:
+    """Return where the old folder is for the moment in which a new one takes its place."""
+    return folder.with_name(f".{folder.name}.old")
 
-    import torch
 
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    path.write_bytes(buffer.getbuffer())
+def recover(folder: Path, remove: Callable[[Path], None] = shutil.rmtree) -> None:
+    """End a replacement that was killed half-way: the old folder is back, or gone if the new one is there."""
+    old = set_aside(folder)
+    if old.is_dir() and not folder.exists():
+        os.rename(old, folder)
+    elif old.is_dir():
+        remove(old)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove temporary files and folders that killed processes left in a folder; with ``name`` those of one file."""
+    if not folder.is_dir():
+        return
+    for one in folder.iterdir():
+        match = _TEMPORARY.fullmatch(one.name)
+        if match is None or _is_alive(int(match["pid"])):
+            continue
+        if name is not None and name not in (match["stem"] + (match["suffix"] or ""), match["stem"]):
+            continue
+        if one.is_dir():
+            shutil.rmtree(one, ignore_errors=True)
+        else:
+            one.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return True
+    if os.name != "posix":
+        return True  # there os.kill would end it
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

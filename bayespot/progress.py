@@ -1,23 +1,31 @@
-"""Progress of long work: what is being done and how long is left; silent when not on a terminal."""
+"""Progress of long work: a bar on a terminal, one line per stage in the log of a batch job, or nothing."""
 
 from __future__ import annotations
 
 import sys
+import time
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, TypeAlias
+
+#: True, False, None (a bar on a terminal, else nothing) or "lines" (a bar on a terminal, else a line per stage).
+Show: TypeAlias = bool | Literal["lines"] | None
 
 
 class Progress:
-    """A single progress line on stderr.
+    """Progress on stderr: a single line that moves, or a line per stage with its time.
 
     Parameters
     ----------
     show
-        True or False; None shows it only when stderr is a terminal.
+        True: a bar, False: nothing; None: a bar when stderr is a terminal; ``"lines"``: a bar there, and elsewhere (a
+        batch job's log) one line per stage.
     """
 
-    def __init__(self, show: bool | None = None) -> None:
-        self._show = sys.stderr.isatty() if show is None else show
+    def __init__(self, show: Show = None) -> None:
+        terminal = sys.stderr.isatty()
+        self._show = terminal if show is None or show == "lines" else show
+        self._lines = show == "lines" and not terminal
+        self._begun: float | None = None
         self._bar: Any = None
         self._task: Any = None
 
@@ -44,9 +52,15 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        self._end_line()
 
     def stage(self, description: str, total: int | None = None) -> None:
         """Begin a stage of ``total`` steps (None: unknown)."""
+        if self._lines:
+            self._end_line()
+            sys.stderr.write(f"{description} ...")
+            sys.stderr.flush()
+            self._begun = time.perf_counter()
         if self._bar is not None:
             if self._task is not None:
                 self._bar.remove_task(self._task)
@@ -56,3 +70,9 @@ class Progress:
         """Advance the stage by ``n`` steps."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=n, note=note)
+
+    def _end_line(self) -> None:
+        if self._begun is not None:
+            sys.stderr.write(f" {time.perf_counter() - self._begun:.1f} s\n")
+            sys.stderr.flush()
+            self._begun = None

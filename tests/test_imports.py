@@ -13,7 +13,8 @@ ROOT = Path(bayespot.__file__).parent
 #: Rooms and single modules, in the order in which they may import: only from lines above, or within a room.
 ORDER = [
     ("files", "literature", "numerics", "progress", "units"),
-    ("diagnostics", "pyro_modules"),
+    ("locks", "pyro_modules"),
+    ("diagnostics", "storage"),
     ("potential", "catalog"),
     ("actions", "df"),
     ("likelihood",),

@@ -140,6 +140,9 @@ def _is_json(value: Any) -> bool:
 def _read_npz(path: Path) -> Table:
     from astropy.table import Table
 
+    if path.stat().st_size == 0:
+        # numpy's EOFError is what the command line takes for Ctrl-D
+        raise ValueError("the file is empty")
     with path.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
         columns = {name: archive[name] for name in archive.files}
     meta = columns.pop(META_COLUMN, None)

@@ -33,12 +33,13 @@ def demo(
 
     import torch
 
-    from bayespot.report.runs import check_free, load_run
+    from bayespot.report.output import check_free
+    from bayespot.report.runs import load_run
 
     started = time.perf_counter()
     sphere, galaxy = output / "isochrone", output / "milky_way"
     for folder in (sphere, galaxy):
-        check_free(folder, overwrite, False)
+        check_free(folder, overwrite, False, look=True)
     typer.echo("1. An isochrone sphere, 1e11 Msun, b = 3 kpc: 5000 stars, free-form potential")
     typer.echo("2. The Milky Way from 161 globular clusters (Vasiliev & Baumgardt 2021), as a sphere, at the same time")
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))

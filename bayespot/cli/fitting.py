@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +26,7 @@ from bayespot.cli.tables import OUTPUT
 if TYPE_CHECKING:
     from bayespot.catalog.catalog import Catalog
     from bayespot.inference.result import FitConfig
+    from bayespot.likelihood.model import SnapshotModel
     from bayespot.posterior.posterior import PotentialDraws
 
 
@@ -108,7 +109,9 @@ def fit(
         df_guide=df_guide,
         svi_steps=svi_steps,
     )
-    load_model(model)  # arguments the wrong way round: said of the model, not of a file that is none
+    _, path = load_model(model)  # arguments the wrong way round: said of the model, not of a file that is none
+    inputs = [catalog] if path is None else [catalog, path]
+    check_output(output, inputs, overwrite, resume)
     stars = read_catalog(
         catalog,
         drop_invalid=drop_invalid,
@@ -120,12 +123,28 @@ def fit(
         v_sun=v_sun,
     )
     show_notes(stars)
-    fit_to_folder(model, stars, config, output, resume=resume, overwrite=overwrite, n_members=ensemble or 1, jobs=jobs)
-    typer.echo(f"{output}: done; next: bayespot report {output}")
+    fit_to_folder(
+        model,
+        stars,
+        config,
+        output,
+        resume=resume,
+        overwrite=overwrite,
+        n_members=ensemble or 1,
+        jobs=jobs,
+        inputs=inputs,
+    )
+    typer.echo(f"{output}: done; next: bayespot report {output}{_trust_options(output, path)}")
 
 
-def _holds_files(folder: Path) -> bool:
-    return any(path.is_file() for path in folder.rglob("*"))
+def _trust_options(folder: Path, path: Path | None) -> str:
+    """What the commands that read a run must be given, when it holds code of the user's own."""
+    from bayespot.report.manifest import read_config
+
+    config = read_config(folder)
+    if config["pickles"]:
+        return " --trust-model"
+    return f" --model-file {path}" if config["code"] and path is not None else ""
 
 
 def builtin_models() -> dict[str, str]:
@@ -144,7 +163,7 @@ def load_model(model: str) -> tuple[Any, Path | None]:
     """Return the module with build(catalog), and its file when it is the user's."""
     import importlib
 
-    from bayespot.report.runs import load_model_module
+    from bayespot.report.model_file import load_model_module
 
     if model.endswith(".py"):
         path = Path(model)
@@ -162,6 +181,42 @@ def load_model(model: str) -> tuple[Any, Path | None]:
     return module, path
 
 
+def build_model(module: Any, path: Path | None, catalog: Catalog) -> SnapshotModel:
+    """Return what a model's build(catalog) makes; what is wrong with a user's file is said in one sentence."""
+    import inspect
+
+    from bayespot.likelihood.model import SnapshotModel
+    from bayespot.report.model_file import in_words
+
+    name = module.__name__ if path is None else path
+    try:
+        inspect.signature(module.build).bind(catalog)
+    except TypeError as error:
+        raise ValueError(
+            f"{name}: build{inspect.signature(module.build)} must take one argument, the catalogue: build(catalog)"
+        ) from error
+    try:
+        built = module.build(catalog)
+    except (ValueError, RuntimeError, OSError):
+        raise  # they say what is wrong in words, this package's do
+    except Exception as error:
+        if path is None:
+            raise
+        raise ValueError(f"{path}: build(catalog) failed: {in_words(error, path)}; correct it") from error
+    if not isinstance(built, SnapshotModel):
+        what = "nothing" if built is None else f"a {type(built).__name__}"
+        raise ValueError(f"{name}: build(catalog) returned {what}, not a SnapshotModel: end it with return model")
+    return built
+
+
+def check_output(folder: Path, inputs: Sequence[Path], overwrite: bool, resume: bool) -> None:
+    """Refuse an output before the catalogue is read, which may take minutes."""
+    from bayespot.report.output import output_folder
+
+    with output_folder(folder, overwrite, resume, inputs, look=True):
+        pass
+
+
 def fit_to_folder(
     model: str,
     catalog: Catalog,
@@ -171,23 +226,59 @@ def fit_to_folder(
     overwrite: bool = False,
     n_members: int = 1,
     jobs: int | None = None,
-    progress: bool | None = None,
+    inputs: Sequence[Path] = (),
+    progress: bool | str | None = "lines",
 ) -> PotentialDraws:
+    from bayespot.inference.verdict import verdict
+    from bayespot.report.output import drop_partial, is_finished, output_folder, tidy_partial
+    from bayespot.report.runs import load_run
+
+    with output_folder(folder, overwrite, resume, inputs):
+        if resume and is_finished(folder):
+            # killed after the run was complete: nothing is left to do but to tidy up
+            drop_partial(folder)
+        else:
+            try:
+                _fit_and_save(model, catalog, config, folder, resume, overwrite, n_members, jobs, progress)
+            finally:
+                # an empty folder would look like an interrupted fit
+                tidy_partial(folder)
+        # of this process's own making
+        posterior, _, diagnosis = load_run(folder, trust_model=True)
+    for warning in verdict(diagnosis).reasons:
+        typer.echo(f"note: {warning}", err=True)
+    return posterior
+
+
+def _fit_and_save(
+    model: str,
+    catalog: Catalog,
+    config: FitConfig,
+    folder: Path,
+    resume: bool,
+    overwrite: bool,
+    n_members: int,
+    jobs: int | None,
+    progress: bool | str | None,
+) -> None:
     import functools
 
     from bayespot.inference.ensemble import fit_ensemble
     from bayespot.inference.fit import fit as run_fit
-    from bayespot.inference.verdict import verdict
-    from bayespot.report.runs import check_free, load_model_module, load_run, partial_folder, save_run
+    from bayespot.progress import Progress
+    from bayespot.report.model_file import load_model_module
+    from bayespot.report.output import partial_folder
+    from bayespot.report.runs import save_run
 
-    check_free(folder, overwrite, resume)
     module, path = load_model(model)
     partial = partial_folder(folder)
-    built = module.build(catalog)
+    built = build_model(module, path, catalog)
     if built.selection is None:
         catalog.check_geometry()
     command = shlex.join(["bayespot", *sys.argv[1:]])
     about: dict[str, Any] = {"model_name": model, "model_file": path, "command": command, "overwrite": overwrite}
+    if resume and (partial / "checkpoint.pt").exists():
+        raise ValueError(f"{partial} is of an earlier version of bayespot: fit anew with --overwrite")
     try:
         if n_members > 1:
             if resume and not partial.exists():
@@ -205,23 +296,18 @@ def fit_to_folder(
                 prepare=prepare,
                 progress=progress,
             )
-            save_run(folder, ensemble, catalog, **about)
+            with Progress(progress) as bar:
+                bar.stage("writing the run")
+                save_run(folder, ensemble, catalog, **about)
         else:
-            result = run_fit(
-                built, catalog, config, checkpoint=partial / "checkpoint.pt", resume=resume, progress=progress
-            )
-            save_run(folder, result, catalog, **about)
+            checkpoint = partial / "checkpoint.safetensors"
+            result = run_fit(built, catalog, config, checkpoint=checkpoint, resume=resume, progress=progress)
+            with Progress(progress) as bar:
+                bar.stage("writing the run")
+                save_run(folder, result, catalog, **about)
     except KeyboardInterrupt:
-        if _holds_files(partial):
+        if any(path.is_file() for path in partial.rglob("*")):
             typer.echo(f"interrupted; {partial} keeps what was reached: repeat with --resume", err=True)
         else:
             typer.echo("interrupted before the first checkpoint: nothing is kept, fit again", err=True)
         raise typer.Exit(130) from None
-    finally:
-        # an empty folder would look like an interrupted fit
-        if not _holds_files(partial):
-            shutil.rmtree(partial, ignore_errors=True)
-    posterior, _, diagnosis = load_run(folder)
-    for warning in verdict(diagnosis).reasons:
-        typer.echo(f"note: {warning}", err=True)
-    return posterior

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bayespot.cli.fitting import load_model
-from bayespot.cli.tables import check_table_place, parse_radii, print_table, write_table
+from bayespot.cli.fitting import build_model, load_model
+from bayespot.cli.tables import check_file_place, check_table_place, parse_radii, print_table, write_table
 
 if TYPE_CHECKING:
     from bayespot.posterior.forecast import Forecast
@@ -55,15 +55,13 @@ def forecast(
         figure = output.with_suffix(".png")
     if output is not None:
         check_table_place(output, overwrite)
-    if figure is not None and figure.exists() and not overwrite:
-        raise ValueError(f"{figure} exists; choose another name or pass --overwrite")
-    if figure is not None and not figure.parent.is_dir():
-        raise ValueError(f"{figure}: the folder {figure.parent} does not exist; create it first")
+    if figure is not None:
+        check_file_place(figure, overwrite)
     if figure is not None and figure.suffix not in (".png", ".pdf"):
         raise ValueError(f"a figure is a .png or .pdf file, got {figure}")
-    module, _ = load_model(model)
+    module, path = load_model(model)
     stars = mock(system, n_stars=n_simulated, seed=seed)
-    found = run_forecast(module.build(stars), stars)
+    found = run_forecast(build_model(module, path, stars), stars)
     low, high = np.quantile(found.stars_r, [0.01, 0.99])
     r = np.geomspace(low, high, 12) if radii is None else parse_radii(radii)
     # all that may be wrong with the options is found before anything is written

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bayespot.cli.tables import print_table
+from bayespot.cli.tables import MODEL_FILE, TRUST, print_table
 
 if TYPE_CHECKING:
     from bayespot.distill.result import Distillation
@@ -38,6 +38,8 @@ def distill(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the searches that are finished.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier distillation.")] = False,
+    trust_model: Annotated[bool, TRUST] = False,
+    model_file: Annotated[Path | None, MODEL_FILE] = None,
 ) -> None:
     """Turn a run's potential into formulas with uncertain constants and weights (symbolic regression with physo).
 
@@ -59,12 +61,19 @@ def distill(
     from bayespot.distill.distill import distill as run_distill
     from bayespot.report.runs import load_run
 
-    posterior, _, _ = load_run(run)
+    posterior, _, _ = load_run(run, trust_model=trust_model, model_file=model_file)
     stars = None if catalog is None else Catalog.read(catalog, check_offset=False)
     folder = run / "distillation"
     try:
         found = run_distill(
-            posterior, config, folder=folder, resume=resume, catalog=stars, jobs=jobs, overwrite=overwrite
+            posterior,
+            config,
+            folder=folder,
+            resume=resume,
+            progress="lines",
+            catalog=stars,
+            jobs=jobs,
+            overwrite=overwrite,
         )
     except KeyboardInterrupt:
         typer.echo(f"interrupted; {folder} keeps finished searches: repeat with --resume", err=True)

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bayespot.cli.catalogs import read_catalog
-from bayespot.cli.tables import OUTPUT, check_table_place, interval, parse_radii, print_table, write_table
+from bayespot.cli.tables import (
+    MODEL_FILE,
+    OUTPUT,
+    TRUST,
+    check_table_place,
+    interval,
+    parse_radii,
+    print_table,
+    write_table,
+)
 
 if TYPE_CHECKING:
     from bayespot.posterior.posterior import PotentialDraws
@@ -19,21 +28,32 @@ def predict(
     output: Annotated[Path, OUTPUT],
     radii: Annotated[str, typer.Option(help="LO:HI:N, N log-spaced radii in kpc.")] = "1:30:30",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
+    trust_model: Annotated[bool, TRUST] = False,
+    model_file: Annotated[Path | None, MODEL_FILE] = None,
 ) -> None:
     """Write potential, acceleration, density, enclosed mass and circular speed with quantiles (ECSV, units).
 
     Example: `bayespot predict run --radii 0.1:80:60 -o fields.ecsv`
     """
+    from bayespot.potential import RADIAL_FIELDS
+    from bayespot.progress import Progress
     from bayespot.report.runs import load_run
 
     r = parse_radii(radii)
     check_table_place(output, overwrite)
-    posterior, _, _ = load_run(run)
-    write_table(posterior.predict(r), output)
+    posterior, _, _ = load_run(run, trust_model=trust_model, model_file=model_file)
+    with Progress("lines") as bar:
+        bar.stage(f"fields at {len(r)} radii", posterior.n_draws * len(RADIAL_FIELDS))
+        table = posterior.predict(r, tick=bar.step)
+    write_table(table, output)
     typer.echo(f"{output}: {len(r)} radii, {posterior.n_draws} draws")
 
 
-def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    trust_model: Annotated[bool, TRUST] = False,
+    model_file: Annotated[Path | None, MODEL_FILE] = None,
+) -> None:
     """Say in words what a run found and whether it can be trusted; write RUN/report.html and the figures.
 
     The page holds everything (figures, tables, verdict, diagnostics, checks, formulas, versions, the command) and needs
@@ -41,14 +61,20 @@ def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
 
     Example: `bayespot report run`
     """
-    from bayespot.report.figures import draw_figures
+    from bayespot.progress import Progress
+    from bayespot.report.figures import FIGURES, draw_figures
+    from bayespot.report.manifest import register
     from bayespot.report.page import write_page
     from bayespot.report.runs import load_run
 
-    posterior, config, diagnosis = load_run(run)
+    posterior, config, diagnosis = load_run(run, trust_model=trust_model, model_file=model_file)
     _print_report(posterior, config, diagnosis)
-    written = draw_figures(run / "figures", posterior, diagnosis["elbo"], ("png", "pdf"))
-    page = write_page(run, posterior, config, diagnosis)
+    with Progress("lines") as bar:
+        bar.stage("figures", len(FIGURES) + 4)
+        written = draw_figures(run / "figures", posterior, diagnosis["elbo"], ("png", "pdf"), bar.step)
+        bar.stage("page")
+        page = write_page(run, posterior, config, diagnosis)
+    register(run, [*written, page])
     typer.echo(
         f"figures: {', '.join(path.name for path in written if path.suffix == '.png')}, and as PDF, in {run}/figures"
     )
@@ -67,6 +93,8 @@ def check(
     r_sun: Annotated[float | None, typer.Option("--r-sun", help="As in the fit.")] = None,
     z_sun: Annotated[float | None, typer.Option("--z-sun", help="As in the fit.")] = None,
     v_sun: Annotated[str | None, typer.Option("--v-sun", help="As in the fit.")] = None,
+    trust_model: Annotated[bool, TRUST] = False,
+    model_file: Annotated[Path | None, MODEL_FILE] = None,
 ) -> None:
     """Compare the catalogue with catalogues replicated from the posterior (posterior predictive checks).
 
@@ -77,9 +105,10 @@ def check(
     """
     from bayespot.posterior.predictive import posterior_predictive
     from bayespot.progress import Progress
-    from bayespot.report.runs import RunError, load_run, save_predictive
+    from bayespot.report.manifest import RunError
+    from bayespot.report.runs import load_run, save_predictive
 
-    posterior, config, _ = load_run(run)
+    posterior, config, _ = load_run(run, trust_model=trust_model, model_file=model_file)
     stars = read_catalog(
         catalog,
         drop_invalid=drop_invalid,
@@ -95,7 +124,7 @@ def check(
     reach, fitted = float((stars.x**2).sum(-1).max() ** 0.5), config["catalog"]["r_q"][-1]
     if abs(reach / fitted - 1) > 1e-6:
         raise RunError(f"{catalog} reaches {reach:.6g} kpc, the stars that {run} was fitted to {fitted:.6g} kpc")
-    with Progress(None) as bar:
+    with Progress("lines") as bar:
         bar.stage("replicating the catalogue", n_draws)
         found = posterior_predictive(posterior, stars, n_draws, seed, tick=bar.step)
     path = save_predictive(run, found)
@@ -107,7 +136,7 @@ def _print_report(posterior: PotentialDraws, config: dict[str, Any], diagnosis: 
     import numpy as np
 
     from bayespot.inference.verdict import verdict
-    from bayespot.report.text import describe, reweighted_where_it_matters
+    from bayespot.report.text import describe, quote, reweighted_where_it_matters
 
     catalog = config["catalog"]
     typer.echo(f"model {config['model']}, {catalog['n_stars']} stars, seed {config['fit']['seed']}")
@@ -121,6 +150,7 @@ def _print_report(posterior: PotentialDraws, config: dict[str, Any], diagnosis: 
     exact = reweighted_where_it_matters(posterior, diagnosis, r)
     if exact is not None:
         _print_fields("The same, draws re-weighted to the exact posterior, which moves them by over 0.1 sd", exact, r)
+        typer.echo(quote(verdict(diagnosis)))
 
 
 def _print_fields(title: str, few: PotentialDraws, r: Any) -> None:

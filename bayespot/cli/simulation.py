@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bayespot.cli.tables import OUTPUT
+from bayespot.cli.tables import OUTPUT, check_file_place
 
 
 def simulate(
@@ -41,6 +41,9 @@ def simulate(
         return
     if output is None:
         raise ValueError("give the file to write with -o, for instance -o stars.ecsv")
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder; give a file name, for instance {output / 'stars.ecsv'}")
+    check_file_place(output, overwrite)
     if not observed and (max_distance is not None or min_latitude is not None):
         raise ValueError("--max-distance and --min-latitude are cuts on what is observed: add --observed")
     catalog = mock(name, n_stars=n_stars, seed=seed, anisotropy_radius=anisotropy_radius)

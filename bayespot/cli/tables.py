@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 #: The option of every command that writes one file or folder.
 OUTPUT = typer.Option("-o", "--output", help="File or folder to write.")
+#: Options of every command that reads a run.
+TRUST = typer.Option("--trust-model", help="Run the code of the run's author: its model.py.")
+MODEL_FILE = typer.Option("--model-file", help="The model file that the run was made with, if it is your own.")
 
 
 def parse_radii(text: str) -> Any:
@@ -24,8 +27,8 @@ def parse_radii(text: str) -> Any:
         low_r, high_r, count = float(low), float(high), int(n)
     except ValueError as error:
         raise ValueError(f"--radii takes LO:HI:N, for instance 0.1:100:50 (kpc); got {text!r}") from error
-    if not 0 < low_r <= high_r or count < 1:
-        raise ValueError(f"--radii needs 0 < LO <= HI and N >= 1; got {text!r}")
+    if not 0 < low_r <= high_r < np.inf or count < 1:
+        raise ValueError(f"--radii needs 0 < LO <= HI, finite, and N >= 1; got {text!r}")
     return np.geomspace(low_r, high_r, count)
 
 
@@ -35,10 +38,27 @@ def check_table_place(path: Path, overwrite: bool) -> None:
         raise ValueError(f"{path} is a folder; give a file name, for instance {path / 'fields.ecsv'}")
     if path.suffix.lower() not in ("", ".ecsv", ".txt"):
         raise ValueError(f"{path}: tables are written as ECSV (text with units); give a name that ends in .ecsv")
+    check_file_place(path, overwrite)
+
+
+def check_file_place(path: Path, overwrite: bool) -> None:
+    """Refuse a file that exists, one that a run keeps its results in, and a folder that cannot be written to."""
+    from bayespot.files import replacing
+    from bayespot.report.manifest import is_run, own_files
+
+    for folder in path.absolute().parents:
+        if is_run(folder) and path.absolute() in own_files(folder):
+            raise ValueError(
+                f"{path} belongs to the run {folder}, which could not be read without it: choose another name"
+            )
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists; choose another name or pass --overwrite")
     if not path.parent.is_dir():
         raise ValueError(f"{path}: the folder {path.parent} does not exist; create it first")
+    trial = path.with_name(f"{path.name}.trial")
+    with replacing(trial) as temporary:
+        temporary.touch()
+    trial.unlink()
 
 
 def write_table(table: QTable, path: Path) -> None:

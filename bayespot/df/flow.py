@@ -56,6 +56,7 @@ class SplineFlow(ChartNetwork):
 
         super().__init__()
         self.chart = chart
+        self._shape = (n_layers, n_bins, hidden)
         order = torch.arange(chart.dim)
         self.transform = LazyComposedTransform(
             *(
@@ -75,6 +76,10 @@ class SplineFlow(ChartNetwork):
             # the identity at first, whatever the random weights
             torch.nn.init.zeros_(layer.hyper[-1].weight)
             torch.nn.init.zeros_(layer.hyper[-1].bias)
+
+    def stored_arguments(self) -> dict[str, Any]:
+        """Return what the constructor takes: zuko's modules hold functions, so only their weights are stored."""
+        return {"chart": self.chart, **dict(zip(("n_layers", "n_bins", "hidden"), self._shape, strict=True))}
 
     def coordinates(self, y: Tensor) -> Tensor:
         return 2 * self.chart.uniform(y)[..., : self.chart.dim] - 1

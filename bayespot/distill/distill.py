@@ -24,9 +24,18 @@ from bayespot.distill.least_squares import levenberg_marquardt
 from bayespot.distill.ranking import rank, reference, stars_of
 from bayespot.distill.result import Distillation
 from bayespot.distill.rewriting import Candidate
-from bayespot.distill.search import DistillError, Found, Search, Task, prepare_folder, run_searches
+from bayespot.distill.search import (
+    DistillError,
+    Found,
+    Search,
+    Task,
+    prepare_folder,
+    register_results,
+    run_searches,
+)
 from bayespot.distill.target import Metric, Target, shape_of
-from bayespot.progress import Progress
+from bayespot.locks import locked
+from bayespot.progress import Progress, Show
 
 if TYPE_CHECKING:
     from bayespot.catalog.catalog import Catalog
@@ -49,7 +58,7 @@ def distill(
     executor: Executor | None = None,
     folder: Path | None = None,
     resume: bool = False,
-    progress: bool | None = None,
+    progress: Show = None,
     *,
     catalog: Catalog | None = None,
     jobs: int = 1,
@@ -75,7 +84,7 @@ def distill(
     resume
         Do not repeat searches that the folder holds.
     progress
-        Show progress on stderr; None: only on a terminal.
+        Show progress on stderr; None: only on a terminal; ``"lines"``: elsewhere a line per stage.
     catalog
         The stars of the fit, for the ranking; None: those that the run keeps. Without any, formulas are ranked by
         the posterior of Phi alone.
@@ -87,7 +96,8 @@ def distill(
     Raises
     ------
     ValueError
-        If the posterior has no draws or no stars, is not spherical, or the folder is in use.
+        If the posterior has no draws or no stars, is not spherical, or the folder is taken or written by another
+        process.
     DistillError
         If every search fails or nothing was found.
     """
@@ -96,10 +106,14 @@ def distill(
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     target = Target.of(posterior, config.n_radii)
     stars = stars_of(posterior, catalog, config.max_stars, config.seed)
-    kept = None if folder is None else prepare_folder(Path(folder), target, config, resume, overwrite)
     tasks, seconds = plan(config, jobs)
     gauges = {family.name: config.gauge_of(family) for family in config.resolved()}
     with Progress(progress) as bar, contextlib.ExitStack() as stack:
+        kept = None
+        if folder is not None:
+            folder = Path(folder)
+            stack.enter_context(locked(folder))
+            kept = prepare_folder(folder, target, config, resume, overwrite)
         bar.stage("searching", len(tasks))
         if executor is None:
             # processes of their own, fresh: importing physo changes settings of the whole process
@@ -124,9 +138,10 @@ def distill(
             order = np.argsort(-ranking.weights, kind="stable")
             formulas = [formulas[i] for i in order] + formulas[len(order) :]
             ranking = ranking.ordered(order)
-    result = Distillation(tuple(formulas), ranking, config, target, tuple(searches), tuple(failures))
-    if folder is not None:
-        result.save(Path(folder))
+        result = Distillation(tuple(formulas), ranking, config, target, tuple(searches), tuple(failures))
+        if folder is not None:
+            result.save(folder)
+            register_results(folder)
     return result
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, as_completed
 from dataclasses import asdict, dataclass, field
@@ -13,8 +12,9 @@ from typing import Any
 
 from bayespot.distill.grammar import DistillConfig, Family
 from bayespot.distill.target import Target
-from bayespot.files import replacing
+from bayespot.files import remove_leftovers, replacing
 from bayespot.progress import Progress
+from bayespot.report.manifest import DISTILLATION, distillation_files, named, register, remove_files, strangers
 
 
 @dataclass(frozen=True)
@@ -112,28 +112,65 @@ def run_searches(
     return [done[i] for i in sorted(done)], failures
 
 
-def prepare_folder(folder: Path, target: Target, config: DistillConfig, resume: bool, overwrite: bool) -> Path:
+def prepare_folder(
+    folder: Path,
+    target: Target,
+    config: DistillConfig,
+    resume: bool,
+    overwrite: bool,
+) -> Path:
     """Return the folder of finished searches; refuse one of other settings or data.
 
     Raises
     ------
     ValueError
-        If the folder exists and is neither resumed nor overwritten, or belongs to another posterior or other settings.
+        If the folder exists and is neither resumed nor overwritten, belongs to another posterior or other settings, or
+        holds files that no distillation wrote.
     """
     mark = folder / "settings.json"
     settings = {"config": config.summary(), "target": fingerprint(target)}
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, and a distillation is a folder: choose another name")
+    # empty folders and temporary files are what is left of one that was killed at its beginning
+    if folder.exists() and strangers(folder, set()):
         if overwrite and not resume:
-            shutil.rmtree(folder)
+            _remove(folder)
         elif not resume:
             raise ValueError(f"{folder} exists; go on with --resume or replace it with --overwrite")
-        elif not mark.exists() or json.loads(mark.read_text()) != json.loads(json.dumps(settings)):
+        elif not mark.exists() or _settings(mark) != json.loads(json.dumps(settings)):
             raise ValueError(f"{folder} holds searches of another posterior or other settings; use --overwrite")
     elif resume:
         raise ValueError(f"nothing to resume: {folder} has no searches; distil without resuming")
+    # while they are written anew a run does not vouch for them
+    register(folder.parent, [], forget=[f"{folder.name}/{name}" for name in DISTILLATION])
     (folder / "searches").mkdir(parents=True, exist_ok=True)
+    for place in (folder, folder / "searches"):
+        remove_leftovers(place)
     write_json(mark, settings)
     return folder / "searches"
+
+
+def register_results(folder: Path) -> None:
+    """Have the run that a distillation is in, if it is in one, vouch for its files."""
+    register(folder.parent, [path for path in sorted(distillation_files(folder)) if path.exists()])
+
+
+def _remove(folder: Path) -> None:
+    """Remove an earlier distillation; a folder that is none, or holds other files, is refused."""
+    own = distillation_files(folder)
+    if not own:
+        raise ValueError(f"{folder} is not a distillation, and only that is replaced: move it away")
+    if others := strangers(folder, own):
+        raise ValueError(f"{folder} holds {named(others, folder)}, which no distillation wrote: move that away")
+    register(folder.parent, [], forget=[path.relative_to(folder.parent).as_posix() for path in own])
+    remove_files(folder, own)
+
+
+def _settings(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); distil anew with --overwrite") from error
 
 
 def fingerprint(target: Target) -> str:

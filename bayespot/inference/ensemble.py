@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bayespot.inference.fit import fingerprint, fit
+from bayespot.inference.checkpoint import Checkpoints
+from bayespot.inference.fit import fit
 from bayespot.inference.result import NO_EVIDENCE, EnsembleResult, FitConfig, FitResult, Weighting
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.potential.neural import MassSlopeNetwork
-from bayespot.progress import Progress
+from bayespot.progress import Progress, Show
 
 if TYPE_CHECKING:
     from bayespot.catalog.catalog import Catalog
@@ -58,7 +59,7 @@ def fit_ensemble(
     weighting: Weighting = "equal",
     checkpoint: Path | None = None,
     resume: bool = False,
-    progress: bool | None = None,
+    progress: Show = None,
     prepare: Callable[[], Any] | None = None,
 ) -> EnsembleResult:
     """Fit the model ``n_members`` times, from different starts and feature banks, and keep all.
@@ -83,7 +84,7 @@ def fit_ensemble(
     resume
         Take finished members from there and continue the others.
     progress
-        Show progress on stderr; None: only on a terminal.
+        Show progress on stderr; None: only on a terminal; ``"lines"``: elsewhere a line per stage.
     prepare
         Called first in every process, for instance to import a user's model file.
 
@@ -121,33 +122,26 @@ class _Task:
     place: Path | None
     resume: bool
 
-    def run(self, progress: bool | None) -> FitResult:
+    def run(self, progress: Show) -> FitResult:
         """Return the member's result: fitted, continued, or read if it was finished before."""
         if self.place is None:
             return fit(self.model, self.catalog, self.config, progress=progress)
-        mark = fingerprint(self.catalog.w, self.config)
+        finished = Checkpoints(self.place, self.model, self.catalog, self.config)
         if self.resume and self.place.exists():
-            stored = torch.load(self.place, weights_only=False)
-            if stored["fingerprint"] != mark:
-                raise ValueError(f"{self.place} is of another fit (other stars or settings); fit anew")
-            return stored["result"]
-        checkpoint = self.place.with_suffix(".checkpoint")
+            return finished.load()
+        checkpoint = self.place.with_name(f"{self.place.stem}.checkpoint{self.place.suffix}")
         resume = self.resume and checkpoint.exists()
         result = fit(self.model, self.catalog, self.config, checkpoint=checkpoint, resume=resume, progress=progress)
-        partial = self.place.with_suffix(".tmp")
-        torch.save({"fingerprint": mark, "result": result}, partial)
-        os.replace(partial, self.place)
+        finished.save(result)
         checkpoint.unlink(missing_ok=True)
         return result
 
 
 def _place(folder: Path | None, k: int) -> Path | None:
-    return None if folder is None else folder / f"member-{k}.pt"
+    return None if folder is None else folder / f"member-{k}.safetensors"
 
 
-def _in_processes(
-    tasks: list[_Task], jobs: int, prepare: Callable[[], Any] | None, progress: bool | None
-) -> list[FitResult]:
+def _in_processes(tasks: list[_Task], jobs: int, prepare: Callable[[], Any] | None, progress: Show) -> list[FitResult]:
     threads = max(1, torch.get_num_threads() // jobs)
     found: dict[int, FitResult] = {}
     # forking a process in which torch has started threads may hang

@@ -6,7 +6,6 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,8 +18,8 @@ from bayespot.actions.spherical import SphericalActions
 from bayespot.df import TrainedDensity, density
 from bayespot.df.base import LogFraction
 from bayespot.df.components import CANDIDATES, choose_n_components
-from bayespot.files import replacing, save_torch
 from bayespot.inference.alternating import UNSETTLED, alternate, require_plain
+from bayespot.inference.checkpoint import Checkpoints
 from bayespot.inference.diagnose import ANGLE_STARS, Draws, diagnose
 from bayespot.inference.guides import Family, WhitenedGuide
 from bayespot.inference.latent import LatentSpace, stars_in
@@ -31,7 +30,7 @@ from bayespot.inference.samplers import Chain, WhitenedPosterior, check_svgd_siz
 from bayespot.inference.svi import maximise_elbo, step_seed
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.potential.base import radius
-from bayespot.progress import Progress
+from bayespot.progress import Progress, Show
 
 if TYPE_CHECKING:
     from bayespot.catalog.catalog import Catalog
@@ -49,7 +48,7 @@ def fit(
     *,
     checkpoint: Path | None = None,
     resume: bool = False,
-    progress: bool | None = None,
+    progress: Show = None,
 ) -> FitResult:
     """Infer the posterior of the potential from one snapshot.
 
@@ -71,13 +70,13 @@ def fit(
     resume
         Continue from ``checkpoint`` instead of starting anew.
     progress
-        Show progress on stderr; None: only on a terminal.
+        Show progress on stderr; None: only on a terminal; ``"lines"``: elsewhere a line per stage.
 
     Raises
     ------
     ValueError
-        If the catalogue has fewer stars than the model has parameters, SVGD is asked to move too many latents, or the
-        checkpoint is of another fit.
+        If the catalogue has fewer stars than the model has parameters, SVGD is asked to move too many latents, the
+        checkpoint is of another fit, or the model has a part that no checkpoint can hold.
     FitError
         If no potential is found in which the stars are bound, or the likelihood is not finite.
     """
@@ -93,7 +92,8 @@ class _Fit:
     """One run of the stages; ``state`` is everything a checkpoint must hold."""
 
     def __init__(self, model: SnapshotModel, catalog: Catalog, config: FitConfig, checkpoint: Path | None) -> None:
-        self.catalog, self.config, self.checkpoint = catalog, config, checkpoint
+        self.catalog, self.config = catalog, config
+        self.checkpoints = None if checkpoint is None else Checkpoints(checkpoint, model, catalog, config)
         model = copy.deepcopy(model)
         if config.df is not None:
             model.df = density(config.df, rotation=model.df.symmetry != "spherical")
@@ -116,7 +116,6 @@ class _Fit:
             if float(r.min()) <= 0:
                 raise ValueError(f"star {int(r.argmin())} is exactly at the centre; drop it (it has no angles)")
         self.state: dict[str, Any] = {
-            "fingerprint": fingerprint(torch.cat([self.w, *(stream.w for stream in model.streams)]), config),
             "model": model,
             "trained": trained,
             "rounds": [],
@@ -145,28 +144,15 @@ class _Fit:
     # -- checkpoints -------------------------------------------------------------------------------------
 
     def save(self, force: bool = True) -> None:
-        if self.checkpoint is None or not (force or time.monotonic() - self._saved > _CHECKPOINT_SECONDS):
+        if self.checkpoints is None or not (force or time.monotonic() - self._saved > _CHECKPOINT_SECONDS):
             return
-        with replacing(self.checkpoint) as temporary:
-            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            save_torch(self.state, temporary)
+        self.checkpoints.save(self.state)
         self._saved = time.monotonic()
 
     def load(self) -> None:
-        if self.checkpoint is None or not self.checkpoint.exists():
-            raise ValueError(f"nothing to resume: {self.checkpoint} does not exist; fit without resuming")
-        try:
-            state = torch.load(self.checkpoint, weights_only=False)
-        except Exception as error:
-            raise ValueError(
-                f"{self.checkpoint}: not a readable checkpoint ({error}); delete it and fit anew"
-            ) from error
-        if state["fingerprint"] != self.state["fingerprint"]:
-            raise ValueError(
-                f"{self.checkpoint} belongs to another fit (other stars or settings); resume with the same "
-                "catalogue, seed and options, or fit anew"
-            )
-        self.state = state
+        if self.checkpoints is None:
+            raise ValueError("nothing to resume: give the checkpoint of the fit")
+        self.state = self.checkpoints.load()
 
     # -- stages ------------------------------------------------------------------------------------------
 
@@ -451,8 +437,3 @@ def _sharp(catalog: Catalog, order: Tensor) -> Tensor:
     )
     limit = max(0.04, float(ratio.median()))
     return order[ratio[order] <= limit]
-
-
-def fingerprint(w: Tensor, config: FitConfig) -> dict[str, Any]:
-    """Return what tells one fit from another: a digest of the stars, and the settings."""
-    return {"n": len(w), "sum": float(w.sum()), "norm": float((w**2).sum()), "config": asdict(config)}

@@ -22,7 +22,7 @@ from bayespot.mock.equilibrium import Equilibrium
 from bayespot.mock.sample import equilibrium, truth_potential
 from bayespot.posterior.posterior import Posterior
 from bayespot.potential.base import Potential, radius
-from bayespot.potential.fields import truth_field
+from bayespot.potential.fields import positive_radii, truth_field
 from bayespot.potential.profile import require_spherical
 from bayespot.units import takes, unit
 
@@ -297,10 +297,7 @@ def _check(model: SnapshotModel, catalog: Catalog) -> None:
 
 
 def _checked(radii: ArrayLike) -> Tensor:
-    r = np.atleast_1d(np.asarray(radii, dtype=float))
-    if r.ndim != 1 or not (np.isfinite(r).all() and (r > 0).all()):
-        raise ValueError(f"radii must be positive and finite (kpc), got {r[~(r > 0)][:3]}")
-    return torch.as_tensor(r)
+    return torch.as_tensor(positive_radii(radii))
 
 
 def _differences(function: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:

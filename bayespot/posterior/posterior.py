@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from bayespot.potential.fields import (
     PlaneField,
     evaluator,
     plane_points,
+    positive_radii,
     radial_fields,
 )
 from bayespot.units import UNITS, takes, takes_tensors, unit
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
 
 #: Most numbers that `Posterior.plane` holds at a time.
 _PLANE_BLOCK = 4_000_000
+
+
+#: The order of a table of fields, and the quantiles that come first in it: what a reader looks for.
+_TABLE_ORDER = ("circular_speed", *(name for name in RADIAL_FIELDS[::-1] if name != "circular_speed"))
+_INTERVAL = (0.5, 0.16, 0.84)
 
 
 class PotentialDraws(ABC):
@@ -95,7 +101,7 @@ class PotentialDraws(ABC):
         return model.at({k: v for k, v in values.items() if k.startswith("potential.")}).potential
 
     @takes_tensors(points="length")
-    def field(self, name: str, points: ArrayLike | Tensor) -> Field:
+    def field(self, name: str, points: ArrayLike | Tensor, tick: Callable[[], None] | None = None) -> Field:
         """Evaluate a quantity in every draw.
 
         Parameters
@@ -105,22 +111,32 @@ class PotentialDraws(ABC):
             ``"enclosed_mass"`` or ``"circular_speed"``.
         points : (n,) or (n, 3)
             Radii, taken on the x axis, or positions in kpc; ``acceleration`` needs positions.
+        tick
+            Called after every draw.
 
         Raises
         ------
         ValueError
-            If the quantity is unknown or the points do not fit it.
+            If the quantity is unknown, the points do not fit it, or one is not finite or a radius is negative.
         """
         x = torch.as_tensor(points, dtype=torch.float64).detach()
         evaluate = evaluator(name, x)
         # with gradients off nothing keeps a graph; the derivatives inside are unaffected
         with torch.no_grad():
-            values = [evaluate(self.potential_at(i)) for i in range(self.n_draws)]
+            values = []
+            for i in range(self.n_draws):
+                values.append(evaluate(self.potential_at(i)))
+                if tick is not None:
+                    tick()
         return Field(name, UNITS[name], x.numpy(), torch.stack(values).numpy())
 
     @takes_tensors(radii="length")
-    def radial_fields(self, radii: ArrayLike, names: Sequence[str] = RADIAL_FIELDS) -> dict[str, Field]:
+    def radial_fields(
+        self, radii: ArrayLike, names: Sequence[str] = RADIAL_FIELDS, tick: Callable[[], None] | None = None
+    ) -> dict[str, Field]:
         """Evaluate several of `RADIAL_FIELDS` at radii (kpc): for spheres in one pass over the draws.
+
+        ``tick`` is called after every draw and field.
 
         Raises
         ------
@@ -131,12 +147,14 @@ class PotentialDraws(ABC):
         for name in names:
             evaluator(name, r)
         if not self._spherical():
-            return {name: self.field(name, radii) for name in names}
+            return {name: self.field(name, radii, tick) for name in names}
         rows: dict[str, list[Tensor]] = {name: [] for name in names}
         for i in range(self.n_draws):
             found = radial_fields(self.potential_at(i), r)
             for name in names:
                 rows[name].append(found[name])
+                if tick is not None:
+                    tick()
         return {name: Field(name, UNITS[name], r.numpy(), torch.stack(rows[name]).numpy()) for name in names}
 
     def _spherical(self) -> bool:
@@ -198,23 +216,31 @@ class PotentialDraws(ABC):
         return (second[n // 2 :] if plane == "Rz" else second), second
 
     @takes(radii="length")
-    def predict(self, radii: ArrayLike) -> QTable:
-        """Return a table of `RADIAL_FIELDS` at radii (kpc), with units.
+    def predict(self, radii: ArrayLike, tick: Callable[[], None] | None = None) -> QTable:
+        """Return a table of `RADIAL_FIELDS` at radii (kpc), with units; ``tick`` is called after every draw and field.
 
-        Columns ``r`` and per field ``_mean _sd _q2.5 _q16 _q50 _q84 _q97.5``.
+        Columns ``r``, then medians and 68 % intervals, ``_q50 _q16 _q84`` of the circular speed, the enclosed mass and
+        the others, then ``_mean _sd _q2.5 _q97.5`` of all.
+
+        Raises
+        ------
+        ValueError
+            If a radius is not positive and finite.
         """
         from astropy.table import QTable
 
-        r = np.atleast_1d(np.asarray(radii, dtype=float))
-        if not (np.isfinite(r).all() and (r > 0).all()):
-            raise ValueError(f"radii must be positive and finite (kpc), got {r[~(r > 0)][:3]}")
+        r = positive_radii(radii)
         table = QTable({"r": r * unit("r")})
-        for name, field in self.radial_fields(r).items():
-            u = unit(name)
-            table[f"{name}_mean"] = field.mean * u
-            table[f"{name}_sd"] = field.sd * u
-            for q, values in zip(QUANTILES, field.quantile(QUANTILES), strict=True):
-                table[f"{name}_q{100 * q:g}"] = values * u
+        fields = self.radial_fields(r, _TABLE_ORDER, tick)
+        for name, field in fields.items():
+            for q, values in zip(_INTERVAL, field.quantile(_INTERVAL), strict=True):
+                table[f"{name}_q{100 * q:g}"] = values * unit(name)
+        outer = [q for q in QUANTILES if q not in _INTERVAL]
+        for name, field in fields.items():
+            table[f"{name}_mean"] = field.mean * unit(name)
+            table[f"{name}_sd"] = field.sd * unit(name)
+            for q, values in zip(outer, field.quantile(outer), strict=True):
+                table[f"{name}_q{100 * q:g}"] = values * unit(name)
         return table
 
 

@@ -129,6 +129,22 @@ def plane_points(plane: str, first: NDArray[Any], second: NDArray[Any]) -> NDArr
     return np.stack([a, 0 * a, b] if plane == "Rz" else [a, b, 0 * a], -1)
 
 
+def positive_radii(radii: ArrayLike) -> NDArray[Any]:
+    """Return radii ``(n,)`` in kpc; ValueError unless all are positive and finite."""
+    r = np.atleast_1d(np.asarray(radii, dtype=float))
+    bad = ~(np.isfinite(r) & (r > 0))
+    if r.ndim != 1 or bad.any():
+        raise ValueError(f"radii must be positive and finite (kpc), got {r[bad][:3].tolist()}")
+    return r
+
+
+def _require_places(x: Tensor, positions: bool) -> None:
+    bad = ~torch.isfinite(x) if positions else ~(torch.isfinite(x) & (x >= 0))
+    if bool(bad.any()):
+        what = "positions must be finite" if positions else "radii must be finite and not negative"
+        raise ValueError(f"{what} (kpc), got {x[bad][:3].tolist()}")
+
+
 @takes_tensors(x="length")
 def evaluator(name: str, x: Tensor) -> Callable[[Potential], Tensor]:
     """Return what evaluates a quantity of a potential at radii ``(n,)`` or positions ``(n, 3)``.
@@ -136,13 +152,14 @@ def evaluator(name: str, x: Tensor) -> Callable[[Potential], Tensor]:
     Raises
     ------
     ValueError
-        If the quantity is unknown or the points do not fit it.
+        If the quantity is unknown, the points do not fit it, or one is not finite or a radius is negative.
     """
     positions = x.dim() == 2 and x.shape[-1] == 3
     if name not in (*RADIAL_FIELDS, "acceleration"):
         raise ValueError(f"unknown field {name!r}; choose one of {', '.join((*RADIAL_FIELDS, 'acceleration'))}")
     if x.dim() != 1 and not positions:
         raise ValueError(f"points must be radii (n,) or positions (n, 3), got shape {tuple(x.shape)}")
+    _require_places(x, positions)
     if positions:
         method = {"potential": "phi", "acceleration": "acceleration", "density": "density"}.get(name)
         if method is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,11 @@ def star_positions(meta: dict[str, Any]) -> np.ndarray | None:
 
 
 def draw_figures(
-    folder: Path, posterior: PotentialDraws, elbo: list[float], formats: tuple[str, ...] = ("png",)
+    folder: Path,
+    posterior: PotentialDraws,
+    elbo: list[float],
+    formats: tuple[str, ...] = ("png",),
+    tick: Callable[[], None] | None = None,
 ) -> list[Path]:
     """Draw every figure of a run; return the files.
 
@@ -56,6 +60,8 @@ def draw_figures(
         What to draw.
     formats
         ``"png"``, ``"pdf"`` or both.
+    tick
+        Called after every figure.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -64,6 +70,8 @@ def draw_figures(
             for suffix in formats:
                 written.append(folder / f"{name}.{suffix}")
                 plots.save(figure, written[-1])
+            if tick is not None:
+                tick()
     return written
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from bayespot.files import replacing
 from bayespot.inference.verdict import LEVELS, verdict
 from bayespot.report.plots.style import SINGLE
-from bayespot.report.text import describe, reweighted_where_it_matters
+from bayespot.report.text import describe, quote, reweighted_where_it_matters
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -154,6 +154,7 @@ def render(folder: Path, posterior: PotentialDraws, config: Mapping[str, Any], d
         sections=sections,
         results=_results("Median and 68 % interval, from 5 to 95 % of the stars' radii", posterior.thinned(300), r),
         reweighted=exact and _results("The same, draws re-weighted to the exact posterior", exact, r),
+        quote=quote(judged),
         figures=_pictures(folder, FIELD_FIGURES),
         diagnostics=describe(diagnosis),
         diagnostic_figures=_pictures(folder, ["elbo"]),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bayespot.inference.verdict import K_HAT_LIMIT, elbo_trend
+from bayespot.inference.verdict import K_HAT_LIMIT, LEVELS, Verdict, elbo_trend
 from bayespot.posterior.posterior import PotentialDraws
 
 if TYPE_CHECKING:
@@ -70,6 +70,13 @@ def describe(diagnosis: Mapping[str, Any]) -> list[str]:
     if diagnosis.get("angle_p_value") is not None:
         lines.append(f"phase mixing: uniformity of the angles p = {diagnosis['angle_p_value']:.2g}")
     return lines
+
+
+def quote(judged: Verdict) -> str:
+    """Return which of two tables to quote, where there is one of re-weighted draws besides."""
+    if judged.level == LEVELS[-1]:
+        return "Quote neither table: the posterior is not to be trusted."
+    return "Quote the second table: its draws follow the exact posterior, those of the first the guide's shape."
 
 
 def reweighted_where_it_matters(

@@ -62,7 +62,7 @@ def session(tmp_path_factory):
 
 
 def test_first_session(session):
-    """predict writes an ECSV with units; report says in words what was found; progress is silent in a pipe."""
+    """predict writes an ECSV with units; report says in words what was found; in a pipe a line per stage."""
     done = bayespot("predict", "run", "--radii", "1:30:5", "-o", "fields.ecsv", cwd=session)
     assert done.returncode == 0, done.stderr
     table = QTable.read(session / "fields.ecsv")
@@ -72,7 +72,7 @@ def test_first_session(session):
     assert done.returncode == 0, done.stderr
     for words in ("400 stars", "k-hat", "v_c [km/s]", "circular_speed.png", "uncertainty_maps.png", "report.html"):
         assert words in done.stdout
-    assert done.stderr == ""
+    assert [line.split(" ...")[0] for line in done.stderr.splitlines()] == ["figures", "page"]
 
 
 def test_existing_files_are_kept(session):
@@ -153,7 +153,11 @@ def test_user_model(session):
     done = bayespot("fit", "mine.py", "stars.ecsv", "-o", "mine_run", *FAST, cwd=session)
     assert done.returncode == 0, done.stderr
     (session / "mine.py").unlink()
-    done = in_a_process("report", "mine_run", cwd=session)
+    done = bayespot("report", "mine_run", cwd=session)
+    assert done.returncode == 2
+    for words in ("mine.py", "mine_run/model.py", "--trust-model", "--model-file"):
+        assert words in done.stderr
+    done = in_a_process("report", "mine_run", "--trust-model", cwd=session)
     assert done.returncode == 0, done.stderr
 
 
@@ -178,11 +182,11 @@ def test_ensemble_session(session):
     assert not (session / "both.partial").exists()
     assert len(QTable.read(session / "both" / "fields.ecsv")) == 60
     assert (session / "both" / "figures" / "uncertainty_maps.png").exists()
-    done = bayespot("predict", "both", "--radii", "1:30:3", "-o", "both.ecsv", cwd=session)
+    done = bayespot("predict", "both", "--radii", "1:30:3", "-o", "both.ecsv", "--model-file", "member.py", cwd=session)
     assert done.returncode == 0, done.stderr
-    done = bayespot("check", "both", "stars.ecsv", "--n-draws", "50", cwd=session)
+    done = bayespot("check", "both", "stars.ecsv", "--n-draws", "50", "--trust-model", cwd=session)
     assert done.returncode == 0, done.stderr
-    done = bayespot("report", "both", cwd=session)
+    done = bayespot("report", "both", "--trust-model", cwd=session)
     assert done.returncode == 0, done.stderr
     for words in ("ensemble of 2", "member 1, weight 0.50", "The posterior", "posterior predictive p-values"):
         assert words in done.stdout
@@ -255,7 +259,7 @@ def test_interrupted_fit_goes_on(session, monkeypatch, capsys):
     assert stopped.value.exit_code == 130
     assert "--resume" in capsys.readouterr().err
     assert not folder.exists()
-    assert (session / "stopped.partial" / "checkpoint.pt").exists()
+    assert (session / "stopped.partial" / "checkpoint.safetensors").exists()
     with pytest.raises(ValueError, match=r"interrupted fit.*--resume"):
         fit_to_folder("isochrone", stars, config, folder)
     posterior = fit_to_folder("isochrone", stars, config, folder, resume=True)

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from astropy.table import Table
 
 from bayespot import Catalog, Isochrone, cli
 from bayespot.cli.fitting import fit_to_folder
 from bayespot.files import WriteError, replacing, write_folder
 from bayespot.inference import FitConfig
+from bayespot.storage import read
 
 FAST = ["--svi-steps", "10", "--n-draws", "60", "--n-components", "1"]
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -242,15 +242,13 @@ def test_expanding_system(desk, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda run: edit(run / "config.json", format=0), ("config.json", "run format 0", "fit again or install")),
-        (lambda run: (run / "config.json").write_text('{"format": 1}'), ("config.json", "catalog", "fit again")),
-        (lambda run: (run / "diagnostics.json").write_text("{}"), ("diagnostics.json", "elbo", "fit again")),
-        (lambda run: (run / "model.pt").unlink(), ("model.pt is missing", "fit again")),
-        (
-            lambda run: (run / "model.pt").write_bytes(b"PK\x03\x04rest"),
-            ("model.pt: not a readable model", "fit again"),
-        ),
-        (lambda run: (run / "posterior.nc").write_bytes(b"no"), ("posterior.nc: not a readable", "fit again")),
+        (lambda run: edit(run / "config.json", bayespot_run=9), ("config.json", "run format 9", "fit again")),
+        (lambda run: (run / "config.json").write_text('{"format": 1}'), ("run format 1", "pickle", "fit again")),
+        (lambda run: edit(run / "config.json", model="spherical"), ("config.json was changed", "restore it")),
+        (lambda run: edit(run / "diagnostics.json", k_hat=0.1), ("diagnostics.json", "was changed", "fit again")),
+        (lambda run: (run / "model.safetensors").unlink(), ("model.safetensors is missing", "fit again")),
+        (lambda run: (run / "model.safetensors").write_bytes(b"PK\x03\x04rest"), ("model.safetensors is damaged",)),
+        (lambda run: (run / "posterior.nc").write_bytes(b"no"), ("posterior.nc is damaged", "fit again")),
     ],
 )
 def test_run_of_another_version(desk, tmp_path, refused, damage, words):
@@ -312,11 +310,11 @@ def test_full_disk_at_the_end(desk, monkeypatch):
     config = FitConfig(seed=2, n_components=1, svi_steps=10, n_draws=50, k_hat_draws=25)
     folder = desk / "full"
     with monkeypatch.context() as patch:
-        patch.setattr("bayespot.report.runs.save_torch", lambda *_: full())
+        patch.setattr("bayespot.report.runs.draw_figures", lambda *_: full())
         with pytest.raises(WriteError, match=r"full: cannot be written \(No space left on device\).*--resume"):
             fit_to_folder("isochrone", stars, config, folder)
     assert [p.name for p in desk.iterdir() if "full" in p.name] == ["full.partial"]
-    assert [p.name for p in (desk / "full.partial").iterdir()] == ["checkpoint.pt"]
+    assert [p.name for p in (desk / "full.partial").iterdir()] == ["checkpoint.safetensors"]
     assert fit_to_folder("isochrone", stars, config, folder, resume=True).n_draws == 50
     assert [p.name for p in desk.iterdir() if "full" in p.name] == ["full"]
 
@@ -386,12 +384,12 @@ def test_interrupted_by_a_signal(desk):
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    checkpoint, deadline = desk / "stopped.partial" / "checkpoint.pt", time.monotonic() + 300
+    checkpoint, deadline = desk / "stopped.partial" / "checkpoint.safetensors", time.monotonic() + 300
     stage = ""
     while stage != "svi" and time.monotonic() < deadline and started.poll() is None:
         time.sleep(0.05)
         if checkpoint.exists():
-            stage = torch.load(checkpoint, weights_only=False)["stage"]
+            stage = read(checkpoint, only="content")["stage"]
     started.send_signal(signal.SIGINT)
     message = started.communicate(timeout=300)[1]
     assert started.returncode == 130, message

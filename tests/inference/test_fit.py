@@ -156,10 +156,12 @@ def test_same_seed_same_numbers(isochrone_stars, fitted):
 
 def test_interrupted_fit_resumes(isochrone_stars, fitted, tmp_path, monkeypatch):
     """Interrupted in SVI and resumed, a fit ends with the numbers of an uninterrupted one."""
-    inference = importlib.import_module("bayespot.inference.fit")
     from bayespot.inference import svi as variational
 
-    checkpoint = tmp_path / "run.partial" / "checkpoint.pt"
+    # the room's name for it is the function
+    inference = importlib.import_module("bayespot.inference.fit")
+
+    checkpoint = tmp_path / "run.partial" / "checkpoint.safetensors"
     monkeypatch.setattr(inference, "_CHECKPOINT_SECONDS", 0.0)
     calls = {"n": 0}
     mix = variational.step_seed
@@ -181,7 +183,7 @@ def test_interrupted_fit_resumes(isochrone_stars, fitted, tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="another fit"):
         fit(isochrone.build(isochrone_stars[:500]), isochrone_stars[:500], QUICK, checkpoint=checkpoint, resume=True)
     with pytest.raises(ValueError, match="nothing to resume"):
-        fit(isochrone.build(isochrone_stars), isochrone_stars, QUICK, checkpoint=tmp_path / "none.pt", resume=True)
+        fit(isochrone.build(isochrone_stars), isochrone_stars, QUICK, checkpoint=tmp_path / "none", resume=True)
 
 
 def test_control_variate_of_minibatches(isochrone_stars):

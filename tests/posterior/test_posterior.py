@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -171,8 +172,8 @@ def test_run_folder_round_trip(result, isochrone_stars, tmp_path):
     folder = save_run(tmp_path / "run", result, isochrone_stars, model_name="spherical")
     names = {p.name for p in folder.iterdir()}
     assert names == {
-        "config.json", "diagnostics.json", "model.pt", "posterior.nc", "stars.npz", "summary.ecsv", "fields.ecsv",
-        "figures",
+        "config.json", "diagnostics.json", "model.safetensors", "posterior.nc", "stars.npz", "summary.ecsv",
+        "fields.ecsv", "figures",
     }  # fmt: skip
     assert {p.name for p in (folder / "figures").iterdir()} >= {
         f"{name}.png" for name in (*figures.FIGURES, "sd_profiles", "uncertainty_maps")
@@ -210,13 +211,15 @@ def test_broken_runs(result, isochrone_stars, tmp_path):
     with pytest.raises(ValueError, match="not a run folder"):
         load_run(tmp_path / "none")
     for name, content, message in (
-        ("config.json", '{"format": 99, "versions": {"bayespot": "9.9"}}', "run format 99.*bayespot 9.9"),
-        ("diagnostics.json", "{", "not valid JSON"),
-        ("model.pt", "junk", "not a readable model"),
-        ("posterior.nc", "junk", "not a readable NetCDF"),
-        ("stars.npz", "junk", "not a readable table of stars"),
+        ("config.json", '{"bayespot_run": 99, "versions": {"bayespot": "9.9"}}', "run format 99.*bayespot 9.9"),
+        ("config.json", "{", "not valid JSON"),
+        ("diagnostics.json", "{", "diagnostics.json is damaged"),
+        ("model.safetensors", "junk", "model.safetensors is damaged"),
+        ("posterior.nc", "junk", "posterior.nc is damaged"),
+        ("stars.npz", "junk", "stars.npz is damaged"),
     ):
-        folder = save_run(tmp_path / "run", result, isochrone_stars, overwrite=True)
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        folder = save_run(tmp_path / "run", result, isochrone_stars)
         (folder / name).write_text(content)
         with pytest.raises(ValueError, match=message):
             load_run(folder)
@@ -304,9 +307,8 @@ def test_sd_profiles(result):
 
 def test_stars_of_older_runs(result, isochrone_stars, tmp_path):
     """A run without positions has its radii placed in random directions; without radii no stars are drawn."""
-    folder = save_run(tmp_path / "run", result, isochrone_stars)
-    (folder / "stars.npz").unlink()
-    posterior, _, _ = load_run(folder)
+    posterior = Posterior.from_result(result)
+    posterior.meta.pop("radii", None)
     assert figures.star_positions(posterior.meta) is None
     figures.draw_figures(tmp_path / "figures", posterior, [])
     placed = figures.star_positions({"radii": [1.0, 5.0]})
@@ -348,3 +350,27 @@ def test_field_tables(result):
     places = posterior.field("acceleration", [[8.0, 1.0, 0.5]]).to_table()
     assert places["z"][0] == 0.5 * u.kpc
     assert places["mean"].shape == (1, 3)
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
+def test_radii_that_are_none(result, bad):
+    """Negative, NaN and infinite radii are refused wherever fields are asked for, and shown; so are such positions."""
+    posterior = Posterior.from_result(result).thinned(3)
+    for call in (
+        lambda: posterior.field("circular_speed", [1.0, bad]),
+        lambda: posterior.predict([1.0, bad]),
+        lambda: posterior.to_inference_data([1.0, bad]),
+        lambda: truth_field(Isochrone(1e11, 3.0), "density", [1.0, bad]),
+    ):
+        with pytest.raises(ValueError, match=rf"radii must be .*got \[{bad}"):
+            call()
+    if not np.isfinite(bad):
+        with pytest.raises(ValueError, match="positions must be finite"):
+            posterior.field("potential", [[1.0, bad, 0.0]])
+
+
+def test_table_begins_with_what_is_read(result):
+    """After the radius: median and 68 % interval of the circular speed, then of the mass."""
+    names = Posterior.from_result(result).thinned(5).predict([1.0]).colnames
+    first = [f"{field}_q{q}" for field in ("circular_speed", "enclosed_mass") for q in (50, 16, 84)]
+    assert names[:7] == ["r", *first]
