@@ -122,14 +122,14 @@ def copies(w: Array, names: Sequence[str] | None) -> Array:
     scale = np.repeat([max(float(np.median(np.linalg.norm(a, axis=-1))), 1e-300) for a in (w[:, :3], w[:, 3:])], 3)
     tree = cKDTree(w / scale)
     # nearest neighbour but oneself; few have one so near
-    near, _ = tree.query(w / scale, k=2, distance_upper_bound=_ROUNDING, p=np.inf)
-    for i in np.flatnonzero(np.isfinite(near[:, 1])):
+    near = np.asarray(tree.query(w / scale, k=2, distance_upper_bound=_ROUNDING, p=np.inf)[0])
+    for i in np.flatnonzero(np.isfinite(near[:, 1])).tolist():
         first[i] = min(tree.query_ball_point(w[i] / scale, _ROUNDING, p=np.inf))
     if names is not None:
         seen: dict[str, int] = {}
         for i, name in enumerate(names):
             if name.isdigit() and len(name) > 5:  # source_id; other names may be those of a group
-                first[i] = min(first[i], seen.setdefault(name, i))
+                first[i] = min(int(first[i]), seen.setdefault(name, i))
     while not np.array_equal(first[first], first):
         first = first[first]
     return first

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -227,7 +227,7 @@ def fit_to_folder(
     n_members: int = 1,
     jobs: int | None = None,
     inputs: Sequence[Path] = (),
-    progress: bool | str | None = "lines",
+    progress: bool | Literal["lines"] | None = "lines",
 ) -> PotentialDraws:
     from bayespot.inference.verdict import verdict
     from bayespot.report.output import drop_partial, is_finished, output_folder, tidy_partial
@@ -259,7 +259,7 @@ def _fit_and_save(
     overwrite: bool,
     n_members: int,
     jobs: int | None,
-    progress: bool | str | None,
+    progress: bool | Literal["lines"] | None,
 ) -> None:
     import functools
 
