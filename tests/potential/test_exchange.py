@@ -392,8 +392,8 @@ def test_galpy_distribution_functions():
 
 @pytest.mark.filterwarnings("ignore")
 def test_galpy_masses_and_radii():
-    """What galpy's users ask of a sphere equals galpy's Plummer to 1e-7, through both classes; limits at the origin and at
-    infinity; the half-mass radius of an NFW halo within a radius only."""
+    """What galpy's users ask of a sphere equals galpy's Plummer to 1e-7, through both classes; limits at the origin and
+    at infinity; the half-mass radius of an NFW halo within a radius only."""
     known = galpy_plummer()
     flat = Plummer(M, B)
     flat.symmetry = "axisymmetric"
