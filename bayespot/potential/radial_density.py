@@ -65,9 +65,12 @@ class RadialDensity:
         if self._spline is None:
             return None
         s = np.linspace(*self._ends, 1000)
-        above = self._spline(s, 1) > -2
-        found = np.flatnonzero(above[:-1] & ~above[1:])
-        return float(np.exp(s[found[0]])) if len(found) else None
+        excess = self._spline(s, 1) + 2
+        found = np.flatnonzero((excess[:-1] > 0) & (excess[1:] <= 0))
+        if not len(found):
+            return None
+        i = found[0]
+        return float(np.exp(s[i] + (s[i + 1] - s[i]) * excess[i] / (excess[i] - excess[i + 1])))
 
 
 def _on_axis(r: NDArray[np.float64]) -> NDArray[np.float64]:
