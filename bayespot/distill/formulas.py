@@ -12,7 +12,18 @@ import torch
 from torch import Tensor
 
 from bayespot.distill.least_squares import Minimum, levenberg_marquardt
-from bayespot.distill.rewriting import Candidate, by_mass, complexity, homogeneous, plausible, tidy, tied
+from bayespot.distill.rewriting import (
+    Candidate,
+    by_mass,
+    complexity,
+    homogeneous,
+    plausible,
+    tidy,
+    tied,
+    vanishes,
+    varying,
+    without_constant,
+)
 from bayespot.distill.target import Gauge, Metric, Target, shape_of
 from bayespot.potential.symbolic import SymbolicPotential, compiled, parse
 from bayespot.units import G
@@ -149,7 +160,10 @@ class Fitter:
 
 
 def distinct(candidates: Sequence[Candidate], target: Target, most: int, gauge: Gauge = "absolute") -> list[Formula]:
-    """Fit candidates, merge those that are the same curve whatever the posterior draw, and refit to the draws.
+    """Fit candidates, merge those whose forces are equal whatever the posterior draw, and refit to the draws.
+
+    Formulas that differ by a constant are one potential. The form that vanishes at infinity stands for it, if there is
+    one, and the simplest of those.
 
     Parameters
     ----------
@@ -160,19 +174,25 @@ def distinct(candidates: Sequence[Candidate], target: Target, most: int, gauge: 
     most
         Most formulas to return: those of the highest evidence.
     gauge
-        Of formulas that a search found in another and that belong in this one: by a velocity, and vanishing at
-        infinity.
+        Of formulas that a search found in another and that belong in this one: vanishing at infinity, but for a
+        constant.
     """
     fitters: dict[str, Fitter] = {}
     groups: list[_Group] = []
-    texts = plausible([by_mass(one, gauge) for one in plausible(candidates, 3 * most)], 3 * most)
+    found = [by_mass(without_constant(one), gauge) for one in plausible(candidates, 3 * most)]
+    texts = plausible(found, 3 * most)
     for candidate in [*texts, *tied(texts, most)]:
-        gauge = candidate.gauge
-        if gauge not in fitters:
-            fitters[gauge] = Fitter(target, target.metric(gauge))
-        one = _probe(fitters[gauge], candidate)
+        gauges: tuple[Gauge, ...] = (candidate.gauge, "offset")
+        for needed in gauges:
+            if needed not in fitters:
+                fitters[needed] = Fitter(target, target.metric(needed))
+        one = _probe(fitters[candidate.gauge], candidate)
         if one is None:
             continue
+        if not one.vanishing:
+            # a constant in it, or its gauge, must not tell it from another of the same forces
+            level = _probe(fitters["offset"], varying(candidate))
+            one = one if level is None else one._replace(curves=level.curves)
         for group in groups:
             if group.same(one):
                 group.add(one)
@@ -189,28 +209,42 @@ def distinct(candidates: Sequence[Candidate], target: Target, most: int, gauge: 
 
 
 class _Probe(NamedTuple):
-    """A candidate fitted to the posterior mean and two draws: whitened curves ``(3, k)``."""
+    """A candidate fitted to the posterior mean and two draws.
+
+    ``curves`` ``(3, k)`` are whitened in its own gauge if it vanishes at infinity, else in that of an open constant.
+    """
 
     candidate: Candidate
     logs: Tensor
     curves: Tensor
     chi2: float
     size: tuple[int, int]
+    vanishing: bool
+
+    @property
+    def order(self) -> tuple[int, bool, int, int]:
+        """What is preferred: a limit of zero, then a constant left open; units; few constants and nodes."""
+        level = 0 if self.vanishing else 1 if self.candidate.gauge != "absolute" else 2
+        return (level, not homogeneous(self.candidate.text, tuple(sorted(self.candidate.constants))), *self.size)
 
 
 class _Group:
-    """Candidates that are the same curve."""
+    """Candidates of the same forces."""
 
     def __init__(self, members: list[_Probe]) -> None:
         self.members = members
 
     @property
     def simplest(self) -> _Probe:
-        return min(self.members, key=lambda p: p.size)
+        return min(self.members, key=lambda p: p.order)
 
     def same(self, other: _Probe) -> bool:
         mine = self.members[0]
-        return mine.candidate.gauge == other.candidate.gauge and bool(((mine.curves - other.curves).abs() < SAME).all())
+        if mine.vanishing != other.vanishing or mine.curves.shape != other.curves.shape:
+            return False
+        if mine.vanishing and mine.candidate.gauge != other.candidate.gauge:
+            return False
+        return bool(((mine.curves - other.curves).abs() < SAME).all())
 
     def add(self, other: _Probe) -> None:
         self.members.append(other)
@@ -226,7 +260,9 @@ def _probe(fitter: Fitter, candidate: Candidate) -> _Probe | None:
     if not bool(torch.isfinite(minimum.residual).all()):
         return None
     size = (len(names), complexity(candidate.text))
-    return _Probe(candidate, minimum.parameters[0], minimum.residual + wanted, float(minimum.chi2[0]), size)
+    fitted = candidate._replace(constants=dict(zip(names, minimum.parameters[0].exp().tolist(), strict=True)))
+    curves, chi2 = minimum.residual + wanted, float(minimum.chi2[0])
+    return _Probe(candidate, minimum.parameters[0], curves, chi2, size, vanishes(fitted))
 
 
 def _finish(group: _Group, fitter: Fitter, target: Target) -> Formula | None:

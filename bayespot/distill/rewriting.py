@@ -113,7 +113,7 @@ def plausible(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
 
 
 def by_mass(one: Candidate, gauge: Gauge) -> Candidate:
-    """Return a formula that vanishes at infinity with GM = V2 b in place of V2, so that it is one with those of GM.
+    """Return a formula that vanishes at infinity in a gauge, with GM = V2 b in place of V2: one with those of GM.
 
     Examples
     --------
@@ -122,14 +122,11 @@ def by_mass(one: Candidate, gauge: Gauge) -> Candidate:
     """
     import sympy
 
+    if not vanishes(one):
+        return one
     lengths = [name for name in ("b", "c") if name in one.constants]
     if "V2" not in one.constants or not lengths:
-        return one
-    names = tuple(one.constants)
-    values = [torch.tensor(value, dtype=torch.float64) for value in one.constants.values()]
-    near, far = compiled(one.text, names)(torch.tensor([1.0, FAR[-1]], dtype=torch.float64), *values).expand(2)
-    if not abs(far) < 1e-3 * abs(near):
-        return one
+        return one._replace(gauge=gauge)
     V2, GM = (sympy.Symbol(name, positive=True) for name in ("V2", "GM"))
     forms = {
         name: sympy.factor_terms(parse(one.text).subs(V2, GM / sympy.Symbol(name, positive=True))) for name in lengths
@@ -138,6 +135,79 @@ def by_mass(one: Candidate, gauge: Gauge) -> Candidate:
     constants = {name: value for name, value in one.constants.items() if name != "V2"}
     mass = one.constants["V2"] * one.constants[best]
     return Candidate(str(forms[best]), constants | {"GM": mass}, gauge, one.source)
+
+
+def without_constant(one: Candidate) -> Candidate:
+    """Return a formula that tends to a constant at infinity without the constant, of which no star knows.
+
+    V2 r/(b + r) and -V2 b/(b + r) are one potential: their forces are equal.
+
+    Examples
+    --------
+    >>> without_constant(Candidate("-V2*r/(b + r)", {"V2": 2.0, "b": 0.5}, "offset", "flat:1")).text
+    'V2*b/(b + r)'
+    >>> without_constant(Candidate("E0 + GM/r", {"E0": 0.1, "GM": 1.0}, "absolute", "offset:1"))[:2]
+    ('GM/r', {'GM': 1.0})
+    """
+    import sympy
+
+    near, far, farther = _at(one, 1.0, *FAR)
+    size = abs(near - farther)
+    if not (abs(farther - far) < 1e-3 * size and abs(farther) >= 1e-3 * abs(near)):
+        # no limit, or none that is not zero
+        return one
+    expression, r = parse(one.text), sympy.Symbol("r", positive=True)
+    try:
+        limit = sympy.limit(expression, r, sympy.oo)
+    except (NotImplementedError, ValueError, TypeError, RecursionError):
+        # it stays as it is; beside a twin it is still found to be one with it
+        return one
+    value = limit.subs({sympy.Symbol(name, positive=True): v for name, v in one.constants.items()})
+    if not value.is_number or not abs(complex(value) - farther) < 1e-2 * size:
+        return one
+    rest = expression - limit
+    forms = [attempt(rest) for attempt in (sympy.factor_terms, sympy.together, sympy.simplify)]
+    # sympy also writes V2 log(x) as log(x**V2)
+    best = min((form for form in forms if not _has_exponents(form)), key=_nodes, default=rest)
+    used = {str(symbol) for symbol in best.free_symbols}
+    if "r" not in used:
+        return one
+    return one._replace(text=str(best), constants={n: v for n, v in one.constants.items() if n in used})
+
+
+def varying(one: Candidate) -> Candidate:
+    """Return the terms of a formula that depend on r, whatever units they leave.
+
+    Examples
+    --------
+    >>> varying(Candidate("E0 - V2*log(r)", {"E0": 0.1, "V2": 1.0}, "absolute", "offset:1"))[:2]
+    ('-V2*log(r)', {'V2': 1.0})
+    """
+    import sympy
+
+    rest = parse(one.text).as_independent(sympy.Symbol("r", positive=True), as_Add=True)[1]
+    used = {str(symbol) for symbol in rest.free_symbols}
+    return one._replace(text=str(rest), constants={n: v for n, v in one.constants.items() if n in used})
+
+
+def _has_exponents(expression: sympy.Expr) -> bool:
+    """Say whether a constant with a velocity's unit is in an exponent."""
+    import sympy
+
+    symbols = {str(s) for power in expression.atoms(sympy.Pow) for s in power.exp.free_symbols}
+    return bool(symbols & {"GM", "V2", "E0"})
+
+
+def vanishes(one: Candidate) -> bool:
+    """Say whether a formula tends to zero at infinity."""
+    near, _, farther = _at(one, 1.0, *FAR)
+    return abs(farther) < 1e-3 * abs(near)
+
+
+def _at(one: Candidate, *radii: float) -> list[float]:
+    values = [torch.tensor(value, dtype=torch.float64) for value in one.constants.values()]
+    r = torch.tensor(radii, dtype=torch.float64)
+    return [float(v) for v in compiled(one.text, tuple(one.constants))(r, *values).expand(len(radii))]
 
 
 def tied(candidates: Sequence[Candidate], most: int) -> list[Candidate]:

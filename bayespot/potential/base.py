@@ -138,7 +138,8 @@ class Potential(AbstractPyroModule, Declared, abc.ABC):
     def to_galpy(self, ro: float = 8.0, vo: float = 220.0) -> Any:
         """Return a galpy potential with this one's Phi, forces, second derivatives and density.
 
-        It has no C code: galpy integrates its orbits in Python. For a sphere
+        Spheres serve galpy's distribution functions (``eddingtondf``, ``osipkovmerrittdf``) and give masses and
+        half-mass radii to infinity. It has no C code: galpy integrates its orbits in Python. For a sphere
         ``galpy.potential.interpSphericalPotential(rforce=exported, rgrid=...)`` tabulates it for galpy's C.
 
         Parameters

@@ -13,6 +13,7 @@ import torch
 from bayespot.files import replacing
 from bayespot.potential.base import EXPORTS, Potential, Symmetry
 from bayespot.potential.callables import CallablePotential, require_fixed
+from bayespot.potential.checked import Checked
 from bayespot.potential.profile import require_spherical
 from bayespot.units import takes
 
@@ -39,9 +40,10 @@ def from_galpy(
     Parameters
     ----------
     potential
-        A galpy potential, or a list of them (``galpy.potential.MWPotential2014``).
+        A galpy potential or a sum of them: ``a + b``, an object since galpy 1.12, or a list.
     ro, vo
-        What galpy's internal units stand for, in kpc and km/s; None: the potential's own (galpy's default 8 and 220).
+        What galpy's internal units stand for, in kpc and km/s or with units; None: the potential's own, and where it
+        has none those of galpy's configuration, with a warning.
     symmetry
         As in `CallablePotential`.
 
@@ -50,19 +52,27 @@ def from_galpy(
     ModuleNotFoundError
         If galpy is not installed.
     ValueError
-        If it is not a three-dimensional galpy potential.
+        If it is not a three-dimensional galpy potential, depends on time or velocity, rotates, its forces are not those
+        of its Phi, or its units contradict each other or ``ro`` and ``vo``.
+
+    Warns
+    -----
+    UserWarning
+        If it has no units, or its forces depart from the slope of its Phi by more than 1e-4 anywhere.
 
     Examples
     --------
     >>> from galpy.potential import MWPotential2014  # doctest: +SKIP
-    >>> from_galpy(MWPotential2014).symmetry  # doctest: +SKIP
+    >>> from_galpy(MWPotential2014, ro=8.0, vo=220.0).symmetry  # doctest: +SKIP
     'axisymmetric'
     """
-    return CallablePotential(bridge("galpy").GalpyCallables(potential, ro, vo), symmetry)
+    return _checked(bridge("galpy").GalpyCallables(potential, ro, vo), symmetry)
 
 
 def from_gala(potential: Any, symmetry: Symmetry | None = None) -> CallablePotential:
     """Return a gala potential as one of ours, differentiable to second order and without parameters.
+
+    gala's second derivatives are used where they are those of its forces, else differences of its forces (`Checked`).
 
     Parameters
     ----------
@@ -76,9 +86,14 @@ def from_gala(potential: Any, symmetry: Symmetry | None = None) -> CallablePoten
     ModuleNotFoundError
         If gala is not installed.
     ValueError
-        If it is not a gala potential.
+        If it is not a three-dimensional gala potential with units, depends on time, or its forces are not those of its
+        Phi.
     """
-    return CallablePotential(bridge("gala").GalaCallables(potential), symmetry)
+    return _checked(bridge("gala").GalaCallables(potential), symmetry)
+
+
+def _checked(source: Any, symmetry: Symmetry | None) -> CallablePotential:
+    return CallablePotential(Checked(source, type(source.potential).__name__.removeprefix("_")), symmetry)
 
 
 def agama_text(potential: Potential, radii: ArrayLike | None = None) -> str:

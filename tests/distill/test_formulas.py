@@ -13,7 +13,7 @@ from bayespot.df import SphericalMixture
 from bayespot.distill import Distillation, DistillConfig
 from bayespot.distill.formulas import distinct
 from bayespot.distill.least_squares import levenberg_marquardt
-from bayespot.distill.rewriting import Candidate, by_mass, canonical, tidy
+from bayespot.distill.rewriting import Candidate, by_mass, canonical, tidy, vanishes, without_constant
 from bayespot.distill.target import Target, shape_of
 from bayespot.likelihood import SnapshotModel
 from bayespot.posterior import Posterior
@@ -168,6 +168,84 @@ def test_velocities_become_masses():
     assert (one.gauge, set(one.constants), one.sources) == ("absolute", {"M", "b"}, ("flat:1", "logarithm:1"))
     flat = Candidate("-V2*log(b**2 + r**2)/2", {"V2": 1.0, "b": 0.3}, "offset", "flat:1")
     assert by_mass(flat, "absolute") == flat
+
+
+HERNQUIST = [
+    Candidate("GM/(b+r)", {"GM": 1.0, "b": 0.5}, "absolute", "kepler:1"),
+    Candidate("-V2*r/(b+r)", {"V2": 1.0, "b": 0.5}, "offset", "flat:1"),
+    Candidate("E0+GM/(b+r)", {"E0": 0.1, "GM": 1.0, "b": 0.5}, "absolute", "offset:1"),
+    Candidate("-E0+V2*b/(c+r)", {"E0": 0.1, "V2": 1.0, "b": 0.5, "c": 0.5}, "offset", "own:1"),
+]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1,), (1, 2)])
+def test_equal_forces_are_one_form(order):
+    """-GM/(b + r), V2 r/(b + r) and both with a constant are one potential, whichever was found: the form that vanishes
+    at infinity, by its mass, with the right constants."""
+    target = made_target(Hernquist(5e10, 4.0), sd=0.003)
+    found = distinct([HERNQUIST[i] for i in order], target, 5)
+    assert [parse(f.text) for f in found] == [parse("-G*M/(b + r)")], [f.text for f in found]
+    assert found[0].gauge == "absolute"
+    assert not found[0].faults
+    assert set(found[0].sources) == {HERNQUIST[i].source for i in order}
+    assert found[0].summary()["M"]["mean"] == pytest.approx(5e10, rel=0.02)
+
+
+LOGARITHMS = [
+    Candidate("-V2*log(b**2+r**2)", {"V2": 0.5, "b": 0.5}, "offset", "flat:1"),
+    Candidate("-V2*log(1+r**2/b**2)", {"V2": 0.5, "b": 0.5}, "offset", "flat:2"),
+    Candidate("-V2*log(sqrt(b**2+r**2)/b)", {"V2": 1.0, "b": 0.5}, "offset", "flat:3"),
+    Candidate("-E0-V2*log(1+r**2/b**2)", {"E0": 1.0, "V2": 0.5, "b": 0.5}, "absolute", "own:1"),
+]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0)])
+def test_logarithms_with_different_constants_are_one_form(order):
+    """Four logarithmic haloes that differ by constants, in two gauges: one form, its constant open, with units. A
+    logarithm of r, with other forces, and the Hernquist sphere stay beside it."""
+    target = made_target(Logarithmic(200.0, 3.0), sd=0.003)
+    others = [Candidate("-V2*log(1+r/b)", {"V2": 1.0, "b": 0.5}, "offset", "other:1"), HERNQUIST[0]]
+    found = distinct([LOGARITHMS[i] for i in order] + others, target, 9)
+    halo, *rest = found
+    assert (halo.gauge, halo.units) == ("offset", ("km2 / s2", "kpc")), [f.text for f in found]
+    assert set(halo.sources) == {one.source for one in LOGARITHMS}
+    assert {s for f in rest for s in f.sources} <= {"other:1", "kepler:1"}
+    assert "other:1" in {s for f in rest for s in f.sources}
+
+
+def test_different_forces_stay_apart():
+    """NFW, Hernquist, isochrone and Plummer, each found with a constant and without: four formulas, none with E0."""
+    forms = ["GM*log(1+r/b)/r", "GM/(b+r)", "GM/(b+sqrt(b**2+r**2))", "GM/sqrt(b**2+r**2)"]
+    target = made_target(ISOCHRONE)
+    constants = {"GM": 1.5, "b": 0.5}
+    both = [Candidate(f, constants, "absolute", "plain:1") for f in forms] + [
+        Candidate(f"E0+{f}", constants | {"E0": 0.2}, "absolute", "offset:1") for f in forms
+    ]
+    found = distinct(both, target, 20)
+    assert len(found) == 4, [f.text for f in found]
+    assert all(f.constants == ("M", "b") and set(f.sources) == {"plain:1", "offset:1"} for f in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "constants", "expected"),
+    [
+        ("-V2*r/sqrt(b**2+r**2)", {"V2": 2.0, "b": 0.5}, "V2*(1 - r/sqrt(b**2+r**2))"),
+        ("V2*(b*log(1+r/b)-r)/r", {"V2": 2.0, "b": 0.5}, "V2*b*log(1+r/b)/r"),
+        ("-V2*(1-exp(-r/b))", {"V2": 2.0, "b": 0.5}, "V2*exp(-r/b)"),
+        ("V2*log(c/b+b/r)", {"V2": 1.0, "b": 0.4, "c": 0.8}, "V2*log(1+b**2/(c*r))"),
+        ("-V2*log(1+r/b)", {"V2": 1.0, "b": 0.4}, "-V2*log(1+r/b)"),
+        ("GM/r", {"GM": 1.0}, "GM/r"),
+    ],
+)
+def test_limits_at_infinity_are_taken_off(text, constants, expected):
+    """The limit is subtracted where there is one that is not zero; logarithms and what vanishes stay."""
+    found = without_constant(Candidate(text, constants, "offset", "flat:1"))
+    r = np.array([0.1, 1.0, 7.0])
+    names = {"sqrt": np.sqrt, "log": np.log, "exp": np.exp, "r": r} | constants
+    values = [eval(form, {"__builtins__": {}}, names) for form in (found.text, expected)]
+    np.testing.assert_allclose(*values, rtol=1e-12)
+    assert vanishes(found) == (text != "-V2*log(1+r/b)")
+    assert set(found.constants) == set(constants)
 
 
 def test_constants_have_the_right_posterior():

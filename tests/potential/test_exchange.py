@@ -351,3 +351,77 @@ def test_bad_masses():
         TabulatedSphere.from_mass(r, 1e10 / r)
     with pytest.raises(ValueError, match=r"grows as r\^2"):
         TabulatedSphere.from_mass(r, 1e10 * r**2)
+
+
+def galpy_plummer():
+    """galpy's Plummer sphere of the mass M and scale B."""
+    potential = pytest.importorskip("galpy.potential")
+    return potential.PlummerPotential(amp=G * M / RO / VO**2, b=B / RO, ro=RO, vo=VO)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_galpy_slopes_of_the_density():
+    """drho/dr and d^2rho/dr^2 of the exported Plummer sphere against galpy's (1e-7, 1e-6), with the amplitude, from
+    0.001 to 240 kpc; of a table of the isochrone and of a potential that came from galpy to 1e-3."""
+    known, exported = galpy_plummer(), Plummer(M, B).to_galpy(RO, VO)
+    for r in (1e-4, 0.05, 0.3, 1.0, 5.0, 30.0):
+        for name, rtol in (("_ddensdr", 1e-6), ("_d2densdr2", 2e-6)):
+            assert getattr(exported, name)(r) == pytest.approx(getattr(known, name)(r), rel=rtol), (name, r)
+            assert getattr(2.0 * exported, name)(r) == pytest.approx(2 * getattr(known, name)(r), rel=rtol), (name, r)
+    r = np.geomspace(0.01, 1000, 151)
+    truth = Isochrone(M, B).to_galpy(RO, VO)
+    for other in (TabulatedSphere(r, Isochrone(M, B).phi_r(torch.as_tensor(r))), from_galpy(galpy_isochrone())):
+        other = other.to_galpy(RO, VO)
+        at = np.array([0.1, 1.0, 5.0])
+        assert_close(other._ddensdr(at), truth._ddensdr(at), rtol=1e-3)
+        assert_close(other._d2densdr2(at), truth._d2densdr2(at), rtol=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_galpy_distribution_functions():
+    """f(E) and f(Q) by galpy's inversions of the exported Plummer sphere are those of galpy's own to 1e-6."""
+    known, exported = galpy_plummer(), Plummer(M, B).to_galpy(RO, VO)
+    from galpy.df import eddingtondf, osipkovmerrittdf
+
+    energy = np.array([-0.4]) * G * M / (B * VO**2)
+    values = [eddingtondf(pot=p).fE(energy) for p in (exported, known)]
+    assert_close(values[0], values[1], rtol=1e-6)
+    values = [osipkovmerrittdf(pot=p, ra=1.0).fQ(-energy) for p in (exported, known)]
+    assert_close(values[0], values[1], rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_galpy_masses_and_radii():
+    """What galpy's users ask of a sphere equals galpy's Plummer to 1e-7, through both classes; limits at the origin and
+    at infinity; the half-mass radius of an NFW halo within a radius only."""
+    known = galpy_plummer()
+    flat = Plummer(M, B)
+    flat.symmetry = "axisymmetric"
+    asked = {
+        "mass": (1.0,), "tdyn": (1.0,), "vcirc": (1.0,), "dvcircdR": (1.0,), "epifreq": (1.0,), "verticalfreq": (1.0,),
+        "vesc": (1.0,), "rl": (0.5,), "rE": (-0.5,), "LcE": (-0.5,), "vterm": (30.0,), "surfdens": (1.0, 0.5),
+        "rforce": (1.0, 0.2), "r2deriv": (1.0, 0.2), "rhalf": (), "flattening": (1.0, 0.2),
+    }  # fmt: skip
+    for exported in (Plummer(M, B).to_galpy(RO, VO), flat.to_galpy(RO, VO)):
+        for name, arguments in asked.items():
+            got = float(getattr(exported, name)(*arguments, use_physical=False))
+            assert got == pytest.approx(float(getattr(known, name)(*arguments, use_physical=False)), rel=1e-7), name
+        tidal = [float(p.rtide(1.0, 0.1, M=1e-3, use_physical=False)) for p in (exported, known)]
+        assert tidal[0] == pytest.approx(tidal[1], rel=1e-7)
+        total = G * M / (RO * VO**2)
+        assert exported.mass(np.inf, use_physical=False) == pytest.approx(total, rel=1e-8)
+        assert exported.rhalf() == pytest.approx(RO * known.rhalf(use_physical=False), rel=1e-7)
+    sphere = Plummer(M, B).to_galpy(RO, VO)
+    assert sphere(0.0, 0.0, use_physical=False) == pytest.approx(known(0.0, 0.0, use_physical=False))
+    assert abs(sphere(np.inf, 0.0, use_physical=False)) < 1e-9
+    assert sphere.Rforce(0.0, 0.0, use_physical=False) == sphere.zforce(np.inf, 0.0, use_physical=False) == 0
+    # rho falls as r^-2 at b (2/3)^(1/2)
+    assert sphere._scale * RO == pytest.approx(B * (2 / 3) ** 0.5, rel=1e-3)
+    nfw = NFW(1e12, 20.0).to_galpy(RO, VO)
+    assert nfw._scale * RO == pytest.approx(20.0, rel=1e-3)
+    assert nfw.mass(np.inf, use_physical=False) == np.inf
+    with pytest.raises(ValueError, match=r"grows without end.*give INF="):
+        nfw.rhalf()
+    half = nfw.rhalf(INF=10.0, use_physical=False)
+    assert nfw.mass(half, use_physical=False) == pytest.approx(nfw.mass(10.0, use_physical=False) / 2, rel=1e-7)
+    assert Logarithmic(200.0, 1.0).to_galpy(RO, VO)(np.inf, 0.0, use_physical=False) == np.inf
