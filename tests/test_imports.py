@@ -12,7 +12,7 @@ import bayespot
 ROOT = Path(bayespot.__file__).parent
 #: Rooms and single modules, in the order in which they may import: only from lines above, or within a room.
 ORDER = [
-    ("files", "literature", "numerics", "progress", "pyro_modules", "units"),
+    ("callers_state", "files", "literature", "numerics", "progress", "pyro_modules", "units"),
     ("diagnostics",),
     ("potential", "catalog"),
     ("actions", "df"),

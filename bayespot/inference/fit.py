@@ -10,12 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import pyro
 import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
 from bayespot.actions.spherical import SphericalActions
+from bayespot.callers_state import keeps_callers_state
 from bayespot.df import TrainedDensity, density
 from bayespot.df.base import LogFraction
 from bayespot.df.components import CANDIDATES, choose_n_components
@@ -42,6 +42,7 @@ _CHECKPOINT_SECONDS = 20.0
 _JOINT_CANDIDATES = (3, 4)
 
 
+@keeps_callers_state
 def fit(
     model: SnapshotModel,
     catalog: Catalog,
@@ -359,7 +360,6 @@ class _Fit:
     def _svi(self, bar: Progress) -> None:
         """Train the guide; for the Laplace approximation there is nothing to train."""
         config = self.config
-        pyro.clear_param_store()
         guide = self._guide(LatentSpace(self.model))
         self.state["guide"] = self.state.get("guide") or guide.state_dict()
         if config.guide != "laplace" and config.svi_steps > 0:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from bayespot.callers_state import keeps_callers_state
 from bayespot.catalog.catalog import Catalog, Observed
 from bayespot.catalog.frame import frame_parameters, galactocentric, heliocentric
 from bayespot.likelihood.selection import SelectionFunction
 
 
+@keeps_callers_state
 def observe(
     catalog: Catalog,
     seed: int,
