@@ -15,6 +15,7 @@ from bayespot.cli.tables import OUTPUT
 if TYPE_CHECKING:
     from bayespot.catalog.catalog import Catalog
     from bayespot.inference.result import FitConfig
+    from bayespot.likelihood.model import SnapshotModel
     from bayespot.posterior.posterior import PotentialDraws
 
 
@@ -72,6 +73,9 @@ def fit(
         bool,
         typer.Option("--allow-missing", help="Keep stars without radial velocity or distance, for models with errors."),
     ] = False,
+    ignore_errors: Annotated[
+        bool, typer.Option("--ignore-errors", help="Take measured coordinates as exact; the verdict says so.")
+    ] = False,
 ) -> None:
     """Fit a model to a catalogue; the run is a folder.
 
@@ -101,7 +105,17 @@ def fit(
     stars = Catalog.read(catalog, drop_invalid=drop_invalid, allow_missing=allow_missing, check_offset=False)
     for doubt in stars.doubts():
         typer.echo(f"note: {doubt}", err=True)
-    fit_to_folder(model, stars, config, output, resume=resume, overwrite=overwrite, n_members=ensemble or 1, jobs=jobs)
+    fit_to_folder(
+        model,
+        stars,
+        config,
+        output,
+        resume=resume,
+        overwrite=overwrite,
+        n_members=ensemble or 1,
+        jobs=jobs,
+        ignore_errors=ignore_errors,
+    )
     typer.echo(f"{output}: done; next: bayespot report {output}")
 
 
@@ -142,6 +156,24 @@ def load_model(model: str) -> tuple[Any, Path | None]:
     return module, path
 
 
+def _built(module: Any, model: str, catalog: Catalog, ignore_errors: bool) -> SnapshotModel:
+    """Return the model of the catalogue, and say what it makes of measurement errors."""
+    from bayespot.likelihood.errors import relative_errors
+
+    # built for stars without errors, fitted to the catalogue as it is: the fit then says what it ignores
+    built: SnapshotModel = module.build(catalog.without_errors() if ignore_errors else catalog)
+    if ignore_errors and built.errors is not None:
+        raise ValueError(
+            f"{model} takes measurement errors into account whatever the catalogue: leave --ignore-errors out, or let "
+            "its build(catalog) use MeasurementErrors.where_needed(catalog)"
+        )
+    sizes = relative_errors(catalog)
+    if sizes is not None and not sizes.negligible and not ignore_errors:
+        done = "ignored by this model" if built.errors is None else "taken into account (--ignore-errors: not)"
+        typer.echo(f"note: measurement errors are {done}: {sizes}", err=True)
+    return built
+
+
 def fit_to_folder(
     model: str,
     catalog: Catalog,
@@ -152,6 +184,7 @@ def fit_to_folder(
     n_members: int = 1,
     jobs: int | None = None,
     progress: bool | None = None,
+    ignore_errors: bool = False,
 ) -> PotentialDraws:
     import functools
 
@@ -163,7 +196,7 @@ def fit_to_folder(
     check_free(folder, overwrite, resume)
     module, path = load_model(model)
     partial = partial_folder(folder)
-    built = module.build(catalog)
+    built = _built(module, model, catalog, ignore_errors)
     if built.selection is None:
         catalog.check_geometry()
     command = shlex.join(["bayespot", *sys.argv[1:]])

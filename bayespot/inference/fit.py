@@ -29,6 +29,7 @@ from bayespot.inference.optimise import Report, adam_until_bound, count_unbound,
 from bayespot.inference.result import FitConfig, FitError, FitResult
 from bayespot.inference.samplers import Chain, WhitenedPosterior, check_svgd_size, nuts, svgd
 from bayespot.inference.svi import maximise_elbo, step_seed
+from bayespot.likelihood.errors import ignored_errors
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.potential.base import radius
 from bayespot.progress import Progress
@@ -124,7 +125,7 @@ class _Fit:
             "rounds": [],
             "stage": "start",
             "seconds": {},
-            "warnings": [],
+            "warnings": [] if model.errors is not None else ignored_errors(catalog),
             "component_table": [],
             "map_iterations": 0,
             "elbo": [],
