@@ -110,16 +110,16 @@ def test_flattened_systems_are_flagged(triaxial, oblate):
 def test_a_sphere_admits_any_orientation_of_orbits():
     """A thin rotating disc and a polar ring of orbits in a spherical potential: planes alarm, directions do not.
 
-    With f(J) that depends on cos i the planes do not either; after the frame is turned they do. 100 seeds, no alarm of
-    directions expected (0.1): at most 2.
+    With f(J) that depends on cos i the planes do not either; once the frame is turned they do. 30 seeds, 0.03 alarms of
+    directions expected: at most 1.
     """
     alarms = 0
-    for seed in range(100):
-        w = mock("isochrone", n_stars=400, seed=seed).w
+    for seed in range(30):
+        w = mock("isochrone", n_stars=800, seed=seed).w
         _, n = directions_and_planes(w)
         disc = w[n[:, 2] > 0.8]
         alarms += symmetry_test(SPHERE, disc).directions.p_value < ALARM
-    assert alarms <= 2
+    assert alarms <= 1
     w = mock("isochrone", n_stars=6000, seed=7).w
     _, n = directions_and_planes(w)
     for stars in (w[n[:, 2] > 0.9], w[n[:, 2].abs() < 0.1]):
@@ -180,14 +180,14 @@ def test_degenerate_stars():
     assert found.directions.dof == 2
     assert ALARM < found.directions.p_value <= 1
     assert (
-        symmetry_test(SnapshotModel(DirectNetwork(1e11, 3.0, symmetry="triaxial"), SphericalMixture()), w).planes
+        symmetry_test(SnapshotModel(DirectNetwork(3.0, 25.0, symmetry="triaxial"), SphericalMixture()), w).planes
         is None
     )
 
 
 def test_axisymmetric_potentials(oblate, triaxial):
     """An axisymmetric potential demands uniform azimuths about z only: kept by the oblate halo, not by one turned."""
-    model = SnapshotModel(DirectNetwork(1e11, 3.0, symmetry="axisymmetric"), SphericalMixture(rotation=True))
+    model = SnapshotModel(DirectNetwork(3.0, 25.0, symmetry="axisymmetric"), SphericalMixture(rotation=True))
     kept, broken = symmetry_test(model, oblate), symmetry_test(model, turned(oblate, 1))
     assert kept.directions.dof == 4
     assert min(kept.directions.p_value, kept.planes.p_value) > ALARM
