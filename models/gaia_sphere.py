@@ -17,5 +17,5 @@ def build(catalog: Catalog) -> SnapshotModel:
         MassSlopeNetwork.for_stars(catalog.w, n_features=8),
         LogisticGaussianProcess(),
         selection=SELECTION,
-        errors=MeasurementErrors(n_samples=32),
+        errors=MeasurementErrors.where_needed(catalog, n_samples=32),
     )

@@ -1,11 +1,15 @@
-"""Parametric isochrone sphere: two free parameters, priors centred on the data's scales."""
+"""Parametric isochrone sphere: two free parameters, priors centred on the data's scales.
+
+Measurement errors are taken into account where the catalogue has them; f(J) is then a logistic Gaussian process.
+"""
 
 import math
 
 import torch
 from pyro.distributions import LogNormal
 
-from bayespot import Catalog, Isochrone, SnapshotModel, SphericalMixture
+from bayespot import Catalog, Isochrone, LogisticGaussianProcess, SnapshotModel, SphericalMixture
+from bayespot.likelihood import MeasurementErrors
 from bayespot.units import G
 
 
@@ -16,4 +20,6 @@ def build(catalog: Catalog) -> SnapshotModel:
     wide = torch.tensor(1.5, dtype=torch.float64)
     mass = LogNormal(torch.tensor(math.log(2 * r * v2 / G), dtype=torch.float64), wide)
     scale = LogNormal(torch.tensor(math.log(r / 2), dtype=torch.float64), wide)
-    return SnapshotModel(Isochrone(mass, scale), SphericalMixture())
+    errors = MeasurementErrors.where_needed(catalog)
+    df = SphericalMixture() if errors is None else LogisticGaussianProcess()
+    return SnapshotModel(Isochrone(mass, scale), df, errors=errors)

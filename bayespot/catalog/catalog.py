@@ -443,6 +443,25 @@ class Catalog:
             ),
         )
 
+    def without_errors(self) -> Catalog:
+        """Return the stars as if their coordinates were exact: no covariance, no observables.
+
+        Raises
+        ------
+        CatalogError
+            If a star lacks a distance or a radial velocity: it has no coordinates then.
+        """
+        lost = 0 if self.observed is None else int(torch.isnan(self.observed.values).any(-1).sum())
+        if lost:
+            raise CatalogError(
+                f"{lost} of {len(self)} stars lack a distance or a radial velocity, which only measurement errors can "
+                "stand in for: take the errors into account, or drop those stars"
+            )
+        notes = (
+            {} if self.covariance is None else {"notes": [*self.meta.get("notes", []), "measurement errors left out"]}
+        )
+        return Catalog(self.w, None, self.names, {**self.meta, **notes})
+
     def subsample(self, n: int, seed: int) -> Catalog:
         """Return ``n`` random stars without replacement."""
         if not 0 < n <= len(self):

@@ -86,6 +86,9 @@ def fit(
     r_sun: Annotated[float | None, R_SUN] = None,
     z_sun: Annotated[float | None, Z_SUN] = None,
     v_sun: Annotated[str | None, V_SUN] = None,
+    ignore_errors: Annotated[
+        bool, typer.Option("--ignore-errors", help="Take measured coordinates as exact; the verdict says so.")
+    ] = False,
 ) -> None:
     """Fit a model to a catalogue; the run is a folder.
 
@@ -133,6 +136,7 @@ def fit(
         n_members=ensemble or 1,
         jobs=jobs,
         inputs=inputs,
+        ignore_errors=ignore_errors,
     )
     typer.echo(f"{output}: done; next: bayespot report {output}{_trust_options(output, path)}")
 
@@ -217,6 +221,24 @@ def check_output(folder: Path, inputs: Sequence[Path], overwrite: bool, resume: 
         pass
 
 
+def _built(module: Any, path: Path | None, model: str, catalog: Catalog, ignore_errors: bool) -> SnapshotModel:
+    """Return the model of the catalogue, and say what it makes of measurement errors."""
+    from bayespot.likelihood.errors import relative_errors
+
+    # built for stars without errors, fitted to the catalogue as it is: the fit then says what it ignores
+    built = build_model(module, path, catalog.without_errors() if ignore_errors else catalog)
+    if ignore_errors and built.errors is not None:
+        raise ValueError(
+            f"{model} takes measurement errors into account whatever the catalogue: leave --ignore-errors out, or let "
+            "its build(catalog) use MeasurementErrors.where_needed(catalog)"
+        )
+    sizes = relative_errors(catalog)
+    if sizes is not None and not sizes.negligible and not ignore_errors:
+        done = "ignored by this model" if built.errors is None else "taken into account (--ignore-errors: not)"
+        typer.echo(f"note: measurement errors are {done}: {sizes}", err=True)
+    return built
+
+
 def fit_to_folder(
     model: str,
     catalog: Catalog,
@@ -228,6 +250,7 @@ def fit_to_folder(
     jobs: int | None = None,
     inputs: Sequence[Path] = (),
     progress: bool | Literal["lines"] | None = "lines",
+    ignore_errors: bool = False,
 ) -> PotentialDraws:
     from bayespot.inference.verdict import verdict
     from bayespot.report.output import drop_partial, is_finished, output_folder, tidy_partial
@@ -239,7 +262,18 @@ def fit_to_folder(
             drop_partial(folder)
         else:
             try:
-                _fit_and_save(model, catalog, config, folder, resume, overwrite, n_members, jobs, progress)
+                _fit_and_save(
+                    model,
+                    catalog,
+                    config,
+                    folder,
+                    resume=resume,
+                    overwrite=overwrite,
+                    n_members=n_members,
+                    jobs=jobs,
+                    progress=progress,
+                    ignore_errors=ignore_errors,
+                )
             finally:
                 # an empty folder would look like an interrupted fit
                 tidy_partial(folder)
@@ -255,11 +289,13 @@ def _fit_and_save(
     catalog: Catalog,
     config: FitConfig,
     folder: Path,
+    *,
     resume: bool,
     overwrite: bool,
     n_members: int,
     jobs: int | None,
     progress: bool | Literal["lines"] | None,
+    ignore_errors: bool,
 ) -> None:
     import functools
 
@@ -272,7 +308,7 @@ def _fit_and_save(
 
     module, path = load_model(model)
     partial = partial_folder(folder)
-    built = build_model(module, path, catalog)
+    built = _built(module, path, model, catalog, ignore_errors)
     if built.selection is None:
         catalog.check_geometry()
     command = shlex.join(["bayespot", *sys.argv[1:]])

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from bayespot.callers_state import keeps_callers_state
 from bayespot.df.base import DistributionFunction, LogFraction
 from bayespot.df.mixture import ActionMixtureModule, SiteCoordinates
 from bayespot.pyro_modules import freeze
@@ -33,6 +34,7 @@ class ComponentChoice:
 
 
 @takes_tensors(J="action")
+@keeps_callers_state
 def choose_n_components(
     df: DistributionFunction,
     J: Tensor,

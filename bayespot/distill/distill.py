@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayespot.callers_state import keeps_callers_state
 from bayespot.distill.formulas import distinct
 from bayespot.distill.grammar import START, UNITS, DistillConfig, Family
 from bayespot.distill.least_squares import levenberg_marquardt
@@ -52,6 +53,7 @@ STUCK = 4
 SEARCH_SECONDS = 25.0
 
 
+@keeps_callers_state
 def distill(
     posterior: PotentialDraws,
     config: DistillConfig | None = None,

@@ -16,10 +16,11 @@ from bayespot.inference.latent import LatentSpace, blocks
 from bayespot.inference.optimise import count_unbound
 from bayespot.inference.phase_mixing import angle_statistic
 from bayespot.inference.result import Diagnostics, FitConfig
+from bayespot.inference.symmetry import symmetry_test
 from bayespot.inference.verdict import verdict
 from bayespot.likelihood.phase_mixed import effective_samples
 
-#: Most stars of the phase-mixing test.
+#: Most stars of the tests of phase mixing and symmetry.
 ANGLE_STARS = 20_000
 
 
@@ -48,7 +49,7 @@ def diagnose(
     space, data
         Latents, and the stars as `SnapshotModel.prepare` returns them.
     few
-        Coordinates of the stars for the phase-mixing test.
+        Coordinates of the stars for the tests of phase mixing and symmetry.
     drawn, config
         The posterior's draws and the settings of the fit.
     state
@@ -127,6 +128,8 @@ def _observation(space: LatentSpace, data: Tensor, few: Tensor, u: Tensor, notes
     if model.errors is None and model.selection is None and model.df.proper:
         test = angle_statistic(fixed, few)
         found = {"angle_p_value": test.p_value, "angle_statistic": test.statistic, "angle_dof": test.dof}
+        found["symmetry"] = symmetry_test(model, few).as_dict()
+        found |= {"potential_symmetry": model.potential.symmetry, "df_symmetry": model.df.symmetry}
     if data.dim() == 3:
         n_eff = torch.cat([effective_samples(density, block) for block in blocks(data)])
         found["error_samples"] = [float(x) for x in n_eff.quantile(torch.tensor([0.0, 0.05, 0.5]).double())]

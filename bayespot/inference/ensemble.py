@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bayespot.callers_state import keeps_callers_state
 from bayespot.inference.checkpoint import Checkpoints
 from bayespot.inference.fit import fit
 from bayespot.inference.result import NO_EVIDENCE, EnsembleResult, FitConfig, FitResult, Weighting
@@ -49,6 +50,7 @@ def member_config(config: FitConfig, k: int) -> FitConfig:
     return dataclasses.replace(config, seed=config.seed + 100_003 * k, start_scatter=config.start_scatter or SCATTER)
 
 
+@keeps_callers_state
 def fit_ensemble(
     model: SnapshotModel,
     catalog: Catalog,

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import pyro
 import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
 from bayespot.actions.spherical import SphericalActions
+from bayespot.callers_state import keeps_callers_state
 from bayespot.df import TrainedDensity, density
 from bayespot.df.base import LogFraction
 from bayespot.df.components import CANDIDATES, choose_n_components
@@ -28,6 +28,7 @@ from bayespot.inference.optimise import Report, adam_until_bound, count_unbound,
 from bayespot.inference.result import FitConfig, FitError, FitResult
 from bayespot.inference.samplers import Chain, WhitenedPosterior, check_svgd_size, nuts, svgd
 from bayespot.inference.svi import maximise_elbo, step_seed
+from bayespot.likelihood.errors import ignored_errors
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.potential.base import radius
 from bayespot.progress import Progress, Show
@@ -41,6 +42,7 @@ _CHECKPOINT_SECONDS = 20.0
 _JOINT_CANDIDATES = (3, 4)
 
 
+@keeps_callers_state
 def fit(
     model: SnapshotModel,
     catalog: Catalog,
@@ -121,7 +123,7 @@ class _Fit:
             "rounds": [],
             "stage": "start",
             "seconds": {},
-            "warnings": [],
+            "warnings": [] if model.errors is not None else ignored_errors(catalog),
             "component_table": [],
             "map_iterations": 0,
             "elbo": [],
@@ -344,7 +346,6 @@ class _Fit:
     def _svi(self, bar: Progress) -> None:
         """Train the guide; for the Laplace approximation there is nothing to train."""
         config = self.config
-        pyro.clear_param_store()
         guide = self._guide(LatentSpace(self.model))
         self.state["guide"] = self.state.get("guide") or guide.state_dict()
         if config.guide != "laplace" and config.svi_steps > 0:

@@ -150,7 +150,9 @@ class Diagnostics:
     points; twice as many would move the result by ``selection_error`` posterior standard deviations.
     ``angle_p_value`` is that of the phase-mixing test in the posterior mean potential
     (`bayespot.inference.phase_mixing`), of chi-square ``angle_statistic`` with ``angle_dof`` degrees,
-    for catalogues without errors or selection.
+    for catalogues without errors or selection. For these ``symmetry`` holds, by test (`bayespot.inference.symmetry`),
+    ``directions`` and ``planes``, its ``statistic``, ``dof`` and ``p_value``, and ``potential_symmetry`` and
+    ``df_symmetry`` what the model demands.
     ``log_evidence`` is the importance-sampling estimate of ln p(data) by the guide's draws, with f(J) at its point
     where its guide is one. For NUTS ``r_hat`` (largest) and ``ess`` (least, bulk) are of the potential's latents and of
     ln p, ``divergences`` the fraction of divergent transitions. ``narrowing`` is what the mean field does to the worst
@@ -177,6 +179,9 @@ class Diagnostics:
     angle_p_value: float | None = None
     angle_statistic: float | None = None
     angle_dof: int = 0
+    symmetry: dict[str, dict[str, float]] = field(default_factory=dict)
+    potential_symmetry: str = ""
+    df_symmetry: str = ""
     n_stars: int = 0
     log_evidence: float | None = None
     weight_fraction: float | None = None

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bayespot.inference.phase_mixing import ALARM, AngleTest, phase_mixing_warning
+from bayespot.inference.symmetry import SymmetryTest, symmetry_warnings
 
 LEVELS = ("trusted", "to be taken with care", "not to be trusted")
 #: Below this Pareto shape importance weights correct the guide (Vehtari et al. 2024, JMLR 25, 72).
@@ -127,6 +128,9 @@ def _data(d: Mapping[str, Any]) -> list[tuple[int, str]]:
     if (p := _number(d.get("angle_p_value"))) is not None and p < ALARM:
         test = AngleTest(d.get("angle_statistic") or math.nan, d.get("angle_dof") or 0, p)
         found.append((2, phase_mixing_warning(test) or ""))
+    if d.get("symmetry"):
+        test_of_symmetry = SymmetryTest.from_dict(d["symmetry"])
+        found += symmetry_warnings(d["potential_symmetry"], d["df_symmetry"], test_of_symmetry)
     few = d.get("n_poorly_sampled", 0)
     of = f" of {n}" if (n := d.get("n_error_samples")) else ""
     remedy = "raise n_samples of the model's errors"

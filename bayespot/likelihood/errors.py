@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from bayespot.catalog.catalog import Catalog, Observed
 from bayespot.catalog.frame import galactocentric_w, heliocentric
 from bayespot.df.distributions import uniform_points
 from bayespot.units import takes, takes_tensors
+
+#: Errors below this fraction of the radius, and of the velocity dispersion, do not matter.
+NEGLIGIBLE = 0.01
 
 
 @takes(v_r_range="speed", distance_range="length")
@@ -66,6 +69,21 @@ class MeasurementErrors:
             raise ValueError(f"v_r_range must increase, got {self.v_r_range} km/s")
         if not 0 < self.distance_range[0] < self.distance_range[1]:
             raise ValueError(f"distance_range must be positive and increase, got {self.distance_range} kpc")
+
+    @classmethod
+    def where_needed(cls, catalog: Catalog, **settings: Any) -> MeasurementErrors | None:
+        """Return errors with these settings for a catalogue that has some, None where they are negligible.
+
+        Negligible (`relative_errors`): no star lacks a distance or radial velocity, and 95 % of the stars are known to
+        1 % of their radius and to 1 % of the stars' velocity dispersion.
+
+        Examples
+        --------
+        >>> MeasurementErrors.where_needed(Catalog.example("globular_clusters"), n_samples=64).n_samples
+        64
+        """
+        found = relative_errors(catalog)
+        return None if found is None or found.negligible else cls(**settings)
 
     def samples(self, catalog: Catalog, seed: int) -> Tensor:
         """Return where each star may truly be: ``(n, n_samples, 7)``, w and the logarithm of its weight.
@@ -148,6 +166,52 @@ def _positive_parallax(z: Tensor, centre: Tensor, root: Tensor) -> tuple[Tensor,
     moved = torch.where(cut, -torch.special.ndtri(upper), z[..., 2])
     log_share = torch.where(cut, torch.special.log_ndtr(ratio), 0.0)
     return torch.cat([z[..., :2], moved[..., None], z[..., 3:]], -1), log_share
+
+
+class RelativeErrors(NamedTuple):
+    """Errors that 5 % of the stars exceed, and the number of stars without a distance or a radial velocity.
+
+    ``radius``: of the position (root of the summed variances) over the star's distance from the centre. ``velocity``:
+    per axis (root of the mean variance) over the stars' velocity dispersion per axis.
+    """
+
+    radius: float
+    velocity: float
+    n_missing: int
+
+    @property
+    def negligible(self) -> bool:
+        """Whether the fit may take the coordinates as exact."""
+        return not self.n_missing and max(self.radius, self.velocity) < NEGLIGIBLE
+
+    def __str__(self) -> str:
+        text = (
+            f"5 % of the stars have more than {100 * self.radius:.2g} % in radius or more than "
+            f"{100 * self.velocity:.2g} % of the velocity dispersion in velocity"
+        )
+        return text + (f", and {self.n_missing} lack a distance or a radial velocity" if self.n_missing else "")
+
+
+def relative_errors(catalog: Catalog) -> RelativeErrors | None:
+    """Return how large a catalogue's measurement errors are; None if it has none."""
+    if catalog.covariance is None or not len(catalog):
+        return None
+    variance = catalog.covariance.diagonal(dim1=1, dim2=2)
+    in_radius = (variance[:, :3].sum(-1) / (catalog.x**2).sum(-1).clamp(min=1e-300)).sqrt()
+    in_velocity = variance[:, 3:].mean(-1).sqrt() / _typical_speed(catalog)
+    lost = 0 if catalog.observed is None else int(torch.isnan(catalog.observed.values).any(-1).sum())
+    return RelativeErrors(float(in_radius.quantile(0.95)), float(in_velocity.quantile(0.95)), lost)
+
+
+def ignored_errors(catalog: Catalog) -> list[str]:
+    """Return, in words, what a fit to the coordinates alone leaves out; empty where that is negligible."""
+    found = relative_errors(catalog)
+    if found is None or found.negligible:
+        return []
+    return [
+        f"measurement errors are ignored ({found}): they make orbits hotter and the error bars do not cover that; take "
+        "a built-in model without --ignore-errors, or give your own errors=MeasurementErrors()"
+    ]
 
 
 class _Proposal:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bayespot.actions.base import ActionFinder
 from bayespot.actions.spherical import SphericalActions
+from bayespot.callers_state import keeps_callers_state
 from bayespot.catalog.catalog import Catalog
 from bayespot.df.base import DistributionFunction
 from bayespot.likelihood.augmented import Smoothing
@@ -284,6 +285,7 @@ class SnapshotModel(PyroModule):
             factors = poutine.trace(self.at(values).register_factors).get_trace()
             return total + factors.log_prob_sum() if len(factors) > 2 else total
 
+    @keeps_callers_state
     def sample_prior(self, n: int, seed: int = 0) -> dict[str, Tensor]:
         """Return n prior draws of every site, stacked on a leading axis."""
         with torch.random.fork_rng():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from bayespot.callers_state import keeps_callers_state
 from bayespot.catalog.catalog import Catalog, Observed
 from bayespot.catalog.frame import frame_parameters, galactocentric, heliocentric
 from bayespot.likelihood.selection import SelectionFunction
@@ -12,6 +13,7 @@ from bayespot.units import takes
 
 
 @takes(distance_error="number", pm_error="proper_motion", v_error="speed")
+@keeps_callers_state
 def observe(
     catalog: Catalog,
     seed: int,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bayespot.callers_state import keeps_callers_state
 from bayespot.catalog.catalog import Catalog
 from bayespot.mock.equilibrium import Equilibrium
 from bayespot.potential.analytic import (
@@ -56,6 +57,7 @@ MOCKS: dict[str, MockSystem] = {
 
 
 @takes(anisotropy_radius="length", beta="number")
+@keeps_callers_state
 def mock(
     potential: str | Potential = "isochrone",
     *,

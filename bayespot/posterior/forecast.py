@@ -15,6 +15,7 @@ from torch import Tensor
 from bayespot.actions.base import cap_energy
 from bayespot.actions.radial import RadialOrbits
 from bayespot.actions.reach import profile_of_stars
+from bayespot.callers_state import keeps_callers_state
 from bayespot.df import SphericalMixture
 from bayespot.inference.latent import LatentSpace
 from bayespot.likelihood.model import SnapshotModel
@@ -223,6 +224,7 @@ class Forecast:
         return matrix.diagonal(), matrix
 
 
+@keeps_callers_state
 def forecast(model: SnapshotModel, catalog: Catalog) -> Forecast:
     r"""Forecast how well stars such as those of a mock constrain the potential of a model.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bayespot.actions.base import TorusMap
+from bayespot.callers_state import keeps_callers_state
 from bayespot.inference.phase_mixing import angle_statistic
 from bayespot.likelihood.chain import Chain
 from bayespot.likelihood.errors import ErrorScatter
@@ -59,6 +60,7 @@ class Predictive:
     warnings: list[str]
 
 
+@keeps_callers_state
 def posterior_predictive(
     posterior: PotentialDraws,
     catalog: Catalog,

@@ -69,6 +69,7 @@ def describe(diagnosis: Mapping[str, Any]) -> list[str]:
         )
     if diagnosis.get("angle_p_value") is not None:
         lines.append(f"phase mixing: uniformity of the angles p = {diagnosis['angle_p_value']:.2g}")
+    lines += _symmetry(diagnosis)
     return lines
 
 
@@ -77,6 +78,19 @@ def quote(judged: Verdict) -> str:
     if judged.level == LEVELS[-1]:
         return "Quote neither table: the posterior is not to be trusted."
     return "Quote the second table: its draws follow the exact posterior, those of the first the guide's shape."
+
+
+def _symmetry(diagnosis: Mapping[str, Any]) -> list[str]:
+    """What the stars say about the symmetry, or why they were not asked."""
+    if tests := diagnosis.get("symmetry"):
+        words = {"directions": "positions within orbital planes", "planes": "orbital planes"}
+        if diagnosis["potential_symmetry"] == "axisymmetric":
+            words = {"directions": "positions about the axis", "planes": "orbital planes about the axis"}
+        shown = ", ".join(f"{words[name]} p = {test['p_value']:.2g}" for name, test in tests.items())
+        return [f"symmetry ({diagnosis['potential_symmetry']} potential): quadrupole of the {shown}"]
+    if diagnosis.get("error_samples") or diagnosis.get("selected_fraction"):
+        return ["symmetry: not tested on stars with errors or a selection, which spread unevenly in any case"]
+    return []
 
 
 def reweighted_where_it_matters(

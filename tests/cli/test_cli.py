@@ -348,11 +348,18 @@ def test_gaia_like_errors(gaia):
         "def build(catalog):\n"
         "    return SnapshotModel(MassSlopeNetwork.for_stars(catalog.w), SphericalMixture(), selection=Custom(s))\n"
     )
+    (gaia / "plain.py").write_text(
+        "from bayespot import *\n"
+        "def build(catalog):\n"
+        "    return SnapshotModel(MassSlopeNetwork.for_stars(catalog.w), SphericalMixture())\n"
+    )
     for model, catalog, options, words in (
         (GAIA_MODEL, "whole.fits", (), ("rejects", "in row", "correct the selection or drop those stars")),
         (GAIA_MODEL, "broken.fits", (), ("broken.fits", "not positive definite", "in row 3", "or drop the star")),
         ("wrong.py", "mock_gaia.fits", (), ("S = 1.5", "between 0 and 1", "normalise or clamp it")),
-        ("isochrone", "lost.fits", ("--allow-missing",), ("1 of 100 stars have no", "MeasurementErrors")),
+        ("plain.py", "lost.fits", ("--allow-missing",), ("1 of 100 stars have no", "MeasurementErrors")),
+        ("isochrone", "lost.fits", ("--allow-missing", "--ignore-errors"), ("1 of 100 stars lack", "drop those stars")),
+        (GAIA_MODEL, "whole.fits", ("--ignore-errors",), ("rejects", "in row")),
         ("isochrone", "far.fits", (), ("do not look Galactocentric", "declare the model's selection")),
     ):
         done = bayespot("fit", model, catalog, "-o", "bad", *FAST, *options, cwd=gaia)
