@@ -50,6 +50,8 @@ def test_python_blocks_import(page):
 QUICK = {
     "FitConfig(seed=1)": "FitConfig(seed=1, n_components=1, svi_steps=20, n_draws=60, k_hat_draws=25)",
     "n_stars=20_000": "n_stars=1000",
+    "n_stars=8_000": "n_stars=1500",
+    "nside=32": "nside=8",
 }
 
 
@@ -65,7 +67,9 @@ def desk(tmp_path_factory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("page", [p for p in PAGES if "```python" in p.read_text() and p.name != "README.md"], ids=str)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if "```python" in p.read_text() and p.name != "README.md"], ids=lambda p: p.stem
+)
 def test_python_blocks_run(page, desk, monkeypatch):
     """The blocks of a page run one after the other from a clean namespace: what they use they define.
 

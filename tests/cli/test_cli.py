@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -120,8 +122,11 @@ def test_errors_are_one_message(session, arguments, words):
 
 
 @pytest.mark.parametrize(("df", "words"), [("energy", "EnergyDensity, trained in"), ("gaussian", "f(J): 1 components")])
-def test_other_densities(session, df, words):
+def test_other_densities(session, df, words, monkeypatch):
     """--df replaces the model's f(J), the run is read back, and an unknown name is one message."""
+    module = importlib.import_module("bayespot.inference.fit")
+    real = module.fit
+    monkeypatch.setattr(module, "fit", lambda m, stars, config, **k: real(m, stars, replace(config, df_rounds=1), **k))
     done = bayespot("fit", "isochrone", "stars.ecsv", "-o", f"run_{df}", "--df", df, *FAST, cwd=session)
     assert done.returncode == 0, done.stderr
     done = bayespot("report", f"run_{df}", cwd=session)

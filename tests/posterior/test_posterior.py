@@ -210,6 +210,7 @@ def test_broken_runs(result, isochrone_stars, tmp_path):
     """Missing, damaged and foreign files are named with the remedy."""
     with pytest.raises(ValueError, match="not a run folder"):
         load_run(tmp_path / "none")
+    whole = save_run(tmp_path / "whole", result, isochrone_stars)
     for name, content, message in (
         ("config.json", '{"bayespot_run": 99, "versions": {"bayespot": "9.9"}}', "run format 99.*bayespot 9.9"),
         ("config.json", "{", "not valid JSON"),
@@ -218,12 +219,12 @@ def test_broken_runs(result, isochrone_stars, tmp_path):
         ("posterior.nc", "junk", "posterior.nc is damaged"),
         ("stars.npz", "junk", "stars.npz is damaged"),
     ):
-        shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        folder = save_run(tmp_path / "run", result, isochrone_stars)
+        folder = shutil.copytree(whole, tmp_path / "run")
         (folder / name).write_text(content)
         with pytest.raises(ValueError, match=message):
             load_run(folder)
-    folder = save_run(tmp_path / "run", result, isochrone_stars, overwrite=True)
+        shutil.rmtree(folder)
+    folder = shutil.copytree(whole, tmp_path / "run")
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match=r"config.json is missing"):
         load_run(folder)
