@@ -63,14 +63,12 @@ EXEMPT = {
     "Diagnostics.__init__.*": "what a fit measured of itself",
     "FitResult.__init__.*": "a fit's own result",
     "AngleTest.__init__.*": "a test's result: chi-square and probability",
-    "ElboTrend.__init__.*": "a fit's own result",
     "ComponentChoice.__init__.table": "the result of a choice",
     "Predictive.__init__.*": "the result of a check",
     "Forecast.__init__.*": "the result of a forecast",
     "Posterior.__init__.*": "draws and weights that a fit made; sites in other units are refused by SnapshotModel.at",
     "Posterior.taken.index": "rows",
     "EnsemblePosterior.__init__.weights": "probabilities",
-    "systematic.weights": "probabilities",
     "FitConfig.__init__.*": "settings of optimisers and samplers",
     "TrainingConfig.__init__.*": "settings of optimisers",
     "Forecast.*.n_stars": "a count",
@@ -84,11 +82,9 @@ EXEMPT = {
     "*.sample.sample_shape": "a shape",
     "StarDensity.expand.*": "a shape",
     "SnapshotModel.forward.subsample": "rows",
-    "Replicator.draw.values": "draws of a fit",
     "from_gala.potential": "an object of another package, with its own units",
     "from_galpy.potential": "an object of another package; ro and vo are its units",
     "elbo_trace.elbo": "a fit's own result",
-    "elbo_trend.elbo": "a fit's own result",
     "draw_figures.elbo": "a fit's own result",
     "*.diagnosis": "what a run folder says of itself",
     "write_page.config": "what a run folder says of itself",
@@ -96,13 +92,22 @@ EXEMPT = {
     "save.path": "a file",
     "chain_ranks.data": "draws",
     "parameters.*": "draws, and true values in the sites' own units",
-    "SiteCoordinates.*": "sites of f(J), standardised",
     "LogPolynomialDistribution.__init__.amplitude": "amplitudes of polynomials",
-    "LegendreBasis.combined.*": "coordinates of a chart and amplitudes of polynomials",
-    "strata.logits": "log-weights",
-    "tilted.*": "uniform numbers and a concentration",
-    "log_sinhc.k": "a concentration",
-    "reduced.edge": "a fraction of the escape speed",
+    "Catalog.*.frame": "a frame, whose own numbers are declared",
+    "Frame.of.given": "a frame, whose own numbers are declared",
+    "Catalog.read_snapshot.options": "those of read_snapshot, declared there",
+    "SymmetryTest.from_dict.tests": "a test's result: chi-square and probability",
+    "Healpix.*.table": "probabilities",
+    "Healpix.tabulate.empty": "a probability",
+    "Healpix.tabulate.outside": "a probability",
+    "Healpix.__init__.empty": "a probability",
+    "Healpix.__init__.outside": "a probability",
+    "MeasurementErrors.where_needed.settings": "those of MeasurementErrors, declared there",
+    "from_gaiaunlimited.selection": "an object of another package",
+    "from_gaiaunlimited.at": "numbers of that object's own columns",
+    "from_gaiaunlimited.empty": "a probability",
+    "from_gaiaunlimited.outside": "a probability",
+    "read_snapshot.hubble_param": "H0 in 100 km/s/Mpc, a pure number by its definition",
 }
 #: What arguments of these names are, wherever they occur: a second statement beside the declarations.
 KIND_OF = {
@@ -114,7 +119,7 @@ KIND_OF = {
     "scale_L": "action", "scale_z": "action", "beta": "number", "gamma": "number",
 }  # fmt: skip
 #: The other meanings of such names.
-OTHERWISE = {"ActionChart.smooth_of_uniform.x": "number"}
+OTHERWISE = {"ActionChart.smooth_of_uniform.x": "number", "shrinking_sphere.at": "length"}
 #: Units that are not the internal ones.
 OTHER = {
     "length": "pc", "mass": "1e9 Msun", "speed": "m / s", "time": "Gyr", "action": "pc km / s", "potential": "m2 / s2",
@@ -131,7 +136,11 @@ def _public():
     names = [(f"bayespot.{room}", n) for room in ROOMS for n in importlib.import_module(f"bayespot.{room}").__all__]
     names += [("bayespot", n) for n in bayespot.__all__]
     for page in (Path(__file__).parents[1] / "docs" / "api").glob("*.md"):
-        for target in re.findall(r"^::: (\S+)", page.read_text(), re.M):
+        blocks = re.findall(r"^::: (\S+)(?:\n    options:\n      members: \[(.*)\])?", page.read_text(), re.M)
+        for target, members in blocks:
+            if members:
+                names += [(target, name) for name in members.split(", ")]
+                continue
             try:
                 module = importlib.import_module(target)
             except ModuleNotFoundError:
@@ -314,7 +323,6 @@ EXAMPLES = {
         {"distance_error": 0.1, "pm_error": 0.05, "v_error": 2.0},
         lambda c: [c.w, *c.covariance.unbind(-1)],
     ),
-    "tables": (actions.SphericalActions, {"r_min": 0.1, "r_max": 200.0}, settings),
     "integrate": (lambda times: orbit.integrate(SPHERE, W, times), {"times": np.linspace(0, 0.1, 5)}, np.asarray),
     "two times": (lambda times: orbit.integrate(SPHERE, W, times), {"times": [0.0, 0.1]}, np.asarray),
     "transformed": (

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bayespot.units import takes
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -27,6 +29,7 @@ class Centre(NamedTuple):
     n: int
 
 
+@takes(x="length", v="speed", mass="mass", box="length", at="length")
 def shrinking_sphere(
     x: Array, v: Array, mass: Array, box: Array | None = None, at: tuple[float, float, float] | None = None
 ) -> Centre:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bayespot.catalog.refusal import CatalogError
+from bayespot.units import takes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 
+@takes(r_sun="length", z_sun="length", v_sun="speed", galcen="angle", roll="angle")
 @dataclass(frozen=True)
 class Frame:
     """A Galactocentric frame, right-handed: x from the Sun to the centre, y along the rotation, z to the north.

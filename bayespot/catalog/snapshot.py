@@ -13,6 +13,7 @@ from bayespot.catalog.centre import Centre, shrinking_sphere, wrapped
 from bayespot.catalog.columns import CatalogError
 from bayespot.catalog.snapshot_files import SnapshotFiles, particle_types
 from bayespot.catalog.snapshot_units import SnapshotUnits, read_units
+from bayespot.units import takes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,6 +34,7 @@ class Snapshot(NamedTuple):
     meta: dict[str, Any]
 
 
+@takes(radius="length", centre="length")
 def read_snapshot(
     path: str | os.PathLike[str],
     particles: str | int = "stars",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bayespot.inference.phase_mixing import ALARM
 from bayespot.likelihood.model import SnapshotModel
+from bayespot.units import takes_tensors
 
 #: Fewest stars for a test: its chi-square is an asymptotic one.
 FEWEST = 30
@@ -49,6 +50,7 @@ class SymmetryTest:
         return cls(**{name: QuadrupoleTest(**test) for name, test in tests.items()})
 
 
+@takes_tensors(w="phase_space")
 @torch.no_grad()
 def symmetry_test(model: SnapshotModel, w: Tensor) -> SymmetryTest:
     r"""Test the symmetry that a model demands of the stars.

@@ -11,6 +11,7 @@ import numpy as np
 
 from bayespot.likelihood.healpix import Healpix
 from bayespot.likelihood.selection import SUN
+from bayespot.units import takes
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -23,6 +24,7 @@ _MAGNITUDES = ("g", "phot_g_mean_mag_", "phot_rp_mean_mag_", "phot_bp_mean_mag_"
 _GALACTIC = "dr3-rvs-nk.h5"
 
 
+@takes(magnitudes="magnitude", absolute_magnitude="magnitude", observer="length")
 def from_gaiaunlimited(
     selection: Any,
     absolute_magnitude: float | None = None,

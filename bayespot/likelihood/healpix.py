@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bayespot.catalog.frame import galactocentric_w
 from bayespot.likelihood.selection import SUN, SelectionFunction
+from bayespot.units import takes
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -80,6 +81,7 @@ class Healpix(SelectionFunction):
 
     position_only = True
 
+    @takes(magnitudes="magnitude", absolute_magnitude="magnitude", distances="length", observer="length")
     def __init__(
         self,
         table: ArrayLike,
@@ -115,6 +117,7 @@ class Healpix(SelectionFunction):
         self._edges, self._rotation = edges, torch.as_tensor(_rotation(frame))
 
     @classmethod
+    @takes(magnitudes="magnitude", absolute_magnitude="magnitude", distances="length", observer="length")
     def tabulate(
         cls,
         function: Callable[..., ArrayLike],
