@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from contracts.snapshot import write_snapshot
 from typer.testing import CliRunner
 
 from bayespot.cli import app
@@ -48,10 +49,13 @@ def test_python_blocks_import(page):
 
 #: Numbers that make a page's blocks quick; all else runs as it stands.
 QUICK = {
+    # the fit with a map is a slow test of its own, test_the_documentation_goes_from_map_to_fit
+    "selection=selection)\nposterior = Posterior.from_result(fit(model, catalog, FitConfig(seed=1)))": (
+        "selection=selection)\nposterior = Posterior.prior(model, 20, 0)"
+    ),
     "FitConfig(seed=1)": "FitConfig(seed=1, n_components=1, svi_steps=20, n_draws=60, k_hat_draws=25)",
     "n_stars=20_000": "n_stars=1000",
-    "n_stars=8_000": "n_stars=1500",
-    "nside=32": "nside=8",
+    "max_stars=20_000": "max_stars=1000",
 }
 
 
@@ -63,6 +67,8 @@ def desk(tmp_path_factory) -> Path:
     quick = ["--svi-steps", "10", "--n-draws", "60", "--n-components", "1"]
     done = CliRunner().invoke(app, ["fit", "isochrone", str(folder / "stars.csv"), "-o", str(folder / "run"), *quick])
     assert done.exit_code == 0, done.output
+    w = mock("hernquist", n_stars=2000, seed=1).w.numpy()
+    write_snapshot(folder / "snap_099.hdf5", "arepo", {4: w}, n_files=2)
     return folder
 
 
