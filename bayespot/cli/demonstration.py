@@ -110,11 +110,12 @@ def _print_truth(posterior: PotentialDraws) -> None:
     assert truth is not None  # the demo simulated it
     r = np.array([0.6, 1.5, 3.0, 6.0, 15.0, 60.0])
     few = posterior.thinned(300)
+    found = few.radial_fields(r, ("potential", "circular_speed", "enclosed_mass"))
     rows = []
     for i, radius in enumerate(r):
         row = [f"{radius:.3g}"]
-        for name in ("potential", "circular_speed", "enclosed_mass"):
-            field, true = few.field(name, r), truth_field(truth, name, r)
+        for name, field in found.items():
+            true = truth_field(truth, name, r)
             error, sd = 100 * (field.mean / true - 1), 100 * field.sd / np.abs(true)
             row.append(f"{error[i]:+.2f} +- {sd[i]:.2f} %")
         rows.append(row)

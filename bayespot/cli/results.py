@@ -154,9 +154,8 @@ def _print_report(posterior: PotentialDraws, config: dict[str, Any], diagnosis: 
 
 
 def _print_fields(title: str, few: PotentialDraws, r: Any) -> None:
-    fields = {
-        name: few.field(name, r).quantile([0.16, 0.5, 0.84]) for name in ("circular_speed", "enclosed_mass", "density")
-    }
+    found = few.radial_fields(r, ("circular_speed", "enclosed_mass", "density"))
+    fields = {name: field.quantile([0.16, 0.5, 0.84]) for name, field in found.items()}
     rows = [[f"{r[i]:.3g}", *(interval(q[:, i]) for q in fields.values())] for i in range(len(r))]
     print_table(title, ["r [kpc]", "v_c [km/s]", "M(<r) [Msun]", "rho [Msun/kpc3]"], rows)
 

@@ -80,8 +80,8 @@ class Target:
         stars_r = np.asarray(posterior.meta["radii"])
         r_0 = float(np.median(stars_r))
         r = np.quantile(stars_r, np.linspace(0.005, 0.995, n_radii))
-        phi = few.field("potential", np.append(r, r_0)).draws
-        force = few.field("radial_acceleration", np.append(r, r_0)).draws
+        found = few.radial_fields(np.append(r, r_0), ("potential", "radial_acceleration"))
+        phi, force = found["potential"].draws, found["radial_acceleration"].draws
         v2 = -float(force[:, -1].mean()) * r_0
         if not (np.isfinite(phi).all() and np.isfinite(force).all() and v2 > 0):
             raise ValueError("the posterior's potential is not finite or not attractive at the stars' radii")

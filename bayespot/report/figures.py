@@ -70,6 +70,8 @@ def draw_figures(
             for suffix in formats:
                 written.append(folder / f"{name}.{suffix}")
                 plots.save(figure, written[-1])
+                # the layout is found once, not again for the other format
+                figure.set_layout_engine("none")
             if tick is not None:
                 tick()
     return written

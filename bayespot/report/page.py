@@ -199,7 +199,7 @@ def _lead(config: Mapping[str, Any], diagnosis: Mapping[str, Any], n_draws: int)
 
 
 def _results(caption: str, few: PotentialDraws, r: NDArray[Any]) -> Grid:
-    columns = [few.field(name, r).quantile([0.16, 0.5, 0.84]) for name in _RESULTS]
+    columns = [field.quantile([0.16, 0.5, 0.84]) for field in few.radial_fields(r, tuple(_RESULTS)).values()]
     rows = [[f"{r[i]:.3g}", *(interval(*q[:, i]) for q in columns)] for i in range(len(r))]
     return Grid(caption, ["r [kpc]", *_RESULTS.values()], rows)
 
