@@ -175,7 +175,7 @@ CALLS = {
     "posterior_predictive": lambda r, p: posterior_predictive(Posterior.from_result(r), FEW, 50),
     "forecast": lambda r, p: forecast(model(STARS), STARS).posterior(100, 10, 0),
     "choose_n_components": lambda r, p: choose_n_components(
-        SphericalMixture(), torch.rand(200, 3).double() + 1, 0, (1, 2)
+        SphericalMixture(), torch.linspace(1, 2, 600, dtype=torch.float64).reshape(200, 3), 0, (1, 2)
     ),
     "df.sample": lambda r, p: r.model.at({k: v[0] for k, v in r.draws.items()}).df.sample(10, 0),
     "augment": lambda r, p: r.model.chain({k: v[0] for k, v in r.draws.items()}).augment(64, 0),

@@ -53,7 +53,7 @@ QUICK = {
     "selection=selection)\nposterior = Posterior.from_result(fit(model, catalog, FitConfig(seed=1)))": (
         "selection=selection)\nposterior = Posterior.prior(model, 20, 0)"
     ),
-    "FitConfig(seed=1)": "FitConfig(seed=1, n_components=1, svi_steps=20, n_draws=60, k_hat_draws=25)",
+    "FitConfig(seed=1)": "FitConfig(seed=1, n_components=1, map_iterations=5, svi_steps=5, n_draws=60, k_hat_draws=25)",
     "n_stars=20_000": "n_stars=1000",
     "max_stars=20_000": "max_stars=1000",
 }
@@ -101,7 +101,7 @@ def test_five_commands_to_a_figure(tmp_path, monkeypatch):
     section = (ROOT / "README.md").read_text().split("## Your own stars\n")[1].split("\n## ")[0]
     commands = re.findall(r"^    (bayespot .*)$", section, re.M)
     assert 1 + len(commands) <= MAX_COMMANDS
-    quick = {"n_components": 1, "svi_steps": 20, "n_draws": 60, "k_hat_draws": 25}
+    quick = {"n_components": 1, "map_iterations": 5, "svi_steps": 5, "n_draws": 60, "k_hat_draws": 25}
     module = importlib.import_module("bayespot.inference.fit")
     fit = module.fit
     monkeypatch.setattr(

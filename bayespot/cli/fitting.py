@@ -145,10 +145,12 @@ def _trust_options(folder: Path, path: Path | None) -> str:
     """What the commands that read a run must be given, when it holds code of the user's own."""
     from bayespot.report.manifest import read_config
 
+    if path is None:
+        return ""
     config = read_config(folder)
     if config["pickles"]:
         return " --trust-model"
-    return f" --model-file {path}" if config["code"] and path is not None else ""
+    return f" --model-file {path}" if config["code"] else ""
 
 
 def builtin_models() -> dict[str, str]:

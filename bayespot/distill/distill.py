@@ -437,12 +437,15 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators, which physo draws from, and restore them."""
-    state = np.random.get_state()  # noqa: NPY002
+    """Seed the global generators, which physo draws from, set the dtype that it takes for granted, and restore all."""
+    state, dtype = np.random.get_state(), torch.get_default_dtype()  # noqa: NPY002
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        # its network mixes the default with arrays of this one
+        torch.set_default_dtype(torch.float32)
         np.random.seed(seed)  # noqa: NPY002
         try:
             yield
         finally:
+            torch.set_default_dtype(dtype)
             np.random.set_state(state)  # noqa: NPY002

@@ -232,15 +232,20 @@ class _Fit:
 
     def _rough(self, values: Mapping[str, Tensor], report: Callable[[Tensor, str], None]) -> Tensor:
         config, space = self.config, LatentSpace(self.model.plain())
-        u = adam_until_bound(
-            space, space.vector(dict(values)), self.few, config.adam_steps, config.adam_learning_rate, report
-        )
+        advice = "check the units (kpc, km/s), the frame (Galactocentric) and the prior of the mass"
+        u = space.vector(dict(values))
+        try:
+            u = adam_until_bound(space, u, self.few, config.adam_steps, config.adam_learning_rate, report)
+        except ValueError as error:
+            # so torch says of f(J) without a scale that a step made NaN
+            if "within the support" not in str(error):
+                raise
+            unbound = count_unbound(space, u, self.few)
+            raise FitError(f"{unbound} of {len(self.few)} stars stay unbound, f(J) has no scale: {advice}") from error
         unbound = count_unbound(space, u, self.few)
         if unbound > len(self.few) // 2:
-            raise FitError(
-                f"{unbound} of {len(self.few)} stars stay unbound after {10 * config.adam_steps} steps: check the "
-                "units (kpc, km/s), the frame (Galactocentric) and the prior of the mass"
-            )
+            steps = 10 * config.adam_steps
+            raise FitError(f"{unbound} of {len(self.few)} stars stay unbound after {steps} steps: {advice}")
         if self.model.smoothing is None:
             information = space.fisher(u, self.few, 3000, config.seed)
             u, _, _ = lbfgs(space, u, self.few, information, 0.3, 60, report)

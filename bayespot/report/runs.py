@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from bayespot import diagnostics
+from bayespot.callers_state import keeps_callers_state
 from bayespot.files import WriteError, file_digest, set_aside, write_folder
 from bayespot.inference.result import Diagnostics, EnsembleResult, FitResult
 from bayespot.likelihood.model import SnapshotModel
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 MAX_STARS = 10_000
 
 
+@keeps_callers_state
 def save_run(
     folder: Path,
     result: FitResult | EnsembleResult,
@@ -243,6 +245,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
+@keeps_callers_state
 def load_run(
     folder: str | os.PathLike[str], *, trust_model: bool = False, model_file: str | os.PathLike[str] | None = None
 ) -> tuple[PotentialDraws, dict[str, Any], dict[str, Any]]:

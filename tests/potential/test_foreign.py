@@ -347,7 +347,7 @@ def test_galpy_units(galpy):
         (([own, other],), r"units differ: PlummerPotential ro=8.3, vo=230, PlummerPotential ro=8, vo=220"),
         ((bare, -8.0, 220.0), "positive, got ro=-8"),
         ((bare, 8.0, np.inf), "positive, got vo=inf"),
-        ((bare, 8 * u.Msun, 220.0), "ro must be a number of kpc or a quantity"),
+        ((bare, 8 * u.Msun, 220.0), "ro is a length and cannot be in solMass"),
     ):
         with pytest.raises(ValueError, match=words):
             from_galpy(*arguments)
