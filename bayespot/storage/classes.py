@@ -39,6 +39,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "bayespot.likelihood.augmented": ("Smoothing",),
     "bayespot.likelihood.errors": ("MeasurementErrors",),
     "bayespot.likelihood.model": ("SnapshotModel",),
+    "bayespot.likelihood.healpix": ("Healpix", "TabulationError"),
     "bayespot.likelihood.normalisation": ("FixedPoints",),
     "bayespot.likelihood.selection": (
         "Custom", "GalacticLatitude", "HeliocentricDistance", "MagnitudeLimit", "Product", "SkyCone", "SphericalShell",

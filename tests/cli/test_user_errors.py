@@ -371,10 +371,12 @@ def test_write_errors(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_interrupted_by_a_signal(desk):
+def test_interrupted_by_a_signal(desk, whole_fit, monkeypatch):
     """Ctrl-C (SIGINT) in a fit: status 130 and the hint; the same command without --resume is refused, with it the run
     is finished and equals one that was never interrupted."""
-    options = ["fit", "isochrone", "stars.ecsv", "--svi-steps", "600", "--n-draws", "60", "--n-components", "1"]
+    options = ["fit", "isochrone", "stars.ecsv", "--svi-steps", "120", "--n-draws", "40", "--n-components", "1"]
+    # as in the other process
+    monkeypatch.setattr(importlib.import_module("bayespot.inference.fit"), "fit", whole_fit)
     # a test run in the background ignores SIGINT, and so would its children
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from bayespot.cli import main; main()"

@@ -1,0 +1,27 @@
+"""What the commands' tests share: fits in this process are short, since none of these tests asks for their numbers."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bayespot.inference import FitConfig
+
+
+@pytest.fixture(autouse=True, scope="module")
+def whole_fit() -> Iterator[Callable[..., Any]]:
+    """Have `fit` stop its climb early and weigh few draws; yields the function as it is."""
+    module = importlib.import_module("bayespot.inference.fit")
+    fit = module.fit
+
+    def short(model: Any, catalog: Any, config: FitConfig, **options: Any) -> Any:
+        few = replace(config, map_iterations=5, k_hat_draws=min(25, config.k_hat_draws))
+        return fit(model, catalog, few, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "fit", short)
+        yield fit
