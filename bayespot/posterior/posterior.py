@@ -122,13 +122,15 @@ class PotentialDraws(ABC):
         x = torch.as_tensor(points, dtype=torch.float64).detach()
         evaluate = evaluator(name, x)
         # with gradients off nothing keeps a graph; the derivatives inside are unaffected
+        rows, place = self._distinct()
         with torch.no_grad():
             values = []
-            for i in range(self.n_draws):
+            for k, i in enumerate(rows):
                 values.append(evaluate(self.potential_at(i)))
                 if tick is not None:
-                    tick()
-        return Field(name, UNITS[name], x.numpy(), torch.stack(values).numpy())
+                    for _ in range(place.count(k)):
+                        tick()
+        return Field(name, UNITS[name], x.numpy(), torch.stack(values).numpy()[place])
 
     @takes_tensors(radii="length")
     def radial_fields(
@@ -148,14 +150,30 @@ class PotentialDraws(ABC):
             evaluator(name, r)
         if not self._spherical():
             return {name: self.field(name, radii, tick) for name in names}
-        rows: dict[str, list[Tensor]] = {name: [] for name in names}
-        for i in range(self.n_draws):
+        rows, place = self._distinct()
+        values: dict[str, list[Tensor]] = {name: [] for name in names}
+        for k, i in enumerate(rows):
             found = radial_fields(self.potential_at(i), r)
             for name in names:
-                rows[name].append(found[name])
-                if tick is not None:
+                values[name].append(found[name])
+            if tick is not None:
+                for _ in range(len(names) * place.count(k)):
                     tick()
-        return {name: Field(name, UNITS[name], r.numpy(), torch.stack(rows[name]).numpy()) for name in names}
+        return {name: Field(name, UNITS[name], r.numpy(), torch.stack(v).numpy()[place]) for name, v in values.items()}
+
+    def _distinct(self) -> tuple[list[int], list[int]]:
+        """Rows of draws whose potentials differ, and each draw's place among them: re-weighted draws repeat."""
+        seen: dict[tuple[int, bytes], int] = {}
+        rows, place = [], []
+        for i in range(self.n_draws):
+            model, values = self.source(i)
+            own = [v.detach().numpy().tobytes() for name, v in values.items() if name.startswith("potential.")]
+            key = (id(model), b"|".join(own))
+            if key not in seen:
+                seen[key] = len(rows)
+                rows.append(i)
+            place.append(seen[key])
+        return rows, place
 
     def _spherical(self) -> bool:
         return all(self.source(i)[0].potential.symmetry == "spherical" for i in range(self.n_draws))
