@@ -109,8 +109,12 @@ class Catalog:
     meta: dict[str, Any] = field(default_factory=dict)
     observed: Observed | None = None
 
+    def __new__(cls, w: Any = None, *_: Any, **__: Any) -> Catalog:
+        """Say which constructor takes what is no array, before its unit is asked for (None: a copy is being made)."""
+        require_kind(w, "Catalog(w)")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
-        require_kind(self.w, "Catalog(w)")
         w = torch.as_tensor(self.w, dtype=torch.float64).detach().clone()
         object.__setattr__(self, "w", w)
         object.__setattr__(self, "meta", copy.deepcopy(dict(self.meta)))

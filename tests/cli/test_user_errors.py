@@ -374,7 +374,7 @@ def test_write_errors(tmp_path):
 def test_interrupted_by_a_signal(desk, whole_fit, monkeypatch):
     """Ctrl-C (SIGINT) in a fit: status 130 and the hint; the same command without --resume is refused, with it the run
     is finished and equals one that was never interrupted."""
-    options = ["fit", "isochrone", "stars.ecsv", "--svi-steps", "120", "--n-draws", "40", "--n-components", "1"]
+    options = ["fit", "isochrone", "stars.ecsv", "--svi-steps", "60", "--n-draws", "40", "--n-components", "1"]
     # as in the other process
     monkeypatch.setattr(importlib.import_module("bayespot.inference.fit"), "fit", whole_fit)
     # a test run in the background ignores SIGINT, and so would its children
