@@ -166,6 +166,7 @@ def test_user_model(session):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_ensemble_session(session):
     """Two members of a user's model in two processes: a run with a folder per member, weights adding up to one; predict
     and report work on it, the report judges in words, also after a check."""
