@@ -30,7 +30,6 @@ from bayespot import (
     SnapshotModel,
     fit,
     load_run,
-    plots,
     save_run,
 )
 from bayespot.actions import IsochroneActions, integrate
@@ -42,7 +41,7 @@ from bayespot.likelihood import Custom, MeasurementErrors, SphericalShell
 from bayespot.mock import mock
 from bayespot.posterior import Predictive, posterior_predictive
 from bayespot.posterior.predictive import Replicator, _p_value, profiles
-from bayespot.report import RunError
+from bayespot.report import RunError, plots
 from bayespot.report.runs import save_predictive
 
 POTENTIAL = Isochrone(m_tot=1e11, r_s=3.0)
