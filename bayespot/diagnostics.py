@@ -131,6 +131,21 @@ def save_netcdf(data: Any, path: str | os.PathLike[str]) -> None:
         code = re.search(r"errno = (\d+)", str(error))
         number = int(code[1]) if code else errno.EIO
         raise OSError(number, os.strerror(number), str(path)) from error
+    try:
+        # what HDF5 cannot write while Python lets go of its objects is told to nobody
+        load_netcdf(path)
+    except ValueError as error:
+        raise _reason(path) from error
+
+
+def _reason(path: str | os.PathLike[str]) -> OSError:
+    """Return why a file could not be written to its end, as the system says when asked to write more."""
+    try:
+        with open(path, "ab", buffering=0) as file:
+            file.write(bytes(65_536))
+    except OSError as error:
+        return OSError(error.errno, error.strerror, str(path))
+    return OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
 
 def load_netcdf(path: str | os.PathLike[str]) -> InferenceData:

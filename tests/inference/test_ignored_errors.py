@@ -101,11 +101,11 @@ def test_a_fit_that_ignores_errors_says_so():
 
 def test_the_command_line_says_what_it_does(capsys):
     """Taken into account, ignored as asked, ignored by the model, and a model that cannot ignore them."""
-    assert _built(spherical, "spherical", NOISY, False).errors is not None
+    assert _built(spherical, None, "spherical", NOISY, False).errors is not None
     assert "are taken into account (--ignore-errors: not): 5 % of the stars" in capsys.readouterr().err
-    assert _built(spherical, "spherical", NOISY, True).errors is None
+    assert _built(spherical, None, "spherical", NOISY, True).errors is None
     assert capsys.readouterr().err == ""  # the verdict says so
-    assert _built(spherical, "spherical", TRUE, False).errors is None
+    assert _built(spherical, None, "spherical", TRUE, False).errors is None
     assert capsys.readouterr().err == ""
 
     class Own:
@@ -113,11 +113,11 @@ def test_the_command_line_says_what_it_does(capsys):
         def build(catalog):
             return SnapshotModel(Isochrone(1e11, 3.0), SphericalMixture())
 
-    assert _built(Own, "own.py", NOISY, False).errors is None
+    assert _built(Own, None, "own.py", NOISY, False).errors is None
     assert "are ignored by this model" in capsys.readouterr().err
     Own.build = staticmethod(
         lambda catalog: SnapshotModel(Isochrone(1e11, 3.0), SphericalMixture(), errors=MeasurementErrors())
     )
     with pytest.raises(ValueError, match=r"own\.py takes measurement errors into account whatever the catalogue"):
-        _built(Own, "own.py", NOISY, True)
-    assert _built(gaia_sphere, "gaia_sphere", NOISY, True).errors is None
+        _built(Own, None, "own.py", NOISY, True)
+    assert _built(gaia_sphere, None, "gaia_sphere", NOISY, True).errors is None

@@ -20,6 +20,7 @@ from bayespot import Isochrone, SnapshotModel, SphericalMixture, load_run, save_
 from bayespot.cli.results import report
 from bayespot.inference import Diagnostics, FitConfig, FitResult
 from bayespot.report import draw_figures, plots, write_page
+from bayespot.report.manifest import register
 from bayespot.report.page import CAPTIONS, interval, mathml, plus_minus
 
 FORMULAS = [
@@ -64,6 +65,7 @@ def run(isochrone_stars, tmp_path_factory) -> Path:
     p_values = {"counts": 0.4, "sigma_r": 0.002, "sigma_t": 0.5, "beta": 0.6, "angles": 0.2}
     stored["predictive"] = {"p_values": p_values, "warnings": ["sigma_r: p = 0.002"], "n_draws": 50}
     (folder / "diagnostics.json").write_text(json.dumps(stored))
+    register(folder, [folder / "diagnostics.json"])
     (folder / "distillation").mkdir()
     (folder / "distillation" / "candidates.json").write_text(
         json.dumps({"verdict": "one formula holds 90 % of the weight", "formulas": FORMULAS})
