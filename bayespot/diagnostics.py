@@ -123,7 +123,8 @@ def with_predictive(
 
 
 def save_netcdf(data: Any, path: str | os.PathLike[str]) -> None:
-    """Write InferenceData to a NetCDF file; a full disk is an OSError, also where HDF5 notices it only on closing."""
+    """Write InferenceData to a NetCDF file; a full disk is an OSError."""
+    _require_room(path, 65_536 + sum(_dataset(data, name).nbytes for name in _groups(data)))
     try:
         data.to_netcdf(str(path), engine="h5netcdf")
     except RuntimeError as error:
@@ -131,21 +132,22 @@ def save_netcdf(data: Any, path: str | os.PathLike[str]) -> None:
         code = re.search(r"errno = (\d+)", str(error))
         number = int(code[1]) if code else errno.EIO
         raise OSError(number, os.strerror(number), str(path)) from error
-    try:
-        # what HDF5 cannot write while Python lets go of its objects is told to nobody
-        load_netcdf(path)
-    except ValueError as error:
-        raise _reason(path) from error
 
 
-def _reason(path: str | os.PathLike[str]) -> OSError:
-    """Return why a file could not be written to its end, as the system says when asked to write more."""
+def _groups(data: Any) -> list[str]:
+    return list(data.children) if hasattr(data, "children") else list(data.groups())
+
+
+def _require_room(path: str | os.PathLike[str], size: int) -> None:
+    """Raise OSError unless the disk takes so many bytes: HDF5 may crash where it runs out of room."""
     try:
-        with open(path, "ab", buffering=0) as file:
-            file.write(bytes(65_536))
+        with open(path, "wb") as file:
+            for _ in range(0, size, 1 << 20):
+                file.write(bytes(min(size, 1 << 20)))
     except OSError as error:
-        return OSError(error.errno, error.strerror, str(path))
-    return OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        Path(path).unlink(missing_ok=True)
 
 
 def load_netcdf(path: str | os.PathLike[str]) -> InferenceData:

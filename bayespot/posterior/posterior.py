@@ -164,7 +164,8 @@ class PotentialDraws(ABC):
     def _distinct(self) -> tuple[list[int], list[int]]:
         """Rows of draws whose potentials differ, and each draw's place among them: re-weighted draws repeat."""
         seen: dict[tuple[int, bytes], int] = {}
-        rows, place = [], []
+        rows: list[int] = []
+        place: list[int] = []
         for i in range(self.n_draws):
             model, values = self.source(i)
             own = [v.detach().numpy().tobytes() for name, v in values.items() if name.startswith("potential.")]
