@@ -37,14 +37,8 @@ TINY = DistillConfig(budget_epochs=2, searches=1, families=("kepler",), batch_si
 
 
 @pytest.fixture(scope="module")
-def isochrone_stars(isochrone_stars):
-    """The first thousand of the shared stars."""
-    return isochrone_stars[:1000]
-
-
-@pytest.fixture(scope="module")
 def posterior(isochrone_stars):
-    """A free-form posterior from 1 000 stars (Laplace approximation, one component)."""
+    """A free-form posterior from 2 000 stars (Laplace approximation, one component)."""
     model = SnapshotModel(MassSlopeNetwork.for_stars(isochrone_stars.w, n_features=5), SphericalMixture())
     config = FitConfig(seed=1, n_components=1, guide="laplace", n_draws=200, k_hat_draws=1)
     found = Posterior.from_result(fit(model, isochrone_stars, config))
@@ -211,7 +205,7 @@ def test_end_to_end(distilled, posterior):
     assert table["formula"][-1] == "free form"
     assert np.sum(table["weight"][:-1]) == pytest.approx(1)
     assert (np.diff(found.weights) <= 1e-12).all()
-    assert found.ranking.n_stars == 1000
+    assert found.ranking.n_stars == 2000
     record = json.loads((folder / "candidates.json").read_text())
     assert record["verdict"] == found.verdict()
     first = record["formulas"][0]
@@ -244,7 +238,7 @@ def test_resume(distilled, posterior):
 def test_ranking_by_the_stars(posterior, isochrone_stars):
     """The isochrone's evidence is far above Hernquist's and Plummer's; constants from the stars agree with the refits.
 
-    Means to 1.5 sd, sd within a factor 1.6 (1 000 stars, posteriors of two different priors).
+    Means to 1.5 sd, sd within a factor 1.6 (2 000 stars, posteriors of two different priors).
     """
     target = Target.of(posterior, 25)
     forms = [
