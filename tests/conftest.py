@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 
 #: Seconds of one core that a test may use, and what it sets up, unless it is marked slow. Of the processor, not of the
 #: clock: a busy machine fails nothing.
-LIMIT = 45.0
+LIMIT = 90.0
 
 
 @contextmanager

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
-import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 from astropy.table import QTable, Table
+from contracts.commands import bayespot, in_a_process
 
-from bayespot import cli
 from bayespot.cli.fitting import builtin_models, fit_to_folder
 from bayespot.cli.tables import parse_radii
 
@@ -24,32 +20,6 @@ FAST = ["--svi-steps", "10", "--n-draws", "60", "--n-components", "1"]
 GAIA_MODEL = str(Path(__file__).parents[2] / "models" / "gaia_sphere.py")
 pytestmark = pytest.mark.filterwarnings("ignore")
 OBSERVED = ["ra", "dec", "distance", "pmra", "pmdec", "radial_velocity"]
-
-
-def in_a_process(*arguments: str, cwd) -> subprocess.CompletedProcess[str]:
-    """Run a command as a user does."""
-    code = "import torch; torch.set_num_threads(1); from bayespot.cli import main; main()"
-    environment = os.environ | {"PYTHONWARNINGS": "ignore", "NO_COLOR": "1", "COLUMNS": "160"}
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True, env=environment, check=False
-    )
-
-
-def bayespot(*arguments: str, cwd) -> subprocess.CompletedProcess[str]:
-    """Run a command in this process, which saves the seconds of starting one."""
-    out, err, status = io.StringIO(), io.StringIO(), 0
-    with (
-        contextlib.chdir(cwd),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        patch.dict(os.environ, {"NO_COLOR": "1", "COLUMNS": "160"}),
-        patch.object(sys, "argv", ["bayespot", *arguments]),
-    ):
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")

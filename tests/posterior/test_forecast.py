@@ -13,7 +13,7 @@ import pytest
 import torch
 from astropy.table import QTable
 from bayespot.models import isochrone, spherical
-from test_cli import bayespot
+from contracts.commands import bayespot
 
 from bayespot import Catalog, FitConfig, Isochrone, MassSlopeNetwork, Posterior, SnapshotModel, SphericalMixture, fit
 from bayespot.actions import IsochroneActions
