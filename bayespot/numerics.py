@@ -172,18 +172,18 @@ def cubic_coefficients(value: Tensor, slope: Tensor) -> Tensor:
 
 def horner(coefficients: Tensor, u: Tensor) -> Tensor:
     """Evaluate sum_k c[..., k] u^k."""
-    result = coefficients[..., -1]
-    for k in range(coefficients.shape[-1] - 2, -1, -1):
-        result = result * u + coefficients[..., k]
+    *lower, result = coefficients.unbind(-1)
+    for c in reversed(lower):
+        result = torch.addcmul(c, result, u)
     return result
 
 
 def horner_slope(coefficients: Tensor, u: Tensor) -> Tensor:
     """Evaluate d/du sum_k c[..., k] u^k."""
-    n = coefficients.shape[-1]
-    result = (n - 1) * coefficients[..., -1]
-    for k in range(n - 2, 0, -1):
-        result = result * u + k * coefficients[..., k]
+    _, *lower, highest = coefficients.unbind(-1)
+    result = (len(lower) + 1) * highest
+    for k in range(len(lower), 0, -1):
+        result = torch.addcmul(k * lower[k - 1], result, u)
     return result
 
 

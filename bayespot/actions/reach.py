@@ -53,8 +53,8 @@ def profile_of_stars(potential: Potential, s: Tensor, v: Tensor, ds: float) -> R
             return Reach(RadialProfile.of(potential, s_first, s_last, ds), s_first, s_last)
         phi = extent.profile.phi(s)
         energy, _ = cap_energy(kinetic + phi, phi, extent.escape_energy)
-        s_c = extent.circular(torch.stack([energy.min(), energy.max()]))
-    return _reach(potential, extent, float(s_c[0]), float(s_c[1]), ds)
+        first, last = extent.enclosing(torch.stack([energy.min(), energy.max()]))
+    return _reach(potential, extent, first, last, ds)
 
 
 def profile_of_actions(potential: Potential, J_r: Tensor, L: Tensor, ds: float) -> Reach:

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayespot.numerics import bicubic_coefficients, bracketed_newton, gather_rows, midpoint_angles
+from bayespot.numerics import (
+    bicubic_coefficients,
+    bracketed_newton,
+    gather_rows,
+    horner,
+    horner_slope,
+    midpoint_angles,
+)
 from bayespot.potential.profile import RadialProfile
 
 _N_ETA = 20  # cells in y = sqrt(L/L_c)
@@ -52,7 +59,7 @@ class ActionTable:
         eccentric = _radial_action(profile, energy, ln_lc, s_c, eta)
         g = torch.cat(
             [
-                _radial_orbit_action(profile, energy, s_c) / ln_lc.exp(),
+                _radial_orbit_action(profile, energy) / ln_lc.exp(),
                 eccentric / (ln_lc.exp() * (1 - eta)),
                 (2 + profile.ln_vc2_slope[nodes, None]).rsqrt(),
             ],
@@ -74,9 +81,7 @@ class ActionTable:
         t = y * _N_ETA
         j = t.detach().long().clamp(0, _N_ETA - 1)
         c = gather_rows(self.coefficients, i * _N_ETA + j)
-        u, t = (u - i)[..., None], t - j
-        c = ((c[..., 12:] * u + c[..., 8:12]) * u + c[..., 4:8]) * u + c[..., :4]
-        g = ((c[..., 3] * t + c[..., 2]) * t + c[..., 1]) * t + c[..., 0]
+        g = horner(horner(c.unflatten(-1, (4, 4)).mT, (u - i)[..., None]), t - j)
         beyond = s_c - s
         if bool((beyond > 0).any()):
             # Keplerian orbits approach g = 1 as r^(-1/2); in any other power law g no longer changes
@@ -97,7 +102,7 @@ class ActionTable:
 def _radial_action(profile: RadialProfile, energy: Tensor, ln_lc: Tensor, s_c: Tensor, eta: Tensor) -> Tensor:
     """(1/pi) int p_r dr = (1/pi) int sqrt(F) ds, F = 2 (E - Phi) r^2 - L^2, turning points detached."""
     l2 = (ln_lc.exp() * eta) ** 2
-    s_peri, s_apo = turning_points(profile, energy.detach(), l2.detach(), s_c)
+    s_peri, s_apo = _turning_points_of_rows(profile, energy.detach(), l2.detach(), s_c)
     psi = midpoint_angles(_N_QUADRATURE)
     half = (s_apo - s_peri)[..., None] / 2
     s = (s_apo + s_peri)[..., None] / 2 + half * psi.sin()
@@ -107,17 +112,42 @@ def _radial_action(profile: RadialProfile, energy: Tensor, ln_lc: Tensor, s_c: T
     return (f.clamp(min=1e-300).sqrt() * weight).sum(-1)
 
 
-def _radial_orbit_action(profile: RadialProfile, energy: Tensor, s_c: Tensor) -> Tensor:
+def _radial_orbit_action(profile: RadialProfile, energy: Tensor) -> Tensor:
     """J_r at L = 0: with s = s_apo - tau^2 the integrand is even and decays like a Gaussian."""
     step = 0.2
     # midpoints: the derivative's integrand, unlike J_r's, does not vanish at tau = 0
     tau2 = (step * (torch.arange(26, dtype=energy.dtype) + 0.5)) ** 2
-    fixed = energy.detach()
-
-    s_apo = bracketed_newton(lambda s: (profile.phi(s) - fixed, profile.vc2_at(s)), s_c, s_c + 0.7)
-    s = s_apo - tau2
+    s = profile.s_of_phi(energy.detach()) - tau2
     speed = (2 * (energy - profile.phi(s))).clamp(min=1e-300).sqrt()
     return ((speed * s.exp() * tau2.sqrt()).sum(-1, keepdim=True)) * (2 * step / torch.pi)
+
+
+@torch.no_grad()
+def _turning_points_of_rows(profile: RadialProfile, energy: Tensor, l2: Tensor, s_c: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `turning_points` of orbits of one energy (n, 1) and several L^2 (n, m), by inverse interpolation.
+
+    2 (E - Phi) r^2 at all nodes brackets every root at once, and Newton's method stays in its cell. As a root finder
+    that brackets each orbit anew costs six times as many operations, it serves only orbits beyond the profile.
+    """
+    s = profile.s_nodes
+    f = 2 * (energy - profile.phi_nodes) * (2 * s).exp()
+    outside = s > s_c
+    inner = torch.searchsorted(torch.where(outside, torch.inf, f), l2) - 1
+    outer = torch.searchsorted(torch.where(outside, -f, -torch.inf), -l2) - 1
+    if bool(((inner < 0) | (outer > len(s) - 2)).any()):
+        return turning_points(profile, energy, l2, s_c)
+    index = torch.stack([inner, outer])
+    cubics = gather_rows(profile.phi_cubics, index)
+    s_cell = profile.s_first + profile.ds * index.to(energy)
+    f = f.expand(2, *f.shape)
+    start, end = f.gather(-1, index), f.gather(-1, index + 1)
+    u = ((l2 - start) / (end - start)).clamp(0, 1)
+    for _ in range(3):  # the cell is short: quadratic convergence from the secant on
+        centrifugal = l2 * (-2 * (s_cell + profile.ds * u)).exp()
+        excess = 2 * (energy - horner(cubics, u)) - centrifugal
+        u = (u - excess / (2 * (profile.ds * centrifugal - horner_slope(cubics, u)))).clamp(0, 1)
+    peri, apo = s_cell + profile.ds * u
+    return peri, apo
 
 
 @torch.no_grad()

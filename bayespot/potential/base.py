@@ -70,6 +70,20 @@ class Potential(AbstractPyroModule, Declared, abc.ABC):
         zero = torch.zeros_like(r)
         return self.phi(torch.stack([r, zero, zero], -1))
 
+    @takes_tensors(r="length")
+    def phi_and_vc2(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`\Phi` and :math:`v_c^2 = R\, d\Phi/dR` at ``(r, 0, 0)``, both in (km/s)^2.
+
+        Derivatives with respect to the potential's parameters only: the radii count as constants.
+        """
+        keep = torch.is_grad_enabled()
+        with torch.enable_grad():
+            r = r.detach().requires_grad_()
+            phi = self.phi_r(r)
+            (slope,) = torch.autograd.grad(phi.sum(), r, create_graph=keep, retain_graph=True)
+        # whatever graph leads to the radii is never followed
+        return phi if keep else phi.detach(), slope * r.detach()
+
     @takes_tensors(x="length")
     def acceleration(self, x: Tensor) -> Tensor:
         r"""Return :math:`-\nabla\Phi` in (km/s)^2/kpc, shape ``(*batch, 3)``."""

@@ -80,10 +80,12 @@ class Extent:
         return self.profile.escape_energy
 
     @torch.no_grad()
-    def circular(self, energy: Tensor) -> Tensor:
-        """Return ln r of the circular orbits of the given energies below escape, no farther than the ends."""
-        s, _ = self.profile.circular(energy)
-        return s.clamp(self.profile.s_first, self.profile.s_last)
+    def enclosing(self, energy: Tensor) -> tuple[float, float]:
+        """Return ln r of the nodes that enclose the circular orbits of the given energies (2,), in order."""
+        p = self.profile
+        low, high = torch.searchsorted(p.energy_nodes, energy).tolist()
+        last = len(p.vc2) - 1
+        return p.s_first + p.ds * min(max(low - 1, 0), last), p.s_first + p.ds * min(high, last)
 
     @torch.no_grad()
     def inner_edge(self, s_c: float) -> float:

@@ -152,19 +152,28 @@ class MassSlopeNetwork(Potential):
         phi = rise - rise[-1] - vc2[-1] / (1 - gamma[-1])
         return RadialProfile(float(s[0]), self.ds, phi, vc2), cubic_coefficients(ln_m, gamma * self.ds)
 
-    def phi(self, x: Tensor) -> Tensor:
-        s = radius(x).clamp(min=1e-300).log()
-        profile, ln_m_cubics = self._tables()
-        fixed = s.detach()
-        inside = fixed.clamp(profile.s_first, profile.s_last)
-        gamma = self.mass_slope(s)
+    @staticmethod
+    def _ln_mass(profile: RadialProfile, ln_m_cubics: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
+        """Return ln M(<r) at s = ln r, constants as gamma at s is."""
+        inside = s.clamp(profile.s_first, profile.s_last)
         index = ((inside - profile.s_first) / profile.ds).long().clamp(0, len(ln_m_cubics) - 1)
         u = (inside - profile.s_first) / profile.ds - index
         # beyond the grid the slope has converged, inside to a constant and outside to zero
-        ln_m = horner(gather_rows(ln_m_cubics, index), u) + (fixed - inside) * gamma.detach()
+        return horner(gather_rows(ln_m_cubics, index), u) + (s - inside) * gamma
+
+    def phi(self, x: Tensor) -> Tensor:
+        s = radius(x).clamp(min=1e-300).log()
+        profile, ln_m_cubics = self._tables()
+        fixed, gamma = s.detach(), self.mass_slope(s)
+        ln_m = self._ln_mass(profile, ln_m_cubics, fixed, gamma.detach())
         # derivatives come from the integrands, so that the density is exactly M gamma / 4 pi r^3
         ln_m = attach_derivative(ln_m, s, gamma)
         return attach_derivative(profile.phi(fixed), s, G * (ln_m - s).exp())
+
+    def phi_and_vc2(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        s = r.detach().clamp(min=1e-300).log()
+        profile, ln_m_cubics = self._tables()
+        return profile.phi(s), G * (self._ln_mass(profile, ln_m_cubics, s, self.mass_slope(s).detach()) - s).exp()
 
 
 class DirectNetwork(Potential):

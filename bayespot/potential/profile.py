@@ -100,15 +100,7 @@ class RadialProfile:
         s = ds * torch.arange(first, first + n, dtype=torch.float64)
         if s_far is not None:
             s = torch.cat([s, s_far + _DS_FAR * torch.arange(_N_FAR, dtype=torch.float64)])
-        r = s.exp()
-        keep = torch.is_grad_enabled()
-        with torch.enable_grad():
-            phi = potential.phi_r(r.requires_grad_())
-            (slope,) = torch.autograd.grad(phi.sum(), r, create_graph=keep, retain_graph=True)
-        # the radii are constants of the table: whatever graph leads to them is never followed
-        vc2 = slope * r.detach()
-        if not keep:
-            phi = phi.detach()
+        phi, vc2 = potential.phi_and_vc2(s.exp())
         if s_far is not None:
             q = node_slopes(vc2[n:].log(), width=_N_FAR)[-1] / _DS_FAR
             limit = _limit(phi[-1], vc2[-1], q)
@@ -118,13 +110,19 @@ class RadialProfile:
     def s_last(self) -> float:
         return self.s_first + self.ds * (len(self.vc2) - 1)
 
+    @cached_property
+    def s_nodes(self) -> Tensor:
+        """ln(r/kpc) of the nodes."""
+        return self.s_first + self.ds * torch.arange(len(self.vc2), dtype=self.vc2.dtype)
+
     @_table
     def ln_vc2_slope(self) -> Tensor:
         """d ln v_c^2 / ds at the nodes."""
         return node_slopes(self.vc2.log(), width=5) / self.ds
 
     @_table
-    def _phi_cubics(self) -> Tensor:
+    def phi_cubics(self) -> Tensor:
+        """Coefficients (n - 1, 4) of Phi in each cell, see `numerics.cubic_coefficients`."""
         return cubic_coefficients(self.phi_nodes, self.vc2 * self.ds)
 
     @_table
@@ -142,8 +140,7 @@ class RadialProfile:
     @_table
     def ln_lc_nodes(self) -> Tensor:
         """ln of the circular orbit's angular momentum (kpc km/s) at each node."""
-        s = self.s_first + self.ds * torch.arange(len(self.vc2), dtype=self.vc2.dtype)
-        return s + self.vc2.log() / 2
+        return self.s_nodes + self.vc2.log() / 2
 
     @_table
     def escape_energy(self) -> Tensor:
@@ -165,10 +162,10 @@ class RadialProfile:
         r"""Return :math:`\Phi` at s = ln(r/kpc)."""
         if self._covers(s):
             index, u = self._cell(s)
-            return horner(gather_rows(self._phi_cubics, index), u)
+            return horner(gather_rows(self.phi_cubics, index), u)
         # the branch that is not taken must not overflow: its derivative would be NaN
         index, u = self._cell(s.clamp(self.s_first, self.s_last))
-        inside = horner(gather_rows(self._phi_cubics, index), u)
+        inside = horner(gather_rows(self.phi_cubics, index), u)
         q = self.ln_vc2_slope
         below = self.phi_nodes[0] + self.vc2[0] * powered((s - self.s_first).clamp(max=0), q[0])
         above = self.phi_nodes[-1] + self.vc2[-1] * powered((s - self.s_last).clamp(min=0), q[-1])
@@ -178,7 +175,7 @@ class RadialProfile:
     def vc2_at(self, s: Tensor) -> Tensor:
         """Return d Phi/ds = v_c^2 at s, the derivative of what `phi` returns."""
         index, u = self._cell(s.clamp(self.s_first, self.s_last))
-        inside = horner_slope(gather_rows(self._phi_cubics, index), u) / self.ds
+        inside = horner_slope(gather_rows(self.phi_cubics, index), u) / self.ds
         q = self.ln_vc2_slope
         below = self.vc2[0] * torch.exp(q[0] * (s - self.s_first).clamp(max=0))
         above = self.vc2[-1] * torch.exp(q[-1] * (s - self.s_last).clamp(min=0))
@@ -190,7 +187,7 @@ class RadialProfile:
         if not self._covers(s):
             return self.phi(s), self.vc2_at(s)
         index, u = self._cell(s)
-        cubics = gather_rows(self._phi_cubics, index)
+        cubics = gather_rows(self.phi_cubics, index)
         return horner(cubics, u), horner_slope(cubics, u) / self.ds
 
     @takes_tensors(s="number")
@@ -234,6 +231,22 @@ class RadialProfile:
         for _ in range(3):  # the cell is short and the cubic nearly straight: quadratic convergence at once
             u = (u - (horner(cubic, u) - target) / horner_slope(cubic, u)).clamp(0, 1)
         return u
+
+    @takes_tensors(phi="potential")
+    @torch.no_grad()
+    def s_of_phi(self, phi: Tensor) -> Tensor:
+        r"""Return s = ln r where the potential has the value ``phi``, without gradients."""
+        index = (torch.searchsorted(self.phi_nodes, phi.contiguous()) - 1).clamp(0, len(self.phi_nodes) - 2)
+        s = self.s_first + self.ds * (index + self._invert(gather_rows(self.phi_cubics, index), phi))
+        below, above = phi < self.phi_nodes[0], phi > self.phi_nodes[-1]
+        if bool((below | above).any()):
+            for outside, edge, s_edge in ((below, 0, self.s_first), (above, -1, self.s_last)):
+                # power law: Phi - Phi_edge = v^2 (e^{q d} - 1)/q, solved for d = s - s_edge
+                q = self.ln_vc2_slope[edge]
+                q = torch.where(q.abs() < 1e-7, torch.full_like(q, 1e-7), q)
+                rise = (phi - self.phi_nodes[edge]) / self.vc2[edge]
+                s = torch.where(outside, s_edge + torch.log1p((q * rise).clamp(min=_LEAST_ARGUMENT)) / q, s)
+        return s
 
     @takes_tensors(ln_lc="number")
     @torch.no_grad()

@@ -287,7 +287,7 @@ def test_gaia_like_fit(gaia):
     table.write(gaia / "columns.fits")
     done = bayespot("fit", GAIA_MODEL, "columns.fits", "-o", "run", *FAST, cwd=gaia)
     assert done.returncode == 2
-    for words in ("column radial_velocity: 5 of", "row 0", "allow_missing"):
+    for words in ("column radial_velocity: 5 of", "row 0", "--allow-missing"):
         assert words in done.stderr
     assert not (gaia / "run").exists()
     few = ("--svi-steps", "4", "--n-draws", "30", "--n-components", "1")
