@@ -68,7 +68,8 @@ def to_inference_data(
     """Return posterior draws (leading axis: draws, chain after chain) with per-draw statistics."""
 
     def chains(values: Mapping[str, Any]) -> dict[str, Any]:
-        arrays = {name: np.asarray(value) for name, value in values.items()}
+        # copies: torch moves a tensor that is sent to another process, and leaves views of it on freed memory
+        arrays = {name: np.array(value) for name, value in values.items()}
         return {name: x.reshape(n_chains, -1, *x.shape[1:]) for name, x in arrays.items()}
 
     data = _from_dict({"posterior": chains(draws), "sample_stats": chains(sample_stats or {})})

@@ -127,3 +127,12 @@ def test_compare_by_leave_one_out():
     assert rows["right"]["bad_k"] == 0.0
     single = diagnostics.compare_loo({"only": log_p(0.0)})["only"]
     assert (single["weight"], single["elpd_diff"]) == (1.0, 0.0)
+
+
+def test_what_is_kept_does_not_change_with_what_was_given():
+    """Draws are copied: torch frees the memory of a tensor that is sent to another process, whoever views it."""
+    draws = np.arange(6.0).reshape(6, 1)
+    data = diagnostics.to_inference_data({"a": draws}, {"lp": draws[:, 0]})
+    draws[:] = np.nan
+    assert np.array_equal(np.asarray(data["posterior"]["a"]).ravel(), np.arange(6.0))
+    assert np.array_equal(np.asarray(data["sample_stats"]["lp"]).ravel(), np.arange(6.0))

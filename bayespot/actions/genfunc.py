@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 import math
 import warnings
 from typing import Any, NamedTuple
@@ -12,29 +10,27 @@ import torch
 from torch import Tensor
 
 from bayespot.actions.base import ActionAngles, ActionFinder, CappedActions, cap_energy
+from bayespot.actions.families import (
+    FAMILIES,
+    into_plane,
+    is_flat,
+    is_radial,
+    is_radial_in_plane,
+    off_plane,
+    on_axis,
+    orbit_family,
+)
 from bayespot.actions.isochrone import IsochroneActions
 from bayespot.actions.orbit import integrate_transformed
 from bayespot.actions.plane import split, wrap
+from bayespot.actions.torus_fit import Orbit, box_modes, torus, tube_modes, unwrapped
 from bayespot.actions.toys import axial_oscillator, fitted_isochrone, oscillator
 from bayespot.potential.base import Potential, Symmetry
 from bayespot.potential.extent import CENTRE, INFINITY, escape_energy
 from bayespot.units import takes, takes_tensors
 
-#: Orbit families of `OrbitActions.family`.
-FAMILIES = ("box", "tube about z", "tube about x")
-
 #: Relative energy error above which an orbit is integrated again with four times as many steps, and how often.
 _ENERGY_ERROR, _MAX_SUBSTEPS = 1e-5, 64
-
-#: Ridge of the normal equations, relative to their diagonal: resonant modes, constant along the orbit, belong to J.
-_RIDGE = 1e-6
-#: Orbits whose L_z never exceeds this fraction of their largest L are polar: L_z is rounding.
-_POLAR = 1e-9
-
-#: Factors that leave of positions and velocities what is in the plane z = 0.
-_LEVEL = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 0.0], dtype=torch.float64)
-#: Height, over its radius, that a star of a planar orbit gets.
-_LIFT = 1e-6
 
 
 class OrbitActions(NamedTuple):
@@ -206,7 +202,7 @@ class GeneratingFunctionActions(ActionFinder):
         family = torch.zeros(len(w), dtype=torch.long)
         result = OrbitActions(J, theta, Omega, error, scatter, family, torch.zeros(len(w), dtype=torch.bool))
         if potential.symmetry == "axisymmetric":
-            w = _off_plane(w)
+            w = off_plane(w)
         # a star at rest in the centre stays there: no orbit, no frequencies
         resting = good & (w == 0).all(-1)
         for field in (J, error, scatter):
@@ -217,17 +213,17 @@ class GeneratingFunctionActions(ActionFinder):
             return result
         run = self._integrate(potential, w[good], energy[good])
         followed = torch.isfinite(run.energy_error)
-        run = _Orbit(*(field[followed] for field in run))
-        family = _families(run.w, potential.symmetry)
+        run = Orbit(*(field[followed] for field in run))
+        family = orbit_family(run.w, potential.symmetry)
         rows = good.nonzero()[followed, 0]
         result.family[rows] = family
         for kind in range(len(FAMILIES)):
             chosen = family == kind
             if bool(chosen.any()):
-                part = _Orbit(*(field[chosen] for field in run))
+                part = Orbit(*(field[chosen] for field in run))
                 for whole, found in zip(result[:5], self._fit(part, kind, potential.symmetry), strict=True):
                     whole[rows[chosen]] = found
-        result.reliable[rows] = self._passes(result, rows) & ~_on_axis(run.w, potential.symmetry)
+        result.reliable[rows] = self._passes(result, rows) & ~on_axis(run.w, potential.symmetry)
         return result
 
     def _passes(self, result: OrbitActions, rows: Tensor) -> Tensor:
@@ -242,7 +238,7 @@ class GeneratingFunctionActions(ActionFinder):
         possible = ~((result.J[rows] < 0) & ~signed).any(-1)
         return possible & (error.norm(dim=-1) <= self.max_error * size[:, 0])
 
-    def _integrate(self, potential: Potential, w: Tensor, energy: Tensor) -> _Orbit:
+    def _integrate(self, potential: Potential, w: Tensor, energy: Tensor) -> Orbit:
         """Integrate to both sides of every star."""
         radius = _circular_radius(potential, energy)
         period = 2 * math.pi * (radius / -potential.radial_acceleration(radius)).sqrt()
@@ -254,7 +250,7 @@ class GeneratingFunctionActions(ActionFinder):
         )
         closest = torch.minimum(torch.maximum(impact / 3, 1e-6 * radius), 1e-3 * radius)
         n = 2 * half + 1
-        run = _Orbit(w.new_empty(len(w), n), w.new_empty(len(w), n, 6), w.new_empty(len(w), n), w.new_empty(len(w)))
+        run = Orbit(w.new_empty(len(w), n), w.new_empty(len(w), n, 6), w.new_empty(len(w), n), w.new_empty(len(w)))
         todo, n_substeps = torch.arange(len(w)), 1
         while len(todo) and n_substeps <= _MAX_SUBSTEPS:
             both = integrate_transformed(
@@ -274,17 +270,17 @@ class GeneratingFunctionActions(ActionFinder):
             n_substeps *= 4
         return run
 
-    def _fit(self, run: _Orbit, kind: int, symmetry: Symmetry) -> tuple[Tensor, ...]:
+    def _fit(self, run: Orbit, kind: int, symmetry: Symmetry) -> tuple[Tensor, ...]:
         """J, theta, Omega, error and scatter of the orbits of one family."""
         if FAMILIES[kind] == "box":
-            return self._fit_toy(run, run.w, *oscillator(run.w), _box_modes(self.n_max))
+            return self._fit_toy(run, run.w, *oscillator(run.w), box_modes(self.n_max))
         orbit = run.w
         if FAMILIES[kind] == "tube about x":
             orbit = orbit[..., [1, 2, 0, 4, 5, 3]]
         azimuth = torch.zeros(len(orbit), dtype=orbit.dtype)
         if symmetry != "triaxial":
-            orbit, azimuth = _into_plane(orbit)
-        modes = _tube_modes(self.n_max, symmetry)
+            orbit, azimuth = into_plane(orbit)
+        modes = tube_modes(self.n_max, symmetry)
         J_toy, theta_toy, _ = IsochroneActions().actions_angles(fitted_isochrone(orbit), orbit)
         found = self._fit_toy(run, orbit, J_toy, theta_toy, modes)
         if symmetry == "axisymmetric":
@@ -295,58 +291,22 @@ class GeneratingFunctionActions(ActionFinder):
         theta = wrap(theta + azimuth[:, None] * theta.new_tensor([0.0, 1.0, 0.0]))
         # a radial orbit has no plane, whose angles would be rounding, and in the plane of a disc no vertical motion
         hidden = torch.tensor([False, True, True]) if symmetry == "spherical" else torch.tensor([False, False, True])
-        flat = orbit[..., 2].abs().amax(1) <= 1e3 * _LIFT * torch.linalg.vector_norm(orbit[..., :3], dim=-1).amax(1)
-        plain = _radial(orbit * _LEVEL) if symmetry == "axisymmetric" else _radial(orbit)
-        hide = (plain & (flat | (symmetry == "spherical")) & (symmetry != "triaxial"))[:, None] & hidden
+        plain = is_radial_in_plane(orbit) if symmetry == "axisymmetric" else is_radial(orbit)
+        hide = (plain & (is_flat(orbit) | (symmetry == "spherical")) & (symmetry != "triaxial"))[:, None] & hidden
         theta, Omega = (torch.where(hide, torch.nan, part) for part in (theta, Omega))
         return J, theta, Omega, *rest
 
     @staticmethod
-    def _fit_toy(run: _Orbit, orbit: Tensor, J_toy: Tensor, theta_toy: Tensor, modes: Tensor) -> tuple[Tensor, ...]:
-        theta_toy = _unwrap(theta_toy)
+    def _fit_toy(run: Orbit, orbit: Tensor, J_toy: Tensor, theta_toy: Tensor, modes: Tensor) -> tuple[Tensor, ...]:
+        theta_toy = unwrapped(theta_toy)
         n = orbit.shape[1]
-        whole = _torus(run, orbit, J_toy, theta_toy, modes, slice(0, n))
+        whole = torus(run, orbit, J_toy, theta_toy, modes, slice(0, n))
         first, last = (
-            _torus(run, orbit, J_toy, theta_toy, modes, part).J for part in (slice(0, n - n // 3), slice(n // 3, n))
+            torus(run, orbit, J_toy, theta_toy, modes, part).J for part in (slice(0, n - n // 3), slice(n // 3, n))
         )
         drift = run.energy_error * J_toy.abs().sum(-1).mean(1)
         error = ((first - last) ** 2 + whole.moved**2 + drift[:, None] ** 2).sqrt()
         return whole.J, wrap(whole.theta), whole.Omega, error, whole.scatter
-
-
-class _Orbit(NamedTuple):
-    """``times (n, T)`` around zero, ``w (n, T, 6)``, ``rate (n, T)`` and the relative ``energy_error (n,)``."""
-
-    times: Tensor
-    w: Tensor
-    rate: Tensor
-    energy_error: Tensor
-
-
-class _Torus(NamedTuple):
-    """Each (n, 3); ``moved`` is the change of J that made Omega . J the mean square speed."""
-
-    J: Tensor
-    theta: Tensor
-    Omega: Tensor
-    scatter: Tensor
-    moved: Tensor
-
-
-def _torus(run: _Orbit, orbit: Tensor, J_toy: Tensor, theta_toy: Tensor, modes: Tensor, part: slice) -> _Torus:
-    times, J_toy, theta_toy = run.times[:, part], J_toy[:, part], theta_toy[:, part]
-    weight = _window(times) * run.rate[:, part]
-    weight = weight / weight.sum(1, keepdim=True)
-    phase = theta_toy @ modes.T
-    J, coefficients = _actions(J_toy, phase, modes, weight)
-    theta, Omega = _angles(times, theta_toy, phase, weight)
-    along = J_toy - 2 * (phase.cos() * coefficients[:, None]) @ modes
-    variance = (weight[..., None] * (along - J[:, None]) ** 2).sum(1)
-    v2 = (weight * (orbit[:, part, 3:] ** 2).sum(-1)).sum(1)
-    spread = (variance * Omega**2).sum(-1)
-    lack = (v2 - (Omega * J).sum(-1)) / torch.where(spread > 0, spread, 1.0)
-    moved = variance * Omega * lack[:, None]
-    return _Torus(J + moved, theta, Omega, variance.sqrt(), moved)
 
 
 def _circular_radius(potential: Potential, energy: Tensor) -> Tensor:
@@ -365,132 +325,6 @@ def _energy_error(potential: Potential, orbit: Tensor) -> Tensor:
     kinetic = (orbit[..., 3:] ** 2).sum(-1) / 2
     energy = kinetic + potential.phi(orbit[..., :3])
     return (energy - energy[:, energy.shape[1] // 2, None]).abs().amax(1) / kinetic.amax(1)
-
-
-def _families(orbit: Tensor, symmetry: Symmetry) -> Tensor:
-    """Tubes keep the sense of rotation about their axis, boxes about none (n, T, 6) -> (n,)."""
-    tube_z = torch.full((len(orbit),), FAMILIES.index("tube about z"))
-    if symmetry != "triaxial":
-        return tube_z
-    L = torch.linalg.cross(orbit[..., :3], orbit[..., 3:])
-    keeps = (L > 0).all(1) | (L < 0).all(1)
-    return torch.where(keeps[:, 2], tube_z, torch.where(keeps[:, 0], FAMILIES.index("tube about x"), 0))
-
-
-def _off_plane(w: Tensor) -> Tensor:
-    """Lift stars that stay in the plane z = 0 by a millionth of their radius, so that their Omega_z shows."""
-    planar = (w[:, 2] == 0) & (w[:, 5] == 0)
-    lift = torch.where(planar, _LIFT * torch.linalg.vector_norm(w[:, :2], dim=-1), 0.0)
-    return w + lift[:, None] * w.new_tensor([0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
-
-
-def _radial(orbit: Tensor) -> Tensor:
-    """Which orbits (n, T, 6) have no angular momentum but rounding."""
-    x, v = (torch.linalg.vector_norm(part, dim=-1) for part in orbit.split(3, -1))
-    L = torch.linalg.vector_norm(torch.linalg.cross(orbit[..., :3], orbit[..., 3:]), dim=-1)
-    return L.amax(1) <= _POLAR * x.amax(1) * v.amax(1)
-
-
-def _into_plane(orbit: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn polar orbits (n, T, 6) about z into the plane y = 0, exactly; return them and their azimuths (n,)."""
-    L = torch.linalg.cross(orbit[..., :3], orbit[..., 3:])
-    polar = (L[..., 2].abs().amax(1) <= _POLAR * torch.linalg.vector_norm(L, dim=-1).amax(1)) | _radial(orbit)
-    farthest = (orbit[..., 0] ** 2 + orbit[..., 1] ** 2).argmax(1)
-    at = orbit[torch.arange(len(orbit)), farthest]
-    azimuth = torch.where(polar, torch.atan2(at[:, 1], at[:, 0]), 0.0)
-    c, s = azimuth.cos()[:, None], azimuth.sin()[:, None]
-    x, y, z, v_x, v_y, v_z = orbit.unbind(-1)
-    zero = torch.zeros_like(x)
-    turned = torch.stack([c * x + s * y, zero, z, c * v_x + s * v_y, zero, v_z], -1)
-    return torch.where(polar[:, None, None], turned, orbit), azimuth
-
-
-def _on_axis(orbit: Tensor, symmetry: Symmetry) -> Tensor:
-    """Which orbits (n, T, 6) keep to the z axis of a flattened potential."""
-    across = orbit[..., :2].abs().amax((1, 2))
-    return (across <= _POLAR * orbit[..., 2].abs().amax(1)) & (symmetry == "axisymmetric")
-
-
-@functools.cache
-def _half_space(reach: tuple[int, int, int]) -> tuple[tuple[int, ...], ...]:
-    """All n inside the ellipsoid with these axes but zero, one of each pair n and -n."""
-    spans = [range(-m, m + 1) for m in reach]
-    return tuple(
-        n
-        for n in itertools.product(*spans)
-        if n > (0, 0, 0) and sum((i / m) ** 2 for i, m in zip(n, reach, strict=True)) <= 1
-    )
-
-
-def _tube_modes(n_max: int, symmetry: Symmetry) -> Tensor:
-    def allowed(n: tuple[int, ...]) -> bool:
-        if symmetry == "spherical":
-            return n[1] == n[2] == 0
-        if symmetry == "axisymmetric":
-            return n[1] == 0 and n[2] % 2 == 0
-        return n[1] % 2 == 0 and n[2] % 2 == 0
-
-    modes = [n for n in _half_space((2 * n_max, n_max, n_max)) if allowed(n)]
-    return torch.tensor(modes, dtype=torch.float64)
-
-
-def _box_modes(n_max: int) -> Tensor:
-    # even in every angle
-    reach = max(n_max // 2, 1)
-    return 2 * torch.tensor(_half_space((reach, reach, reach)), dtype=torch.float64)
-
-
-def _window(times: Tensor) -> Tensor:
-    """Squared Hann window over the times (n, T) of each star."""
-    u = (times - times[:, :1]) / (times[:, -1:] - times[:, :1])
-    return (math.pi * u).sin() ** 4
-
-
-def _unwrap(angle: Tensor) -> Tensor:
-    """Make angles (n, T, 3) continuous in time, keeping the middle one."""
-    step = angle.diff(dim=1)
-    step = torch.remainder(step + math.pi, 2 * math.pi) - math.pi
-    whole = torch.cat([torch.zeros_like(angle[:, :1]), step.cumsum(1)], 1)
-    middle = angle.shape[1] // 2
-    return whole - whole[:, middle, None] + angle[:, middle, None]
-
-
-def _actions(J_toy: Tensor, phase: Tensor, modes: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted least squares for J (n, 3) and S (n, N) from toy actions (n, T, 3) and n . theta' (n, T, N)."""
-    c = phase.cos()
-    wc = weight[..., None] * c
-    n = len(phase)
-    mean_c = wc.sum(1)
-    cross = 2 * mean_c[:, None, :] * modes.T
-    square = 4 * (wc.transpose(1, 2) @ c) * (modes @ modes.T)
-    eye = torch.eye(3, dtype=J_toy.dtype).expand(n, 3, 3)
-    matrix = torch.cat([torch.cat([eye, cross], 2), torch.cat([cross.transpose(1, 2), square], 2)], 1)
-    right = torch.cat([(weight[..., None] * J_toy).sum(1), 2 * ((wc.transpose(1, 2) @ J_toy) * modes).sum(-1)], -1)
-    solution = _solve(matrix, right[..., None], 3)[..., 0]
-    return solution[:, :3], solution[:, 3:]
-
-
-def _angles(times: Tensor, theta_toy: Tensor, phase: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted least squares for theta at t = 0 and Omega (n, 3)."""
-    scale = times[:, -1:, None]
-    design = torch.cat(
-        [torch.ones_like(scale.expand(-1, times.shape[1], 1)), times[..., None] / scale, -2 * phase.sin()], -1
-    )
-    weighted = weight[..., None] * design
-    solution = _solve(weighted.transpose(1, 2) @ design, weighted.transpose(1, 2) @ theta_toy, 2)
-    return solution[:, 0], solution[:, 1] / scale[:, 0]
-
-
-def _solve(matrix: Tensor, right: Tensor, n_free: int) -> Tensor:
-    """Solve normal equations; all but the first unknowns have a ridge, for modes that an orbit does not tell apart."""
-    broken = ~torch.isfinite(matrix).all((1, 2))
-    diagonal = matrix.diagonal(dim1=1, dim2=2).clone()
-    diagonal = diagonal + 1e-6 * diagonal.amax(1, keepdim=True)
-    diagonal[:, :n_free] = 0
-    ridge = _RIDGE * torch.diag_embed(diagonal)
-    eye = torch.eye(matrix.shape[1], dtype=matrix.dtype)
-    solution = torch.linalg.solve(torch.where(broken[:, None, None], eye, matrix + ridge), right)
-    return torch.where(broken[:, None, None], torch.nan, solution)
 
 
 class _Refuse(torch.autograd.Function):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,10 +13,15 @@ from bayespot.cli.formulas import print_formulas
 from bayespot.cli.tables import OUTPUT, interval, print_table
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
-
+    from bayespot.catalog.catalog import Catalog
     from bayespot.distill.result import Distillation
-    from bayespot.posterior.posterior import PotentialDraws
+    from bayespot.inference.result import FitConfig, FitResult
+    from bayespot.posterior.posterior import Posterior, PotentialDraws
+
+#: Fewer than a fit's default: the guide begins at the Laplace approximation, and k-hat tells how close it came.
+SVI_STEPS = 150
+#: Elsewhere than on a terminal a line per stage.
+PROGRESS: Literal["lines"] = "lines"
 
 
 def demo(
@@ -29,65 +34,86 @@ def demo(
     Example: `bayespot demo`
     """
     import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
+    import pickle
+    from concurrent.futures import Future, ProcessPoolExecutor
 
     import torch
 
+    from bayespot.mock.sample import mock
+    from bayespot.posterior.posterior import Posterior
+    from bayespot.progress import Progress
     from bayespot.report.output import check_free
     from bayespot.report.runs import load_run
 
     started = time.perf_counter()
-    sphere, galaxy = output / "isochrone", output / "milky_way"
+    sphere, galaxy, formulas = output / "isochrone", output / "milky_way", output / "formulas"
     for folder in (sphere, galaxy):
         check_free(folder, overwrite, False, look=True)
-    typer.echo("1. An isochrone sphere, 1e11 Msun, b = 3 kpc: 5000 stars, free-form potential")
+    if formulas.exists() and not overwrite:
+        raise ValueError(f"{formulas} exists; choose another folder or pass --overwrite")
+    typer.echo("1. An isochrone sphere, 1e11 Msun, b = 3 kpc: 5000 stars, free-form potential; then its formula")
     typer.echo("2. The Milky Way from 161 globular clusters (Vasiliev & Baumgardt 2021), as a sphere, at the same time")
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             clusters = pool.submit(_fit_galaxy, galaxy, seed, overwrite)
-            posterior = _fit_sphere(sphere, seed, overwrite)
+            stars = mock("isochrone", n_stars=5000, seed=seed)
+            searched: list[Future[Distillation]] = []
+
+            def fitted(result: FitResult) -> None:
+                """Search for formulas while tables and figures are written."""
+                # as bytes: torch would move the tensors to shared memory, under the feet of arrays that view them
+                task = pickle.dumps((Posterior.from_result(result), stars))
+                searched.append(pool.submit(_distil, task, formulas, seed, overwrite))
+
+            posterior = fit_to_folder(
+                "spherical", stars, _settings(seed), sphere, overwrite=overwrite, fitted=fitted, progress=PROGRESS
+            )
             _print_truth(posterior)
-            found = _distil(sphere, seed, pool)
             clusters.result()
+            _print_milky_way(load_run(galaxy)[0])
+            with Progress(PROGRESS) as bar:
+                bar.stage("searching a formula and weighing it by the stars")
+                found = searched[0].result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    _print_milky_way(load_run(galaxy)[0])
     _print_formula(found, posterior)
     typer.echo(f"\nFigures: {sphere}/figures, {galaxy}/figures; {time.perf_counter() - started:.0f} s in all")
 
 
-def _fit_sphere(folder: Path, seed: int, overwrite: bool) -> PotentialDraws:
+def _settings(seed: int) -> FitConfig:
     from bayespot.inference.result import FitConfig
-    from bayespot.mock.sample import mock
 
-    stars = mock("isochrone", n_stars=5000, seed=seed)
-    return fit_to_folder("spherical", stars, FitConfig(seed=seed), folder, overwrite=overwrite)
+    return FitConfig(seed=seed, svi_steps=SVI_STEPS)
 
 
 def _fit_galaxy(folder: Path, seed: int, overwrite: bool) -> None:
     """Fit the globular clusters in a process of its own, without a line of progress beside the other's."""
     from bayespot.catalog.catalog import Catalog
-    from bayespot.inference.result import FitConfig
 
     clusters = Catalog.example("globular_clusters")
-    fit_to_folder(
-        "milky_way_globular_clusters", clusters, FitConfig(seed=seed), folder, overwrite=overwrite, progress=False
-    )
+    fit_to_folder("milky_way_globular_clusters", clusters, _settings(seed), folder, overwrite=overwrite, progress=False)
 
 
-def _distil(folder: Path, seed: int, pool: Executor) -> Distillation:
-    """Search two times a quarter of a minute; the true formula is -G M/(b + sqrt(b^2 + r^2))."""
-    from bayespot.distill.distill import distill as run_distill
+def _distil(task: bytes, folder: Path, seed: int, overwrite: bool) -> Distillation:
+    """Search once, in a process of its own; the true formula is -G M/(b + sqrt(b^2 + r^2))."""
+    import pickle
+    from concurrent.futures import ThreadPoolExecutor
+
+    from bayespot.distill.distill import distill
     from bayespot.distill.grammar import DistillConfig
-    from bayespot.report.runs import load_run
 
-    # the run keeps its stars, the posterior in memory does not
-    stored, _, _ = load_run(folder)
-    config = DistillConfig(seed=seed, budget_minutes=0.25, searches=2, families=("kepler",), max_ranked=2)
-    return run_distill(stored, config, pool, folder / "distillation", jobs=2)
+    posterior: Posterior
+    stars: Catalog
+    posterior, stars = pickle.loads(task)
+    config = DistillConfig(
+        seed=seed, budget_minutes=None, budget_epochs=8, searches=1, families=("kepler",), max_length=10,
+        max_candidates=3, max_ranked=2, max_stars=2000,
+    )  # fmt: skip
+    with ThreadPoolExecutor(1) as here:
+        return distill(posterior, config, here, folder, progress=False, catalog=stars, overwrite=overwrite)
 
 
 def _print_formula(found: Distillation, posterior: PotentialDraws) -> None:

@@ -24,8 +24,10 @@ from bayespot.cli.catalogs import (
 from bayespot.cli.tables import OUTPUT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bayespot.catalog.catalog import Catalog
-    from bayespot.inference.result import FitConfig
+    from bayespot.inference.result import FitConfig, FitResult
     from bayespot.likelihood.model import SnapshotModel
     from bayespot.posterior.posterior import PotentialDraws
 
@@ -253,7 +255,9 @@ def fit_to_folder(
     inputs: Sequence[Path] = (),
     progress: bool | Literal["lines"] | None = "lines",
     ignore_errors: bool = False,
+    fitted: Callable[[FitResult], None] | None = None,
 ) -> PotentialDraws:
+    """Fit and write the run; ``fitted`` is called with a single fit's result before it is written."""
     from bayespot.inference.verdict import verdict
     from bayespot.report.output import drop_partial, is_finished, output_folder, tidy_partial
     from bayespot.report.runs import load_run
@@ -275,6 +279,7 @@ def fit_to_folder(
                     jobs=jobs,
                     progress=progress,
                     ignore_errors=ignore_errors,
+                    fitted=fitted,
                 )
             finally:
                 # an empty folder would look like an interrupted fit
@@ -298,6 +303,7 @@ def _fit_and_save(
     jobs: int | None,
     progress: bool | Literal["lines"] | None,
     ignore_errors: bool,
+    fitted: Callable[[FitResult], None] | None,
 ) -> None:
     import functools
 
@@ -340,6 +346,8 @@ def _fit_and_save(
         else:
             checkpoint = partial / "checkpoint.safetensors"
             result = run_fit(built, catalog, config, checkpoint=checkpoint, resume=resume, progress=progress)
+            if fitted is not None:
+                fitted(result)
             with Progress(progress) as bar:
                 bar.stage("writing the run")
                 save_run(folder, result, catalog, **about)

@@ -8,7 +8,7 @@ import torch
 from contracts.actions import angle_difference, bound_stars
 
 from bayespot.actions import GeneratingFunctionActions, IsochroneActions, SphericalActions, integrate
-from bayespot.actions.genfunc import FAMILIES
+from bayespot.actions.families import FAMILIES
 from bayespot.potential import NFW, Isochrone, Logarithmic, Potential
 
 

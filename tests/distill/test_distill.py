@@ -17,8 +17,9 @@ from contracts.targets import Here, made_target
 import bayespot
 from bayespot.df import SphericalMixture
 from bayespot.distill import FAMILIES, DistillConfig, DistillError, Family, distill
-from bayespot.distill.distill import STUCK, _Finished, _physo, _quiet, _Run, _seeded, plan, search
+from bayespot.distill.distill import plan
 from bayespot.distill.formulas import distinct
+from bayespot.distill.physo_search import STUCK, _Finished, _physo, _quiet, _Run, _seeded, search
 from bayespot.distill.ranking import fit_formula, rank, reference, stars_of, with_potential
 from bayespot.distill.rewriting import Candidate, canonical, homogeneous
 from bayespot.distill.search import Search, Task, run_searches
