@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bayespot.posterior.posterior import Posterior, PotentialDraws
 
 #: Fewer than a fit's default: the guide begins at the Laplace approximation, and k-hat tells how close it came.
-SVI_STEPS = 150
+SVI_STEPS = 100
 #: Elsewhere than on a terminal a line per stage.
 PROGRESS: Literal["lines"] = "lines"
 
