@@ -69,7 +69,7 @@ def to_inference_data(
 
     def chains(values: Mapping[str, Any]) -> dict[str, Any]:
         # copies: torch moves a tensor that is sent to another process, and leaves views of it on freed memory
-        arrays = {name: np.array(value) for name, value in values.items()}
+        arrays = {name: np.asarray(value).copy() for name, value in values.items()}
         return {name: x.reshape(n_chains, -1, *x.shape[1:]) for name, x in arrays.items()}
 
     data = _from_dict({"posterior": chains(draws), "sample_stats": chains(sample_stats or {})})
