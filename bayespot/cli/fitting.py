@@ -73,6 +73,13 @@ def fit(
         ),
     ] = None,
     svi_steps: Annotated[int, typer.Option(min=0, help="Steps of variational inference.")] = 300,
+    outliers: Annotated[
+        bool | None,
+        typer.Option(
+            "--outliers/--no-outliers",
+            help="Allow for stars that are no members; default: as the model says, the built-in ones without.",
+        ),
+    ] = None,
     ensemble: Annotated[
         int | None, typer.Option(min=2, help="Fit so many members from different starts and keep their mixture.")
     ] = None,
@@ -113,6 +120,7 @@ def fit(
         guide=guide,
         df_guide=df_guide,
         svi_steps=svi_steps,
+        outliers=outliers,
     )
     _, path = load_model(model)  # arguments the wrong way round: said of the model, not of a file that is none
     inputs = [catalog] if path is None else [catalog, path]
@@ -261,6 +269,7 @@ def fit_to_folder(
     from bayespot.inference.verdict import verdict
     from bayespot.report.output import drop_partial, is_finished, output_folder, tidy_partial
     from bayespot.report.runs import load_run
+    from bayespot.report.text import outlier_line
 
     with output_folder(folder, overwrite, resume, inputs):
         if resume and is_finished(folder):
@@ -286,6 +295,9 @@ def fit_to_folder(
                 tidy_partial(folder)
         # of this process's own making
         posterior, _, diagnosis = load_run(folder, trust_model=True)
+    for one in diagnosis.get("members", [diagnosis]):
+        if one.get("n_outliers"):
+            typer.echo(f"note: {outlier_line(one)}", err=True)
     for warning in verdict(diagnosis).reasons:
         typer.echo(f"note: {warning}", err=True)
     return posterior

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from bayespot.diagnostics import chain_statistics, psis, weight_fraction
 from bayespot.inference.guides import mean_field_narrowing
-from bayespot.inference.latent import LatentSpace, blocks
+from bayespot.inference.latent import OUTLIERS, LatentSpace, blocks
 from bayespot.inference.optimise import count_unbound
 from bayespot.inference.phase_mixing import angle_statistic
 from bayespot.inference.result import Diagnostics, FitConfig
 from bayespot.inference.symmetry import symmetry_test
 from bayespot.inference.verdict import verdict
+from bayespot.likelihood.outliers import LIKELY
 from bayespot.likelihood.phase_mixed import effective_samples
 
 #: Most stars of the tests of phase mixing and symmetry.
@@ -41,6 +42,7 @@ def diagnose(
     config: FitConfig,
     state: Mapping[str, Any],
     tick: Callable[[], None],
+    outliers: Tensor | None = None,
 ) -> tuple[Diagnostics, Tensor]:
     """Return the diagnostics and the smoothed log importance weights ``(n,)`` of the draws.
 
@@ -54,6 +56,8 @@ def diagnose(
         The posterior's draws and the settings of the fit.
     state
         What the stages recorded (``elbo``, ``gradient_norm``, ``warnings``, ...).
+    outliers
+        Probability of each star to be an outlier; None: the model has no such component.
     """
     u, model = drawn.u, space.model
     notes = list(state["warnings"])
@@ -78,10 +82,15 @@ def diagnose(
     if model.points is not None:
         extra["selection_points"] = state["selection_points"]
         extra["selection_error"] = state["selection_error"]
+    members = data
+    if outliers is not None:
+        members = data[outliers < LIKELY]
+        extra["n_outliers"] = len(data) - len(members)
+        extra["outlier_fraction"] = float(space.values(u)[OUTLIERS].mean())
     found = Diagnostics(
         elbo=state["elbo"],
         gradient_norm=state["gradient_norm"],
-        n_unbound=count_unbound(space, u.mean(0), data),
+        n_unbound=count_unbound(space, u.mean(0), members),
         k_hat=k_hat,
         n_components=int(model.df.n_components or 0),
         component_table=state["component_table"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,14 +22,16 @@ from bayespot.inference.alternating import UNSETTLED, alternate, require_plain
 from bayespot.inference.checkpoint import Checkpoints
 from bayespot.inference.diagnose import ANGLE_STARS, Draws, diagnose
 from bayespot.inference.guides import Family, WhitenedGuide
-from bayespot.inference.latent import LatentSpace, stars_in
+from bayespot.inference.latent import OUTLIERS, LatentSpace, stars_in
 from bayespot.inference.map import Climb
+from bayespot.inference.membership import named, outlier_probability, unremarkable
 from bayespot.inference.optimise import Report, adam_until_bound, count_unbound, lbfgs
 from bayespot.inference.result import FitConfig, FitError, FitResult
 from bayespot.inference.samplers import Chain, WhitenedPosterior, check_svgd_size, nuts, svgd
 from bayespot.inference.svi import maximise_elbo, step_seed
 from bayespot.likelihood.errors import ignored_errors
 from bayespot.likelihood.model import SnapshotModel
+from bayespot.likelihood.outliers import LIKELY
 from bayespot.potential.base import radius
 from bayespot.progress import Progress, Show
 
@@ -37,6 +39,10 @@ if TYPE_CHECKING:
     from bayespot.catalog.catalog import Catalog
 
 _CHECKPOINT_SECONDS = 20.0
+#: Fraction of outliers that a fit starts with.
+_START_FRACTION = 0.01
+#: Draws over which the probability of an outlier is averaged, and below which probability at their mean it is not.
+_OUTLIER_DRAWS, _NEGLIGIBLE = 50, 1e-4
 #: Numbers of components to choose from where the guide is joint: fewer bias the potential by more than held-out stars
 #: can tell, of more f(J) has directions far from Gaussian.
 _JOINT_CANDIDATES = (3, 4)
@@ -101,6 +107,7 @@ class _Fit:
             model.df = density(config.df, rotation=model.df.symmetry != "spherical")
         #: f(J) that is trained in turns with the potential; until then a mixture stands in for it.
         trained = model.df if isinstance(model.df, TrainedDensity) else None
+        model = model.with_outliers(catalog.w, config.outliers)
         if trained is not None:
             require_plain(model)
             model.df = trained.start()
@@ -113,6 +120,8 @@ class _Fit:
         self.subset = self.w[sharp[: config.subset_size]]
         self.few_rows = self._few(sharp)
         self.few = self.w[self.few_rows]
+        #: Those of the few that a start must bind.
+        self.core = self.few if model.outliers is None else self.few[unremarkable(self.w)[self.few_rows]]
         if isinstance(model.finder, SphericalActions):
             r = radius(torch.cat([self.w, *(stream.w for stream in model.streams)])[:, :3])
             if float(r.min()) <= 0:
@@ -193,14 +202,13 @@ class _Fit:
             check_svgd_size(sum(v.numel() for v in values.values()))  # before work that would be in vain
         wanted = self.config.n_components or self.model.df.n_components
         # a flexible f(J) is not needed to bind the stars, nor is its number of components known yet
-        values = self._with_df(values, min(wanted or 3, 3), self.few)
+        values = self._with_df(values, min(wanted or 3, 3), self.core)
         bar.stage("start: binding the stars")
 
         def report(u: Tensor, note: str) -> None:
             bar.step(note)
 
-        u = self._rough(values, report)
-        values = values | LatentSpace(self.model.plain()).values(u)
+        values = values | self._rough(values, report)
         if self.model.selection is not None:
             bar.stage("start: allowing for the selection")
             climb = self._climb(report)
@@ -210,9 +218,12 @@ class _Fit:
         if n_components is None:
             bar.stage("start: choosing the number of components of f(J)", len(CANDIDATES))
             n_components = self._choose(values, bar.step)
-        values = self._with_df({k: v for k, v in values.items() if not k.startswith("df.")}, n_components, self.subset)
+        values = self._with_df(
+            {k: v for k, v in values.items() if not k.startswith("df.")}, n_components, self._members(values)
+        )
         space = LatentSpace(self.model)
-        self.catalog.require(space.n_potential if self.model.df.regularised else space.size)
+        n_orbits = sum(part.stop - part.start for name, part in space.slices.items() if name.startswith("df."))
+        self.catalog.require(space.n_potential + (0 if self.model.df.regularised else n_orbits))
         if self.config.guide == "svgd":
             check_svgd_size(space.size if self._joint else space.n_potential)
         self.state["u"] = space.vector(values)
@@ -230,26 +241,42 @@ class _Fit:
             moved[name] = transform(raw + self.config.start_scatter * noise)
         return moved
 
-    def _rough(self, values: Mapping[str, Tensor], report: Callable[[Tensor, str], None]) -> Tensor:
+    def _rough(self, values: Mapping[str, Tensor], report: Report) -> dict[str, Tensor]:
+        """Bind the core's stars and climb, in the end with all of the few, each a member or an outlier."""
         config, space = self.config, LatentSpace(self.model.plain())
         advice = "check the units (kpc, km/s), the frame (Galactocentric) and the prior of the mass"
         u = space.vector(dict(values))
         try:
-            u = adam_until_bound(space, u, self.few, config.adam_steps, config.adam_learning_rate, report)
+            u = adam_until_bound(space, u, self.core, config.adam_steps, config.adam_learning_rate, report)
         except ValueError as error:
             # so torch says of f(J) without a scale that a step made NaN
             if "within the support" not in str(error):
                 raise
-            unbound = count_unbound(space, u, self.few)
-            raise FitError(f"{unbound} of {len(self.few)} stars stay unbound, f(J) has no scale: {advice}") from error
-        unbound = count_unbound(space, u, self.few)
-        if unbound > len(self.few) // 2:
+            unbound = count_unbound(space, u, self.core)
+            raise FitError(f"{unbound} of {len(self.core)} stars stay unbound, f(J) has no scale: {advice}") from error
+        unbound = count_unbound(space, u, self.core)
+        if unbound > len(self.core) // 2:
             steps = 10 * config.adam_steps
-            raise FitError(f"{unbound} of {len(self.few)} stars stay unbound after {steps} steps: {advice}")
+            raise FitError(f"{unbound} of {len(self.core)} stars stay unbound after {steps} steps: {advice}")
         if self.model.smoothing is None:
-            information = space.fisher(u, self.few, 3000, config.seed)
-            u, _, _ = lbfgs(space, u, self.few, information, 0.3, 60, report)
-        return u
+            information = space.fisher(u, self.core, 3000, config.seed)
+            u, _, _ = lbfgs(space, u, self.core, information, 0.3, 60, report)
+        values = space.values(u)
+        if self.model.outliers is not None:
+            space = LatentSpace(self.model.plain(outliers=True))
+            u = space.vector(values | {OUTLIERS: torch.tensor(_START_FRACTION, dtype=torch.float64)})
+            # the fraction comes last, and its information is that of a count
+            count = torch.tensor([[_START_FRACTION * len(self.few)]], dtype=torch.float64)
+            u, _, _ = lbfgs(space, u, self.few, torch.block_diag(information, count), 0.3, 60, report)
+            values = space.values(u)
+        return values
+
+    def _members(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The subset's stars that are more likely members than outliers."""
+        if self.model.outliers is None:
+            return self.subset
+        fixed = self.model.plain(outliers=True).at(values)
+        return self.subset[outlier_probability([fixed], self.subset) < LIKELY]
 
     def _with_df(self, values: Mapping[str, Tensor], n_components: int, w: Tensor) -> dict[str, Tensor]:
         """Resolve f(J) to ``n_components`` and start it at its best fit in the given potential."""
@@ -273,7 +300,7 @@ class _Fit:
         return fixed.finder.capped_actions(fixed.potential, w).J
 
     def _choose(self, values: Mapping[str, Tensor], tick: Callable[[str], None]) -> int:
-        J = self._actions(values, self.subset)
+        J = self._actions(values, self._members(values))
         choice = choose_n_components(
             self.model.df,
             J,
@@ -335,7 +362,21 @@ class _Fit:
         norm = float(slope @ torch.linalg.lstsq(information, slope[:, None]).solution[:, 0]) ** 0.5
         if not torch.isfinite(information).all() or not norm == norm:
             raise FitError("the likelihood is not finite at its maximum: look for stars with absurd coordinates")
+        self._require_members(u)
         self.state.update(u=u, information=information, gradient_norm=norm)
+
+    @torch.no_grad()
+    def _require_members(self, u: Tensor) -> None:
+        """Refuse a potential in which most stars are outliers: of these the likelihood says nothing."""
+        if self.model.outliers is None:
+            return
+        few = self.data[self.few_rows[: stars_in(self.data, 5000)]]
+        lost = int((outlier_probability([self.model.at(LatentSpace(self.model).values(u))], few) > LIKELY).sum())
+        if lost > len(few) // 2:
+            raise FitError(
+                f"{lost} of {len(few)} stars are outliers in the best potential found: check the units (kpc, km/s), "
+                "the frame (Galactocentric) and the prior of the mass, or fit without outliers (--no-outliers)"
+            )
 
     def _climb(self, report: Report) -> Climb:
         few = self.data[self.few_rows[: stars_in(self.data, 5000)]]
@@ -404,8 +445,11 @@ class _Fit:
         begun = time.perf_counter()
         bar.stage("posterior draws and diagnostics")
         drawn = self._draws(space)
-        few = self.w[self.order[:ANGLE_STARS]]
-        found, log_weights = diagnose(space, self.data, few, drawn, config, state, bar.step)
+        probability = self._outliers(space, drawn.u)
+        found, log_weights = diagnose(
+            space, self.data, self._angle_stars(probability), drawn, config, state, bar.step, probability
+        )
+        found.outliers.extend(named(probability, self.catalog.names))
         found.seconds["draws"] = time.perf_counter() - begun
         statistics = {} if drawn.log_q is None else {"log_q": drawn.log_q, "log_weights": log_weights}
         r = radius(self.w[:, :3])
@@ -421,11 +465,34 @@ class _Fit:
                 "n_stars": len(self.w),
                 "r_q": [float(ranked[min(int(p * len(r)), len(r) - 1)]) for p in q],
                 "radii": [float(x) for x in ranked[:: max(1, len(r) // 500)]],
+                "outliers": found.outliers,
                 "meta": dict(self.catalog.meta),
             },
             sample_stats=statistics,
             n_chains=drawn.n_chains,
+            outliers=probability,
         )
+
+    @torch.no_grad()
+    def _outliers(self, space: LatentSpace, u: Tensor) -> Tensor | None:
+        """Probability of each star to be an outlier, averaged over draws where it is not negligible at their mean."""
+        if self.model.outliers is None:
+            return None
+
+        def at(rows: Tensor) -> Iterator[SnapshotModel]:
+            return (self.model.at(space.values(row)) for row in rows)
+
+        probability = outlier_probability(at(u.mean(0)[None]), self.data)
+        doubtful = (probability > _NEGLIGIBLE).nonzero()[:, 0]
+        if len(doubtful):
+            rows = u[torch.linspace(0, len(u) - 1, min(_OUTLIER_DRAWS, len(u))).long()]
+            probability[doubtful] = outlier_probability(at(rows), self.data[doubtful])
+        return probability
+
+    def _angle_stars(self, probability: Tensor | None) -> Tensor:
+        """Coordinates of members for the test of phase mixing."""
+        rows = self.order[:ANGLE_STARS]
+        return self.w[rows if probability is None else rows[probability[rows] < LIKELY]]
 
 
 def _sharp(catalog: Catalog, order: Tensor) -> Tensor:

@@ -13,12 +13,14 @@ from bayespot.likelihood.model import SnapshotModel
 
 #: Stars per block in sums over the whole catalogue: bounds memory at any number of stars.
 BLOCK = 100_000
+#: The site of the outliers' fraction.
+OUTLIERS = "outliers.fraction"
 
 
 class LatentSpace:
     """Maps a real vector to the sites of a model and back; the potential's sites come first, then those of streams.
 
-    ``n_potential`` counts both.
+    ``n_potential`` counts both. The sites of f(J) follow, last the fraction of outliers.
 
     Parameters
     ----------
@@ -29,7 +31,7 @@ class LatentSpace:
     def __init__(self, model: SnapshotModel) -> None:
         self.model = model
         sites = model.sites()
-        order = [n for part in ("potential.", "streams.", "df.") for n in sites if n.startswith(part)]
+        order = [n for part in ("potential.", "streams.", "df.", "outliers.") for n in sites if n.startswith(part)]
         self.priors = {name: sites[name] for name in order}
         self.shapes, self.transforms, self.slices = {}, {}, {}
         start = 0
@@ -38,7 +40,7 @@ class LatentSpace:
             shape = transform.inverse_shape(prior.batch_shape + prior.event_shape)
             stop = start + shape.numel()
             self.shapes[name], self.transforms[name], self.slices[name] = shape, transform, slice(start, stop)
-            if not name.startswith("df."):
+            if not name.startswith(("df.", "outliers.")):
                 self.n_potential = stop
             start = stop
         self.size = start
@@ -116,7 +118,18 @@ class LatentSpace:
         # without errors or selection f(J) is all that depends on the df's sites
         plain = self.model.is_plain
         # of the sites of streams the density of these stars does not depend at all
-        of_streams = [range(self.size)[part] for name, part in self.slices.items() if name.startswith("streams.")]
+        of_streams: list[range] = [
+            range(self.size)[part] for name, part in self.slices.items() if name.startswith("streams.")
+        ]
+        member = torch.ones((), dtype=torch.float64)
+        of_outliers = self.slices.get(OUTLIERS)
+        if of_outliers is not None:
+            values = self.values(u)
+            outlier = self.model.at(values).density().outlier_probability(w)
+            member = 1 - outlier
+            # in u, the logit, the derivative is that of a mixture's weight
+            columns[:, of_outliers.start] = outlier - values[OUTLIERS]
+            of_streams.append(range(self.size)[of_outliers])
         for k in sorted(set(range(self.size)).difference(*of_streams)):
             ahead, behind = u.clone(), u.clone()
             ahead[k] += step
@@ -128,7 +141,7 @@ class LatentSpace:
                 # f(J) alone changes: the actions are computed once
                 if k == self.n_potential:
                     J, _ = plus.finder.capped_actions(plus.potential, w)
-                columns[:, k] = (_log_f(plus.df, J) - _log_f(minus.df, J)) / (2 * step)
+                columns[:, k] = member * (_log_f(plus.df, J) - _log_f(minus.df, J)) / (2 * step)
         return columns
 
     def fisher(self, u: Tensor, w: Tensor, max_stars: int, seed: int, tick: Callable[[], None] | None = None) -> Tensor:
@@ -142,12 +155,28 @@ class LatentSpace:
         if n > max_stars:
             w = w[torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:max_stars]]
         information = torch.zeros(self.size, self.size, dtype=torch.float64)
+        curvature = 0.0
         for block in blocks(w, 25_000):
             scores = self.scores(u, block)
             information += scores.T @ scores
+            curvature += self._fraction_curvature(u, scores)
             if tick:
                 tick()
+        if (own := self.slices.get(OUTLIERS)) is not None:
+            information[own, own] = information[own, own].clamp(min=curvature)
         return information * (n / len(w)) + self.prior_curvature(u)
+
+    def _fraction_curvature(self, u: Tensor, scores: Tensor) -> float:
+        """Minus the second derivative of ln p in the logit of the outliers' fraction, summed over stars.
+
+        The outer product of scores is N eps^2 without outliers, where the curvature is N eps, far larger.
+        """
+        own = self.slices.get(OUTLIERS)
+        if own is None:
+            return 0.0
+        fraction = self.values(u)[OUTLIERS]
+        outlier = scores[:, own.start] + fraction
+        return float((fraction * (1 - fraction) - outlier * (1 - outlier)).sum())
 
     def prior_curvature(self, u: Tensor, step: float = 1e-4) -> Tensor:
         """Return the curvature of minus the log prior in u, eigenvalues replaced by their absolute values."""

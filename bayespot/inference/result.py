@@ -82,6 +82,8 @@ class FitConfig:
         Chains of NUTS, run one after the other with n_draws / nuts_chains draws each, and their adaptation steps.
     svgd_particles, svgd_steps
         Particles of SVGD, which are its draws, and steps of Adam.
+    outliers
+        Whether the likelihood has an outlier component (`bayespot.likelihood.outliers`); None: as the model says.
     start_scatter
         Standard deviation of a random displacement of the potential's starting values, in unconstrained
         coordinates: members of an ensemble start apart.
@@ -114,6 +116,7 @@ class FitConfig:
     nuts_warmup: int = 200
     svgd_particles: int = 50
     svgd_steps: int = 100
+    outliers: bool | None = None
     start_scatter: float = 0.0
 
     def __post_init__(self) -> None:
@@ -157,7 +160,10 @@ class Diagnostics:
     where its guide is one. For NUTS ``r_hat`` (largest) and ``ess`` (least, bulk) are of the potential's latents and of
     ln p, ``divergences`` the fraction of divergent transitions. ``narrowing`` is what the mean field does to the worst
     latent's standard deviation (`mean_field_narrowing`). ``df`` is the kind of f(J), ``df_rounds`` the rounds of
-    training it (`bayespot.inference.alternating.Round`). ``notes`` are what the stages had to say, ``warnings`` all
+    training it (`bayespot.inference.alternating.Round`). ``outlier_fraction`` is the inferred fraction of stars
+    that are no members (None: the model has no such component), ``n_outliers`` how many are so with a probability
+    above 1/2, and ``outliers`` names the most likely (``row`` counted from 0, ``name``, ``probability``); unbound stars
+    are counted among members only. ``notes`` are what the stages had to say, ``warnings`` all
     that speaks against the result, in words (`bayespot.inference.verdict`).
     """
 
@@ -191,6 +197,9 @@ class Diagnostics:
     narrowing: float | None = None
     df: str = ""
     df_rounds: list[dict[str, float]] = field(default_factory=list)
+    outlier_fraction: float | None = None
+    n_outliers: int = 0
+    outliers: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -200,7 +209,8 @@ class FitResult:
 
     ``draws`` maps site names to tensors with a leading axis of draws, chain after chain where there are ``n_chains``.
     ``sample_stats`` holds per draw the log-density of the guide (``log_q``) and ``log_weights``, the Pareto-smoothed
-    ln p - ln q of the draws for which it was computed, NaN for the others.
+    ln p - ln q of the draws for which it was computed, NaN for the others. ``outliers`` ``(n,)`` is the probability of
+    each star to be an outlier, None if the model has no such component.
     """
 
     model: SnapshotModel
@@ -211,6 +221,7 @@ class FitResult:
     catalog: dict[str, Any]
     sample_stats: dict[str, Tensor] = field(default_factory=dict)
     n_chains: int = 1
+    outliers: Tensor | None = None
 
 
 @dataclass(frozen=True)

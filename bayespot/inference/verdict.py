@@ -22,6 +22,8 @@ K_HAT_LIMIT = 0.7
 NEARLY_EQUAL_WEIGHTS = 0.9
 #: Fraction of stars that may have fewer than 2 effective samples within their errors.
 POORLY_SAMPLED = 0.01
+#: Fraction of stars that may be outliers.
+MANY_OUTLIERS = 0.05
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,12 @@ def _data(d: Mapping[str, Any]) -> list[tuple[int, str]]:
     elif few > POORLY_SAMPLED * d.get("n_stars", 0):
         text = f"{few} stars have fewer than 2 effective samples{of} within their errors"
         found.append((1, f"{text}: {remedy}"))
+    n, lost = d.get("n_stars", 0), d.get("n_outliers", 0)
+    if lost > max(1, MANY_OUTLIERS * n):
+        text = (
+            f"{lost} of {n} stars ({100 * lost / n:.0f} %) are probably no members: the background is for a few; clean"
+        )
+        found.append((1 if lost <= 0.2 * n else 2, f"{text} the catalogue, or give the other population its own model"))
     if (error := d.get("selection_error") or 0.0) > 0.1:
         points = f"twice the {d['selection_points']} points that normalise the selection"
         text = f"{points} would move the result by {error:.2f} posterior sd: raise selection_max_points"

@@ -6,6 +6,7 @@ from bayespot.likelihood.errors import MeasurementErrors
 from bayespot.likelihood.gaiaunlimited import from_gaiaunlimited
 from bayespot.likelihood.healpix import Healpix
 from bayespot.likelihood.model import SnapshotModel
+from bayespot.likelihood.outliers import Background, Outliers
 from bayespot.likelihood.selection import (
     Custom,
     GalacticLatitude,
@@ -20,6 +21,7 @@ from bayespot.likelihood.streams import Stream, UniformOrbits, stacked
 __all__ = [
     "AugmentedDensity",
     "AugmentedStars",
+    "Background",
     "Chain",
     "Custom",
     "GalacticLatitude",
@@ -27,6 +29,7 @@ __all__ = [
     "HeliocentricDistance",
     "MagnitudeLimit",
     "MeasurementErrors",
+    "Outliers",
     "SelectionFunction",
     "SkyCone",
     "Smoothing",

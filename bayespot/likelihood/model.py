@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pyro
 import pyro.distributions as dist
@@ -18,11 +18,13 @@ from bayespot.actions.base import ActionFinder
 from bayespot.actions.spherical import SphericalActions
 from bayespot.callers_state import keeps_callers_state
 from bayespot.catalog.catalog import Catalog
+from bayespot.df import TrainedDensity
 from bayespot.df.base import DistributionFunction
 from bayespot.likelihood.augmented import Smoothing
 from bayespot.likelihood.chain import Chain
 from bayespot.likelihood.errors import ErrorScatter, MeasurementErrors
 from bayespot.likelihood.normalisation import FixedPoints
+from bayespot.likelihood.outliers import Outliers
 from bayespot.likelihood.phase_mixed import ObservedStars, PhaseMixed, StarDensity
 from bayespot.likelihood.selection import SelectionFunction, require_selected
 from bayespot.likelihood.streams import Stream, Streams
@@ -56,11 +58,13 @@ class SnapshotModel(PyroModule):
     streams
         Stellar streams whose stars add to the likelihood, see `bayespot.likelihood.streams`. They are not among the
         catalogue's stars.
+    outliers
+        Component for stars that are no members: `Outliers`, or None for none.
 
     Raises
     ------
     ValueError
-        If ``likelihood`` or ``selection_sees`` is unknown.
+        If ``likelihood``, ``selection_sees`` or ``outliers`` is unknown.
     """
 
     def __init__(
@@ -73,8 +77,11 @@ class SnapshotModel(PyroModule):
         errors: MeasurementErrors | None = None,
         selection_sees: Literal["observed", "true"] = "observed",
         streams: Sequence[Stream] = (),
+        outliers: Outliers | None = None,
     ) -> None:
         super().__init__()
+        if outliers is not None and not isinstance(outliers, Outliers):
+            raise ValueError(f"outliers must be None or Outliers(), got {outliers!r}")
         if likelihood not in ("jeans", "augmented") and not isinstance(likelihood, Smoothing):
             raise ValueError(f"likelihood must be 'jeans', 'augmented' or a Smoothing, got {likelihood!r}")
         if selection_sees not in ("observed", "true"):
@@ -87,6 +94,8 @@ class SnapshotModel(PyroModule):
             self.smoothing = likelihood
         self.selection, self.errors, self.selection_sees = selection, errors, selection_sees
         self.streams = Streams(streams)
+        # Pyro names a module after the one it is part of: two models must not share it
+        self.outliers = copy.deepcopy(outliers)
         #: Points that normalise the selection, see `select_at`.
         self.points: FixedPoints | None = None
 
@@ -215,27 +224,72 @@ class SnapshotModel(PyroModule):
         model.smoothing = None
         return model
 
-    def unnormalised(self) -> SnapshotModel:
-        """Return a copy without the normalisation of a selection, which all stars share."""
+    def with_outliers(self, w: Tensor, wanted: bool | None = None) -> SnapshotModel:
+        """Return a copy whose outlier component has its background, or none.
+
+        Parameters
+        ----------
+        w : Float[Tensor, "n 6"]
+            The stars, which the background is broad about.
+        wanted
+            True or False in place of what the model says.
+
+        Raises
+        ------
+        ValueError
+            If the component is asked for where it cannot be.
+        """
         model = copy.copy(self)
+        chosen = self.outliers if wanted is not False else None
+        obstacle = self._outlier_obstacle()
+        if wanted or chosen is not None:
+            if obstacle is not None:
+                raise ValueError(f"no outlier component {obstacle}: fit with outliers=False (--no-outliers)")
+            chosen = chosen or Outliers()
+        model._modules = dict(self._modules)
+        model.outliers = None if chosen is None else chosen.about(w)
+        return model
+
+    def _outlier_obstacle(self) -> str | None:
+        if self.smoothing is not None:
+            return "with the augmented likelihood"
+        if isinstance(self.df, TrainedDensity):
+            return f"with a {type(self.df).__name__}, which is trained on the actions of all stars"
+        return None if self.df.proper else f"with {type(self.df).__name__}, which is no density of orbits"
+
+    def unnormalised(self) -> SnapshotModel:
+        """Return a copy without the normalisation of a selection, which all stars share; outliers do not share it."""
+        model = copy.copy(self)
+        if self.outliers is not None:
+            return model
         model.selection = model.points = None
         return model
 
-    def plain(self) -> SnapshotModel:
-        """Return a copy with the closed form, no errors, selection or slopes of streams: what a fit starts with."""
+    def plain(self, outliers: bool = False) -> SnapshotModel:
+        """Return a copy with the closed form, no errors, selection or slopes of streams: what a fit starts with.
+
+        On request it keeps its outlier component.
+        """
         model = self.closed_form()
         model.selection = model.errors = model.points = None
         model._modules = dict(self._modules) | {"streams": self.streams.without_slopes()}
+        if not outliers:
+            model.outliers = None
         return model
 
     def density(self) -> ObservedStars:
         """Return the density of the stars as observed; fix the sites with `at` first."""
         if self.selection is not None and self.points is None:
             raise ValueError("a selection needs its normalisation: call select_at(values, catalog, n, seed) first")
-        return ObservedStars(self.true_density(), self.points)
+        if self.outliers is None:
+            return ObservedStars(self.true_density(), self.points)
+        if self.outliers.background is None:
+            raise ValueError("the outlier component needs its background: call with_outliers(w) first")
+        fraction = cast("Tensor", self.outliers.fraction)
+        return ObservedStars(self.true_density(), self.points, self.outliers.background, fraction)
 
     def true_density(self) -> StarDensity:
-        """Return the density of the true coordinates, without errors or selection."""
+        """Return the density of the members' true coordinates, without errors or selection."""
         if self.smoothing is None:
             return PhaseMixed(self.potential, self.finder, self.df)
         return self.smoothing.density(Chain(self.potential, self.df, self.finder))
@@ -260,9 +314,10 @@ class SnapshotModel(PyroModule):
         """Return a copy whose sites are fixed at ``values`` (full names), differentiable in them."""
         fixed = copy.copy(self)
         fixed._modules = dict(self._modules)
-        for part in ("potential", "streams", "df"):
+        for part in ("potential", "streams", "df", "outliers"):
             own = {k.removeprefix(part + "."): v for k, v in values.items() if k.startswith(part + ".")}
-            fixed._modules[part] = freeze(getattr(self, part), own)
+            if getattr(self, part) is not None:
+                fixed._modules[part] = freeze(getattr(self, part), own)
         return fixed
 
     def initial_values(self) -> dict[str, Tensor]:

@@ -67,28 +67,58 @@ class PhaseMixed(StarDensity):
 
 
 class ObservedStars(StarDensity):
-    r"""Density of stars as they were observed: averaged over errors, divided by the fraction selected.
+    r"""Density of stars as they were observed: averaged over errors, divided by the fraction selected, with outliers.
 
     Parameters
     ----------
     density
-        Density of the true w.
+        Density of the true w of members.
     points
         Points for the normalisation Z of a selection; None: every star is in the catalogue.
+    background, fraction
+        Density of outliers as they are selected, and their fraction of the catalogue; None: all stars are members.
     """
 
-    def __init__(self, density: StarDensity, points: FixedPoints | None = None) -> None:
-        self.density, self.points = density, points
+    def __init__(
+        self,
+        density: StarDensity,
+        points: FixedPoints | None = None,
+        background: StarDensity | None = None,
+        fraction: Tensor | None = None,
+    ) -> None:
+        self.density, self.points, self.background, self.fraction = density, points, background, fraction
         super().__init__()
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return ln p per star of ``(*batch, 6)``, or of ``(*batch, S, 7)``: S samples of w and their log-weights."""
-        log_p = sample_log_weights(self.density, value)
-        if value.shape[-1] == 7:
-            log_p = torch.logsumexp(log_p, -1) - math.log(value.shape[-2])
+        if self.background is None:
+            return self._members(value)
+        return torch.logaddexp(*self._parts(value))
+
+    def outlier_probability(self, value: Tensor) -> Tensor:
+        """Return the probability ``(*batch,)`` that each star is an outlier; zero without a background."""
+        if self.background is None:
+            return torch.zeros_like(self._members(value))
+        members, outliers = self._parts(value)
+        return torch.sigmoid(outliers - members)
+
+    def _members(self, value: Tensor) -> Tensor:
+        log_p = _mean_over_samples(self.density, value)
         if self.points is not None:
             log_p = log_p - self.points.log_z(self.density.log_prob(self.points.w))
         return log_p
+
+    def _parts(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Logarithms of the densities of members and of outliers, each with its share."""
+        assert self.background is not None  # the callers looked
+        assert self.fraction is not None  # it comes with a background
+        outliers = _mean_over_samples(self.background, value)
+        return self._members(value) + torch.log1p(-self.fraction), outliers + self.fraction.log()
+
+
+def _mean_over_samples(density: StarDensity, value: Tensor) -> Tensor:
+    log_p = sample_log_weights(density, value)
+    return torch.logsumexp(log_p, -1) - math.log(value.shape[-2]) if value.shape[-1] == 7 else log_p
 
 
 def sample_log_weights(density: StarDensity, value: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayespot.inference.membership import outlier_probability
 from bayespot.inference.result import EnsembleResult, FitResult
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.potential.base import Potential
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import ArrayLike, NDArray
 
+    from bayespot.catalog.catalog import Catalog
     from bayespot.diagnostics import InferenceData
 
 #: Most numbers that `Posterior.plane` holds at a time.
@@ -94,6 +96,38 @@ class PotentialDraws(ABC):
             return data
         r = np.atleast_1d(np.asarray(radii, dtype=float))
         return with_fields(data, r, self.radial_fields(r))
+
+    def outliers(self, catalog: Catalog, n_draws: int = 100, seed: int = 0) -> NDArray[Any]:
+        """Return the probability of each star to be an outlier, averaged over draws ``(n,)``.
+
+        Parameters
+        ----------
+        catalog
+            The stars that were fitted, or others of the same system.
+        n_draws
+            Draws over which is averaged.
+        seed
+            Seed of the samples of measurement errors, if the model has these.
+
+        Raises
+        ------
+        ValueError
+            If the model has no outlier component.
+        """
+        few, data = self.thinned(n_draws), {}
+        total = np.zeros(len(catalog))
+        for i in range(few.n_draws):
+            model, values = few.source(i)
+            if model.outliers is None:
+                raise ValueError("the model has no outlier component: fit with FitConfig(outliers=True) (--outliers)")
+            if id(model) not in data:
+                data[id(model)] = model.prepare(catalog, seed)
+            total += outlier_probability([model.at(values)], data[id(model)]).numpy()
+        return total / few.n_draws
+
+    def has_outliers(self) -> bool:
+        """Return whether the model has an outlier component."""
+        return self.source(0)[0].outliers is not None
 
     def potential_at(self, i: int) -> Potential:
         """Return the potential of draw ``i`` with its parameters fixed."""
@@ -348,7 +382,7 @@ class Posterior(PotentialDraws):
         return self.model, {k: v[i] for k, v in self.draws.items()}
 
     def summary(self) -> QTable:
-        """Return mean, standard deviation and quantiles of every latent parameter."""
+        """Return mean, standard deviation and quantiles of every latent parameter; ``meta["outliers"]`` names stars."""
         from astropy.table import QTable
 
         rows = []
@@ -359,7 +393,8 @@ class Posterior(PotentialDraws):
                 q = np.quantile(flat[:, j], QUANTILES)
                 rows.append((label, flat[:, j].mean(), flat[:, j].std(ddof=1) if self.n_draws > 1 else 0.0, *q))
         columns = ["parameter", "mean", "sd", *(f"q{100 * q:g}" for q in QUANTILES)]
-        return QTable(rows=rows, names=columns)
+        named = {"outliers": self.meta["outliers"]} if self.meta.get("outliers") else {}
+        return QTable(rows=rows, names=columns, meta=named)
 
 
 class EnsemblePosterior(PotentialDraws):

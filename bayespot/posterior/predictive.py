@@ -17,6 +17,7 @@ from bayespot.inference.phase_mixing import angle_statistic
 from bayespot.likelihood.chain import Chain
 from bayespot.likelihood.errors import ErrorScatter
 from bayespot.likelihood.model import SnapshotModel
+from bayespot.likelihood.outliers import LIKELY
 from bayespot.posterior.posterior import PotentialDraws
 from bayespot.units import takes
 
@@ -79,6 +80,8 @@ def posterior_predictive(
     discrepancy: it is computed in each draw's potential, for the catalogue and for the draw's replica, and its
     p-value is the fraction of draws in which the replica's is larger.
 
+    Replicas are of members: stars that are more likely outliers are left out of the comparison.
+
     The stars are used twice, for the fit and for the check, so that a true model's p-values crowd about 1/2
     instead of being uniform: small ones are rarer than their value says, and a value near 1/2 proves little.
 
@@ -118,6 +121,8 @@ def posterior_predictive(
             f"{few.n_draws} draws cannot give a p-value below {SURPRISING}: ask for at least {MIN_DRAWS}, of a "
             "posterior that has them"
         )
+    if few.has_outliers():
+        catalog = catalog[torch.as_tensor(few.outliers(catalog) < LIKELY)]
     if len(catalog) > max_stars:
         catalog = catalog.subsample(max_stars, seed)
     n_bins = max(1, min(n_bins, len(catalog) // 5))

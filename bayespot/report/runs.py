@@ -60,7 +60,8 @@ def save_run(
 
     The folder holds ``config.json`` with the checksums of all other files, ``posterior.nc`` (ArviZ InferenceData),
     ``model.safetensors`` (classes, priors and numbers of the model; no code), ``stars.npz`` (positions of up to
-    `MAX_STARS` stars, and the coordinates of all if there are no more), ``diagnostics.json``, ``summary.ecsv``,
+    `MAX_STARS` stars, the coordinates of all if there are no more, and the probability of every star to be an
+    outlier), ``diagnostics.json``, ``summary.ecsv``,
     ``fields.ecsv`` and ``figures/``. An ensemble's holds such a folder per member, ``member-0`` and so on, and
     ``config.json``, ``diagnostics.json``, tables and figures of the mixture. A model with classes or functions of the
     user's own keeps their file as ``model.py``; reading it asks for trust (`load_run`).
@@ -152,7 +153,10 @@ def _write(folder: Path, result: FitResult, catalog: Catalog, origin: _Origin, k
     positions = _star_sample(catalog)
     # few stars are kept whole: what a distillation ranks formulas with
     few = catalog.w.numpy() if len(catalog) <= MAX_STARS else np.empty((0, 6))
-    np.savez_compressed(folder / "stars.npz", positions=positions, w=few)
+    probability = np.empty(0) if result.outliers is None else result.outliers.numpy()
+    np.savez_compressed(
+        folder / "stars.npz", positions=positions, w=few, outlier_probability=probability.astype(np.float32)
+    )
     _write_tables(folder, _posterior(result, positions), result.diagnostics.elbo)
     seal(folder, _config(result, origin, written))
 
@@ -302,7 +306,11 @@ def load_run(
 def _read_stars(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path) as stars:
-            return {name: stars[name] for name in ("positions", "w") if name in stars and len(stars[name])}
+            return {
+                name: stars[name]
+                for name in ("positions", "w", "outlier_probability")
+                if name in stars and len(stars[name])
+            }
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise RunError(f"{path}: not a readable table of stars ({error}); delete it or fit again") from error
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayespot.inference.verdict import K_HAT_LIMIT, LEVELS, Verdict, elbo_trend
+from bayespot.likelihood.outliers import LIKELY
 from bayespot.posterior.posterior import PotentialDraws
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ def describe(diagnosis: Mapping[str, Any]) -> list[str]:
             f"ensemble of {len(diagnosis['members'])}; the members' v_c differ by {diagnosis['spread']:.2f} of their sd"
         ]
         for k, (weight, member) in enumerate(zip(diagnosis["weights"], diagnosis["members"], strict=True)):
-            lines += [f"member {k}, weight {weight:.2f}: {line}" for line in describe(member)[:1]]
+            said = describe(member)
+            said = [said[0], *(line for line in said[1:] if line.startswith("outliers"))]
+            lines += [f"member {k}, weight {weight:.2f}: {line}" for line in said]
         return lines
     sampled = f"PSIS k-hat {diagnosis['k_hat']:.2f}"
     if (fraction := diagnosis.get("weight_fraction")) is not None:
@@ -67,6 +70,8 @@ def describe(diagnosis: Mapping[str, Any]) -> list[str]:
             f"the {diagnosis['selection_points']} points would move the result by {diagnosis['selection_error']:.2f} "
             "posterior sd"
         )
+    if diagnosis.get("outlier_fraction") is not None:
+        lines.append(outlier_line(diagnosis))
     if diagnosis.get("angle_p_value") is not None:
         lines.append(f"phase mixing: uniformity of the angles p = {diagnosis['angle_p_value']:.2g}")
     lines += _symmetry(diagnosis)
@@ -91,6 +96,19 @@ def _symmetry(diagnosis: Mapping[str, Any]) -> list[str]:
     if diagnosis.get("error_samples") or diagnosis.get("selected_fraction"):
         return ["symmetry: not tested on stars with errors or a selection, which spread unevenly in any case"]
     return []
+
+
+def outlier_line(diagnosis: Mapping[str, Any]) -> str:
+    """Return what a fit with an outlier component says of its outliers, the first ten by row and name."""
+    n, named = diagnosis["n_outliers"], [one for one in diagnosis["outliers"] if one["probability"] > LIKELY]
+    line = f"outliers: fraction {diagnosis['outlier_fraction']:.2g} inferred; {n} of {diagnosis['n_stars']} stars"
+    if not n:
+        return line + " more likely outliers than members"
+    shown = [
+        f"row {one['row']}" + (f" ({one['name']})" if "name" in one else "") + f" p = {one['probability']:.3f}"
+        for one in named[:10]
+    ]
+    return f"{line} probably no members (rows count from 0): " + ", ".join(shown) + (", ..." if n > 10 else "")
 
 
 def reweighted_where_it_matters(

@@ -38,6 +38,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "bayespot.df.training": ("History", "TrainingConfig"),
     "bayespot.likelihood.augmented": ("Smoothing",),
     "bayespot.likelihood.errors": ("MeasurementErrors",),
+    "bayespot.likelihood.outliers": ("Background", "Outliers"),
     "bayespot.likelihood.model": ("SnapshotModel",),
     "bayespot.likelihood.healpix": ("Healpix", "TabulationError"),
     "bayespot.likelihood.normalisation": ("FixedPoints",),

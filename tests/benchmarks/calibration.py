@@ -12,7 +12,11 @@ mapped to (x, v) in the drawn potential: an exact equilibrium.
 
 ``selection`` (N before the cut, a third is kept) and ``errors`` (tracers a Plummer sphere of 4 kpc, 64 samples a star)
 are isochrones with the network of 8 features and a logistic Gaussian process for f(J), as `bayespot.models.gaia_sphere`
-has them; their guide is joint.
+have them; their guide is joint.
+
+``contaminated`` is the isochrone with one star in a hundred replaced by a foreign one, where a member was and of a
+speed uniform up to three times the escape speed there, in a random direction; ``uncontaminated`` are the same mocks
+as they were. Both are fitted with the outlier component; ``-parametric`` the same with the parametric isochrone.
 
 One line of JSON per mock is appended to results/calibration/<case>.jsonl as it finishes, with commit, versions and
 settings; a seed that is there is skipped, so an interrupted run resumes. No mock is dropped: one that cannot be drawn
@@ -84,6 +88,10 @@ class Case:
     parametric: bool = False
     #: ``"selection"``: stars within 10 kpc of `SUN` only; ``"errors"``: 10 % in distance, 0.05 mas/yr, 2 km/s.
     survey: str | None = None
+    #: Fraction of the stars replaced by foreign ones.
+    contaminants: float = 0.0
+    #: Whether the fit has the outlier component.
+    outliers: bool = False
 
 
 SUN = (8.2, 0.0, 0.02)
@@ -96,6 +104,10 @@ CASES = {
     "parametric": Case("isochrone", 5000, 2501, 60, parametric=True),
     "selection": Case("isochrone", 10_000, 2601, 20, survey="selection"),
     "errors": Case("isochrone", 2000, 2701, 20, survey="errors"),
+    "contaminated": Case("isochrone", 1000, 2801, 20, contaminants=0.01, outliers=True),
+    "uncontaminated": Case("isochrone", 1000, 2801, 20, outliers=True),
+    "contaminated-parametric": Case("isochrone", 1000, 2801, 20, parametric=True, contaminants=0.01, outliers=True),
+    "uncontaminated-parametric": Case("isochrone", 1000, 2801, 20, parametric=True, outliers=True),
 }
 
 # ---------------------------------------------------------------------------- the prior as the truth
@@ -212,7 +224,7 @@ def one_mock(case_name: str, seed: int, config: dict[str, Any], network: dict[st
     """Draw the mock of a seed, fit it and compare with the truth; ``config`` and ``network`` are for tuning."""
     torch.set_num_threads(1)
     case = CASES[case_name]
-    settings = FitConfig(**({"seed": seed} | config))
+    settings = FitConfig(**({"seed": seed, "outliers": case.outliers} | config))
     row: dict[str, Any] = {"seed": seed, "n": case.n_stars, "config": config, "network": network}
     begun = time.perf_counter()
     try:
@@ -230,6 +242,8 @@ def one_mock(case_name: str, seed: int, config: dict[str, Any], network: dict[st
             else:
                 r = tracer_radii(system.tracers or truth)
                 catalog = mock(case.system, n_stars=case.n_stars, seed=seed)
+                if case.contaminants:
+                    catalog, foreign = contaminated(catalog, truth, case.contaminants, seed)
                 model = isochrone.build(catalog) if case.parametric else _free_form(catalog, network)
         if case.parametric:
             true_values = {f"potential.{name}": getattr(truth, name).log() for name in ("m_tot", "r_s")}
@@ -249,14 +263,46 @@ def one_mock(case_name: str, seed: int, config: dict[str, Any], network: dict[st
             "weight_fraction": round(found.weight_fraction or math.nan, 3),
             "n_components": found.n_components,
             "n_unbound": found.n_unbound,
+            "n_outliers": found.n_outliers,
+            "outlier_fraction": found.outlier_fraction,
             "gradient_norm": round(found.gradient_norm, 4),
             "angle_p_value": found.angle_p_value,
             "warnings": found.warnings,
             "fit_seconds": {k: round(v, 2) for k, v in found.seconds.items()},
         }
+        if case.contaminants and result.outliers is not None:
+            likely = result.outliers.numpy() > 0.5
+            unbound = foreign & (star_speeds(catalog, truth) > 1)
+            row["outliers"] = {
+                "foreign": int(foreign.sum()),
+                "found": int((likely & foreign).sum()),
+                "unbound": int(unbound.sum()),
+                "unbound_found": int((likely & unbound).sum()),
+                "members_lost": int((likely & ~foreign).sum()),
+            }
     except (ValueError, RuntimeError) as error:
         row["error"] = f"{type(error).__name__}: {error}"
     return row | {"seconds": round(time.perf_counter() - begun, 1)}
+
+
+def contaminated(catalog: Catalog, truth: Potential, fraction: float, seed: int) -> tuple[Catalog, Array]:
+    """Give a fraction of the stars random velocities, of speeds up to three times escape; return which they are."""
+    generator = np.random.default_rng(seed + 3_000_000)
+    rows = generator.choice(len(catalog), round(fraction * len(catalog)), replace=False)
+    w, foreign = catalog.w.numpy().copy(), np.zeros(len(catalog), dtype=bool)
+    foreign[rows] = True
+    direction = generator.standard_normal((len(rows), 3))
+    direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
+    with torch.no_grad():
+        escape = (-2 * truth.phi(catalog.x[torch.as_tensor(rows)])).sqrt().numpy()
+    w[rows, 3:] = direction * (generator.uniform(0, 3, len(rows)) * escape)[:, None]
+    return Catalog(torch.as_tensor(w), meta=catalog.meta), foreign
+
+
+def star_speeds(catalog: Catalog, truth: Potential) -> Array:
+    """Speeds over the speed of escape."""
+    with torch.no_grad():
+        return (torch.linalg.vector_norm(catalog.v, dim=-1) / (-2 * truth.phi(catalog.x)).sqrt()).numpy()
 
 
 def surveyed(kind: str, n: int, seed: int) -> tuple[Catalog, Catalog, SnapshotModel]:
@@ -427,6 +473,8 @@ def case_summary(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "median_seconds": float(np.median([row["seconds"] for row in good])),
         "warnings": {row["seed"]: row["warnings"] for row in good if row["warnings"]},
     }
+    if "outliers" in good[0]:
+        summary["outliers"] = {key: int(sum(row["outliers"][key] for row in good)) for key in good[0]["outliers"]}
     if "sd_over_floor" in good[0]:
         summary["sd_over_floor"] = {
             key: {"mean": float(np.mean(values)), "largest": float(np.max(values))}
