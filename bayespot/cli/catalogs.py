@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -84,8 +84,9 @@ def read_catalog(
     r_sun: float | None,
     z_sun: float | None,
     v_sun: str | None,
+    frame: Any = None,
 ) -> Catalog:
-    """Read a catalogue with the command line's options.
+    """Read a catalogue with the command line's options; ``frame`` is taken where these name none.
 
     Whether its stars may be one side of the system depends on the model's selection: that is not looked at.
     """
@@ -94,12 +95,32 @@ def read_catalog(
     return Catalog.read(
         path,
         hdu=hdu,
-        frame=frame_of(r_sun, z_sun, v_sun),
+        frame=frame_of(r_sun, z_sun, v_sun) or frame,
         drop_invalid=drop_invalid,
         drop_duplicates=drop_duplicates,
         allow_missing=allow_missing,
         check_offset=False,
     )
+
+
+def read_fitted(run: Path, config: dict[str, Any], path: Path, **options: Any) -> Catalog:
+    """Read the catalogue that a run was fitted to, with the options of `read_catalog`, in the run's own frame.
+
+    Raises
+    ------
+    RunError
+        If it holds other stars.
+    """
+    from bayespot.report.manifest import RunError
+
+    fitted = config["catalog"]
+    stars = read_catalog(path, **options, frame=fitted.get("meta", {}).get("frame"))
+    if len(stars) != fitted["n_stars"]:
+        raise RunError(f"{path} has {len(stars)} stars, {run} was fitted to {fitted['n_stars']}")
+    reach, before = float((stars.x**2).sum(-1).max() ** 0.5), fitted["r_q"][-1]
+    if abs(reach / before - 1) > 1e-6:
+        raise RunError(f"{path} reaches {reach:.6g} kpc, the stars that {run} was fitted to {before:.6g} kpc")
+    return stars
 
 
 def show_notes(stars: Catalog) -> None:

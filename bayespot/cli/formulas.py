@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bayespot.cli.catalogs import read_fitted
 from bayespot.cli.tables import MODEL_FILE, TRUST, print_table
 
 if TYPE_CHECKING:
@@ -36,6 +37,13 @@ def distill(
     catalog: Annotated[
         Path | None, typer.Option(help="The catalogue that was fitted; needed for more than 10 000 stars.")
     ] = None,
+    drop_invalid: Annotated[bool, typer.Option("--drop-invalid", help="As in the fit, for --catalog.")] = False,
+    drop_duplicates: Annotated[bool, typer.Option("--drop-duplicates", help="As in the fit, for --catalog.")] = False,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="As in the fit, for --catalog.")] = False,
+    hdu: Annotated[str | None, typer.Option("--hdu", help="As in the fit, for --catalog.")] = None,
+    r_sun: Annotated[float | None, typer.Option("--r-sun", help="As in the fit, for --catalog.")] = None,
+    z_sun: Annotated[float | None, typer.Option("--z-sun", help="As in the fit, for --catalog.")] = None,
+    v_sun: Annotated[str | None, typer.Option("--v-sun", help="As in the fit, for --catalog.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the searches that are finished.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier distillation.")] = False,
     trust_model: Annotated[bool, TRUST] = False,
@@ -57,12 +65,24 @@ def distill(
     config = DistillConfig(
         seed=seed, families=names, mode=mode, budget_minutes=budget_minutes, budget_epochs=budget_epochs, gauge=gauge
     )
-    from bayespot.catalog.catalog import Catalog
     from bayespot.distill.distill import distill as run_distill
     from bayespot.report.runs import load_run
 
-    posterior, _, _ = load_run(run, trust_model=trust_model, model_file=model_file)
-    stars = None if catalog is None else Catalog.read(catalog, check_offset=False)
+    posterior, settings, _ = load_run(run, trust_model=trust_model, model_file=model_file)
+    stars = None
+    if catalog is not None:
+        stars = read_fitted(
+            run,
+            settings,
+            catalog,
+            drop_invalid=drop_invalid,
+            drop_duplicates=drop_duplicates,
+            allow_missing=allow_missing,
+            hdu=hdu,
+            r_sun=r_sun,
+            z_sun=z_sun,
+            v_sun=v_sun,
+        )
     folder = run / "distillation"
     try:
         found = run_distill(

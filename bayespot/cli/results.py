@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bayespot.cli.catalogs import read_catalog
+from bayespot.cli.catalogs import read_fitted
 from bayespot.cli.tables import (
     MODEL_FILE,
     OUTPUT,
@@ -105,11 +105,12 @@ def check(
     """
     from bayespot.posterior.predictive import posterior_predictive
     from bayespot.progress import Progress
-    from bayespot.report.manifest import RunError
     from bayespot.report.runs import load_run, save_predictive
 
     posterior, config, _ = load_run(run, trust_model=trust_model, model_file=model_file)
-    stars = read_catalog(
+    stars = read_fitted(
+        run,
+        config,
         catalog,
         drop_invalid=drop_invalid,
         drop_duplicates=drop_duplicates,
@@ -119,11 +120,6 @@ def check(
         z_sun=z_sun,
         v_sun=v_sun,
     )
-    if len(stars) != config["catalog"]["n_stars"]:
-        raise RunError(f"{catalog} has {len(stars)} stars, {run} was fitted to {config['catalog']['n_stars']}")
-    reach, fitted = float((stars.x**2).sum(-1).max() ** 0.5), config["catalog"]["r_q"][-1]
-    if abs(reach / fitted - 1) > 1e-6:
-        raise RunError(f"{catalog} reaches {reach:.6g} kpc, the stars that {run} was fitted to {fitted:.6g} kpc")
     with Progress("lines") as bar:
         bar.stage("replicating the catalogue", n_draws)
         found = posterior_predictive(posterior, stars, n_draws, seed, tick=bar.step)
