@@ -69,6 +69,11 @@ class _FirstOrderOnly(torch.autograd.Function):
         return _Refuse.apply(grad, ctx.saved_tensors[0])
 
 
+def refuse_again(grad: Tensor, anchor: Tensor) -> Tensor:
+    """Return a first derivative by ``anchor`` of which no derivative can be taken: asking for one raises."""
+    return _Refuse.apply(grad, anchor)
+
+
 def first_order_only(value: Tensor) -> Tensor:
     """Return ``value``; differentiating it twice raises RuntimeError instead of giving a wrong number."""
     return _FirstOrderOnly.apply(value)
@@ -231,6 +236,42 @@ def bicubic_coefficients(value: Tensor, even_start: bool = False) -> Tensor:
 def gather_rows(table: Tensor, index: Tensor) -> Tensor:
     """Return ``table[index]`` for any index shape; index_select has by far the fastest backward pass."""
     return table.index_select(0, index.reshape(-1)).reshape(*index.shape, table.shape[-1])
+
+
+def power_sums(index: Tensor, weight: Tensor, u: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return sum_i weight_i u_i^k over the points i of each row: the backward pass of piecewise polynomials.
+
+    Column after column: five times faster than adding rows, and a matrix of all points is never there.
+    """
+    columns = []
+    for _ in range(shape[1]):
+        columns.append(torch.bincount(index, weights=weight, minlength=shape[0]))
+        weight = weight * u
+    return torch.stack(columns, -1)
+
+
+class _Piecewise(torch.autograd.Function):
+    """Value of piecewise polynomials; its derivatives by the coefficients and by u are polynomials again."""
+
+    @staticmethod
+    def forward(ctx: Any, coefficients: Tensor, index: Tensor, u: Tensor) -> Tensor:
+        rows = coefficients.index_select(0, index)
+        slope = horner_slope(rows, u) if ctx.needs_input_grad[2] else None
+        ctx.save_for_backward(coefficients, index, u, slope)
+        return horner(rows, u)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        coefficients, index, u, slope = ctx.saved_tensors
+        summed = None
+        if ctx.needs_input_grad[0]:
+            summed = refuse_again(power_sums(index, grad, u, coefficients.shape), coefficients)
+        return summed, None, None if slope is None else refuse_again(grad * slope, u)
+
+
+def piecewise(coefficients: Tensor, index: Tensor, u: Tensor) -> Tensor:
+    """Return sum_k c[index, k] u^k for flat index and u, differentiable once; costs little memory per point."""
+    return _Piecewise.apply(coefficients, index, u)
 
 
 def powered(x: Tensor, q: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class SphericalActions(ActionFinder, TorusMap):
         s = log_radius(radius(x))
         profile, s_first, s_last = profile_of_stars(potential, s, v, _DS_FAST)
         table = ActionTable.of(profile, s_first, s_last)
-        phi = profile.phi(s)
+        phi = profile.phi_once(s)
         energy, excess = cap_energy((v**2).sum(-1) / 2 + phi, phi, profile.escape_energy)
         J_r = table.radial_action(energy, angular.L)
         return CappedActions(combine_actions(first_order_only(J_r), angular), excess)

@@ -20,6 +20,7 @@ from bayespot.numerics import (
     horner_slope,
     implicit_root,
     node_slopes,
+    piecewise,
     powered,
 )
 from bayespot.potential.base import Potential
@@ -126,7 +127,7 @@ class RadialProfile:
         return cubic_coefficients(self.phi_nodes, self.vc2 * self.ds)
 
     @_table
-    def _circular_cubics(self) -> Tensor:
+    def circular_cubics(self) -> Tensor:
         """Rows of eight: the cubics of E_c(s) and of ln L_c(s)."""
         rise = (1 + self.ln_vc2_slope / 2) * self.ds
         energy = cubic_coefficients(self.energy_nodes, self.vc2 * rise)
@@ -154,6 +155,10 @@ class RadialProfile:
         index = position.long().clamp(0, len(self.vc2) - 2)
         return index, (s - self.s_first) / self.ds - index
 
+    def nodes_at(self, s: Tensor) -> Tensor:
+        """Return the indices of the nodes at s, which is on nodes."""
+        return ((s - self.s_first) / self.ds).round().long().clamp(0, len(self.vc2) - 1)
+
     def _covers(self, s: Tensor) -> bool:
         return bool(((s >= self.s_first) & (s <= self.s_last)).all())
 
@@ -170,6 +175,14 @@ class RadialProfile:
         below = self.phi_nodes[0] + self.vc2[0] * powered((s - self.s_first).clamp(max=0), q[0])
         above = self.phi_nodes[-1] + self.vc2[-1] * powered((s - self.s_last).clamp(min=0), q[-1])
         return torch.where(s < self.s_first, below, torch.where(s > self.s_last, above, inside))
+
+    @takes_tensors(s="number")
+    def phi_once(self, s: Tensor) -> Tensor:
+        """Return `phi`, differentiable once: for many stars, of which it keeps a fifth of the memory."""
+        if not self._covers(s):
+            return self.phi(s)
+        index, u = self._cell(s)
+        return piecewise(self.phi_cubics, index.reshape(-1), u.reshape(-1)).reshape(s.shape)
 
     @takes_tensors(s="number")
     def vc2_at(self, s: Tensor) -> Tensor:
@@ -205,9 +218,9 @@ class RadialProfile:
         nodes = self.energy_nodes.detach()
         fixed = energy.detach()
         index = (torch.searchsorted(nodes, fixed.contiguous()) - 1).clamp(0, len(nodes) - 2)
-        rows = gather_rows(self._circular_cubics, index)
+        rows = gather_rows(self.circular_cubics, index)
         cubic, ln_lc = rows[..., :4], rows[..., 4:]
-        u = self._invert(cubic.detach(), fixed)
+        u = self.inverted(cubic.detach(), fixed)
         u = implicit_root(u, horner(cubic, u) - energy, horner_slope(cubic.detach(), u))
         s_c, ln_l = self.s_first + self.ds * (index + u), horner(ln_lc, u)
         below, above = fixed < nodes[0], fixed > nodes[-1]
@@ -226,7 +239,8 @@ class RadialProfile:
 
     @staticmethod
     @torch.no_grad()
-    def _invert(cubic: Tensor, target: Tensor) -> Tensor:
+    def inverted(cubic: Tensor, target: Tensor) -> Tensor:
+        """Return u in [0, 1] where rising cubics ``(*batch, 4)`` have the values ``target``."""
         u = ((target - cubic[..., 0]) / cubic.sum(-1).sub(cubic[..., 0])).clamp(0, 1)
         for _ in range(3):  # the cell is short and the cubic nearly straight: quadratic convergence at once
             u = (u - (horner(cubic, u) - target) / horner_slope(cubic, u)).clamp(0, 1)
@@ -237,7 +251,7 @@ class RadialProfile:
     def s_of_phi(self, phi: Tensor) -> Tensor:
         r"""Return s = ln r where the potential has the value ``phi``, without gradients."""
         index = (torch.searchsorted(self.phi_nodes, phi.contiguous()) - 1).clamp(0, len(self.phi_nodes) - 2)
-        s = self.s_first + self.ds * (index + self._invert(gather_rows(self.phi_cubics, index), phi))
+        s = self.s_first + self.ds * (index + self.inverted(gather_rows(self.phi_cubics, index), phi))
         below, above = phi < self.phi_nodes[0], phi > self.phi_nodes[-1]
         if bool((below | above).any()):
             for outside, edge, s_edge in ((below, 0, self.s_first), (above, -1, self.s_last)):
