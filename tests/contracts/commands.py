@@ -21,8 +21,12 @@ from bayespot.report import plots
 
 
 def in_a_process(*arguments: str, cwd) -> subprocess.CompletedProcess[str]:
-    """Run a command as a user does."""
-    code = "import torch; torch.set_num_threads(1); from bayespot.cli import main; main()"
+    """Run a command as a user does, but for figures, which are not drawn."""
+    code = (
+        "import sys, torch; torch.set_num_threads(1); from bayespot.cli import main; sys.path.append(sys.argv.pop(1));"
+        "from contracts.commands import quick_figures\nwith quick_figures(): main()"
+    )
+    arguments = (str(Path(__file__).parents[1]), *arguments)
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "NO_COLOR": "1", "COLUMNS": "160"}
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True, env=environment, check=False
