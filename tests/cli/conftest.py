@@ -13,7 +13,6 @@ from contracts.commands import quick_figures
 
 from bayespot.inference import FitConfig
 
-
 #: Points that normalise a selection: a quarter of those on the way to the maximum, and no more.
 POINTS = {"selection_points": 4096, "selection_max_points": 4096}
 
