@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.table import QTable, Table
-from contracts.commands import bayespot, in_a_process
+from contracts.commands import bayespot, in_a_process, quick_figures
 
 from bayespot.cli.fitting import builtin_models, fit_to_folder
 from bayespot.cli.tables import parse_radii
@@ -26,7 +26,7 @@ OBSERVED = ["ra", "dec", "distance", "pmra", "pmdec", "radial_velocity"]
 def session(tmp_path_factory):
     """A folder with a mock catalogue and a finished run."""
     folder = tmp_path_factory.mktemp("session")
-    done = bayespot("simulate", "isochrone", "--n-stars", "400", "--seed", "1", "-o", "stars.ecsv", cwd=folder)
+    done = bayespot("simulate", "isochrone", "--n-stars", "200", "--seed", "1", "-o", "stars.ecsv", cwd=folder)
     assert done.returncode == 0, done.stderr
     done = in_a_process("fit", "isochrone", "stars.ecsv", "-o", "run", *FAST, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -34,15 +34,17 @@ def session(tmp_path_factory):
 
 
 def test_first_session(session):
-    """predict writes an ECSV with units; report says in words what was found; in a pipe a line per stage."""
+    """predict writes an ECSV with units; report says in words what was found and draws it; in a pipe a line per
+    stage."""
     done = bayespot("predict", "run", "--radii", "1:30:5", "-o", "fields.ecsv", cwd=session)
     assert done.returncode == 0, done.stderr
     table = QTable.read(session / "fields.ecsv")
     assert len(table) == 5
     assert str(table["circular_speed_q50"].unit) == "km / s"
-    done = bayespot("report", "run", cwd=session)
+    with quick_figures(draw=True):
+        done = bayespot("report", "run", cwd=session)
     assert done.returncode == 0, done.stderr
-    for words in ("400 stars", "k-hat", "v_c [km/s]", "circular_speed.png", "uncertainty_maps.png", "report.html"):
+    for words in ("200 stars", "k-hat", "v_c [km/s]", "circular_speed.png", "uncertainty_maps.png", "report.html"):
         assert words in done.stdout
     assert [line.split(" ...")[0] for line in done.stderr.splitlines()] == ["figures", "page"]
 
@@ -132,7 +134,10 @@ def test_user_model(session):
     assert done.returncode == 2
     for words in ("mine.py", "mine_run/model.py", "--trust-model", "--model-file"):
         assert words in done.stderr
-    done = in_a_process("report", "mine_run", "--trust-model", cwd=session)
+    done = bayespot("report", "mine_run", "--trust-model", cwd=session)
+    assert done.returncode == 0, done.stderr
+    # elsewhere the class is not in memory
+    done = in_a_process("predict", "mine_run", "--trust-model", "-o", "mine.ecsv", cwd=session)
     assert done.returncode == 0, done.stderr
 
 
@@ -256,8 +261,9 @@ def gaia(tmp_path_factory):
 
 
 def heliocentric_columns(path: Path) -> Table:
-    """The observed columns and their errors, as a survey's table has them."""
+    """The observed columns and their errors, as a survey's table has them, without the mock's words about itself."""
     table = Table.read(path)
+    table.meta.clear()
     return table[[c for c in table.colnames if c.removesuffix("_error") in OBSERVED]]
 
 
@@ -280,9 +286,9 @@ def test_simulated_survey(gaia):
 
 
 def test_gaia_like_fit(gaia):
-    """From heliocentric columns alone, some stars without radial velocity: refused with the remedy, fitted with
+    """From heliocentric columns of 60 stars alone, some without radial velocity: refused with the remedy, fitted with
     --allow-missing; the report says how many error samples count and what fraction the selection keeps."""
-    table = heliocentric_columns(gaia / "mock_gaia.fits")
+    table = heliocentric_columns(gaia / "mock_gaia.fits")[:60]
     table["radial_velocity"][:5] = np.nan
     table.write(gaia / "columns.fits")
     done = bayespot("fit", GAIA_MODEL, "columns.fits", "-o", "run", *FAST, cwd=gaia)
@@ -293,7 +299,8 @@ def test_gaia_like_fit(gaia):
     few = ("--svi-steps", "4", "--n-draws", "30", "--n-components", "1")
     done = bayespot("fit", GAIA_MODEL, "columns.fits", "-o", "run", "--allow-missing", *few, cwd=gaia)
     assert done.returncode == 0, done.stderr
-    done = bayespot("report", "run", cwd=gaia)
+    with quick_figures(draw=True):
+        done = bayespot("report", "run", cwd=gaia)
     assert done.returncode == 0, done.stderr
     words = done.stdout.split()
     assert "effective samples per star" in done.stdout

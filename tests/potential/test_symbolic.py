@@ -74,7 +74,7 @@ def test_constants_are_sites_of_a_fit(isochrone_stars, tmp_path):
     def prior(value):
         return dist.LogNormal(torch.tensor(math.log(value)).double(), torch.tensor(1.5).double())
 
-    config = FitConfig(seed=1, n_components=1, svi_steps=60, n_draws=400)
+    config = FitConfig(seed=1, n_components=1, svi_steps=60, n_draws=400, k_hat_draws=0)
     formula = SymbolicPotential(ISOCHRONE, {"M": prior(2e11), "b": prior(5.0)}, start={"M": 1.2e11, "b": 2.5})
     found, expected = (
         fit(SnapshotModel(potential, SphericalMixture()), isochrone_stars, config).draws
