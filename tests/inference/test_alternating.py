@@ -1,4 +1,5 @@
-"""Fits with Gaussian mixtures and trained densities: parametric isochrone, N = 2000, seed 5 (fixture), short training.
+"""Fits with Gaussian mixtures and trained densities: parametric isochrone, N = 2000, seed 5 (fixture), short training,
+actions in closed form.
 
 The truth never enters a fit; tolerances are posterior standard deviations.
 """
@@ -28,7 +29,7 @@ TRAINED = {"flow": FlowDensity, "diffusion": DiffusionDensity, "energy": EnergyD
 
 def model_with(name: str, catalog) -> SnapshotModel:
     df = TRAINED[name](training=SHORT) if name in TRAINED else density(name)
-    return SnapshotModel(isochrone.build(catalog).potential, df)
+    return SnapshotModel(isochrone.build(catalog).potential, df, IsochroneActions())
 
 
 @pytest.mark.parametrize("name", ["gaussian", *TRAINED])

@@ -146,12 +146,15 @@ def test_parametric_fit_finds_the_truth(fitted):
     assert len(fitted.diagnostics.elbo) == 40
 
 
-def test_same_seed_same_numbers(isochrone_stars, fitted):
-    """A second fit with the same seed and data gives identical draws; another seed does not."""
-    again = fit(isochrone.build(isochrone_stars), isochrone_stars, QUICK)
-    assert torch.equal(again.draws["potential.m_tot"], fitted.draws["potential.m_tot"])
-    other = fit(isochrone.build(isochrone_stars), isochrone_stars, dataclasses.replace(QUICK, seed=2))
-    assert not torch.equal(other.draws["potential.m_tot"], fitted.draws["potential.m_tot"])
+def test_same_seed_same_numbers(isochrone_stars):
+    """A second fit with the same seed and data gives identical draws; another seed does not. N = 300, 10 steps."""
+    few, short = isochrone_stars[:300], dataclasses.replace(QUICK, svi_steps=10)
+    one, again, other = (
+        fit(isochrone.build(few), few, dataclasses.replace(short, seed=seed)).draws["potential.m_tot"]
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(again, one)
+    assert not torch.equal(other, one)
 
 
 def test_interrupted_fit_resumes(isochrone_stars, fitted, tmp_path, monkeypatch):
@@ -186,10 +189,9 @@ def test_interrupted_fit_resumes(isochrone_stars, fitted, tmp_path, monkeypatch)
         fit(isochrone.build(isochrone_stars), isochrone_stars, QUICK, checkpoint=tmp_path / "none", resume=True)
 
 
-def test_control_variate_of_minibatches(isochrone_stars):
+def test_control_variate_of_minibatches(isochrone_stars, fitted):
     """ln p of batches of 200 of 2000 stars, 1 sd from the MAP: right in the mean, a fifth of the noise that is left
     where the batch's own ln p at the MAP is subtracted."""
-    fitted = fit(isochrone.build(isochrone_stars), isochrone_stars, QUICK)
     space = LatentSpace(fitted.model)
     u_0 = space.vector(fitted.map)
     information = space.fisher(u_0, isochrone_stars.w, 2000, 0)
@@ -218,11 +220,11 @@ def test_control_variate_of_minibatches(isochrone_stars):
 
 
 def test_free_form_fit():
-    """N = 3000, minibatches of 1000: the truth of v_c within 4 sd where the stars are.
+    """N = 3000, minibatches of 500: the truth of v_c within 4 sd where the stars are.
 
     Truths at 2, 6 and 20 kpc; every density draw positive.
     """
-    config = FitConfig(seed=3, svi_steps=60, batch_size=500, n_draws=100, k_hat_draws=30)
+    config = FitConfig(seed=3, svi_steps=60, batch_size=500, n_draws=100, k_hat_draws=0)
     stars = mock("isochrone", n_stars=3000, seed=5)
     posterior = Posterior.from_result(fit(spherical.build(stars), stars, config))
     r = [2.0, 6.0, 20.0]
@@ -306,10 +308,11 @@ def test_fit_without_weights(isochrone_stars):
 
 @pytest.mark.parametrize("prior", ["none", "all"])
 def test_other_priors_of_the_network(isochrone_stars, prior):
-    """A flat prior and priors over all layers are fitted; v_c(6 kpc) holds the truth within 4 sd."""
-    potential = MassSlopeNetwork.for_stars(isochrone_stars.w, n_features=4, prior=prior)
-    config = FitConfig(seed=1, n_components=1, guide="laplace", n_draws=100, k_hat_draws=30)
-    result = fit(SnapshotModel(potential, SphericalMixture()), isochrone_stars, config)
+    """A flat prior and priors over all layers are fitted; v_c(6 kpc) holds the truth within 4 sd. N = 1000."""
+    stars = isochrone_stars[:1000]
+    potential = MassSlopeNetwork.for_stars(stars.w, n_features=4, prior=prior)
+    config = FitConfig(seed=1, n_components=1, guide="laplace", n_draws=100, k_hat_draws=0)
+    result = fit(SnapshotModel(potential, SphericalMixture()), stars, config)
     field = Posterior.from_result(result).field("circular_speed", [6.0])
     truth = Isochrone(1e11, 3.0).circular_speed(torch.tensor([6.0]).double()).item()
     assert abs(field.mean[0] - truth) < 4 * field.sd[0]

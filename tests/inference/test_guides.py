@@ -1,7 +1,7 @@
 """Guides, samplers, re-weighting, ensembles and the verdict, on posteriors that are known.
 
 Gaussian posterior: a stand-in for `LatentSpace` whose log posterior is -1/2 (u - m)^T F (u - m), without f(J). Grid
-posterior: parametric isochrone, N = 500, seed 7, one component of f(J) fixed at its MAP, 61 x 61 points in ln M and
+posterior: parametric isochrone, N = 500, seed 7, one component of f(J) fixed at its MAP, 37 x 37 points in ln M and
 ln b. Fits: the same stars, closed-form actions. Tolerances are Monte-Carlo errors at the stated number of draws.
 """
 
@@ -107,7 +107,8 @@ def grid(few_stars, fits):
     sd = potential_latents(result).std(0)
     axes = [torch.linspace(-5, 5, 37, dtype=torch.float64) * float(s) for s in sd]
     points = torch.cartesian_prod(*axes) + u[:2]
-    log_p = torch.stack([space.log_posterior(torch.cat([p, u[2:]]), few_stars.w) for p in points])
+    with torch.no_grad():
+        log_p = torch.stack([space.log_posterior(torch.cat([p, u[2:]]), few_stars.w) for p in points])
     weight = log_p.softmax(0)
     # u of a LogNormal is its logarithm
     mean = weight @ points

@@ -172,13 +172,14 @@ def test_unbound_stars():
 
 
 def test_literal_fit_agrees_with_the_closed_form(isochrone_stars):
-    """The neural potential trained by SVI with either likelihood (N = 1000, seed 5; 2048 augmented stars, one component
-    of f(J)): v_c at 2, 6 and 20 kpc within 4 sd of the truth, within 1 sd of each other, and of equal sd to 30 %."""
+    """The neural potential trained by SVI with either likelihood (N = 1000, seed 5; 2048 augmented stars, six Gaussians
+    after 30 steps of EM, one component of f(J), maximum to 0.3 sd): v_c at 2, 6 and 20 kpc within 4 sd of the truth,
+    within 1 sd of each other, and of equal sd to 30 %."""
     stars = isochrone_stars[:1000]
-    config = FitConfig(seed=1, n_components=1, svi_steps=30, n_draws=200, k_hat_draws=25)
+    config = FitConfig(seed=1, n_components=1, map_tolerance=0.3, svi_steps=10, n_draws=200, k_hat_draws=0)
     r = [2.0, 6.0, 20.0]
     fields = {}
-    for likelihood in ("jeans", Smoothing(n_augmented=2048)):
+    for likelihood in ("jeans", Smoothing(n_augmented=2048, n_components=6, n_steps=30)):
         potential = MassSlopeNetwork.for_stars(stars.w, n_features=4)
         result = fit(SnapshotModel(potential, SphericalMixture(), likelihood=likelihood), stars, config)
         fields[str(likelihood)[:5]] = Posterior.from_result(result).field("circular_speed", r)

@@ -6,6 +6,7 @@ with central differences of a large sample's Z; seeds fixed.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -47,11 +48,17 @@ SELECTIONS = {
 }
 
 
+@functools.cache
+def fitted_df(rotation: bool) -> tuple[SphericalMixture, dict[str, torch.Tensor]]:
+    """Two components of f(J), and their best fit to the stars."""
+    df = SphericalMixture(2, rotation).resolved(2, J)
+    return df, df.fit_actions(J, seed=0)
+
+
 def population(u: torch.Tensor, rotation: bool = False) -> Chain:
     """Population at ln m_tot, ln r_s and a common shift of the scales of f(J)."""
-    df = SphericalMixture(2, rotation).resolved(2, J)
-    values = df.fit_actions(J, seed=0)
-    values |= {name: values[name] + u[2] for name in ("ln_scale_r", "ln_scale_L")}
+    df, fitted = fitted_df(rotation)
+    values = fitted | {name: fitted[name] + u[2] for name in ("ln_scale_r", "ln_scale_L")}
     if rotation:
         values["concentration"] = torch.tensor([1.0, -0.5], dtype=torch.float64)
     potential = freeze(POTENTIAL, {"m_tot": u[0].exp(), "r_s": u[1].exp()})
@@ -61,12 +68,20 @@ def population(u: torch.Tensor, rotation: bool = False) -> Chain:
 REFERENCE = torch.tensor([math.log(1e11), math.log(3.0), 0.0], dtype=torch.float64)
 
 
+@functools.cache
+def sample(u: tuple[float, ...], rotation: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """2^17 stars of a point set of its own, turned four ways ``(4, n, 6)``, and their weights."""
+    chain = population(torch.tensor(u, dtype=torch.float64), rotation)
+    with torch.no_grad():
+        stars = chain.augment(2**17, seed=99)
+        return rotate(stars.w, chain.symmetry, 4, seed=98), stars.weight
+
+
 def truth(selection: SelectionFunction, u: torch.Tensor, rotation: bool = False) -> tuple[float, float]:
-    """Kept fraction of 2^17 stars of a point set of its own, turned four ways, and a bound on its error."""
-    chain = population(u, rotation)
-    stars = chain.augment(2**17, seed=99)
-    s = selection(rotate(stars.w, chain.symmetry, 4, seed=98)).mean(0)
-    z = float((stars.weight * s).sum())
+    """Kept fraction of the `sample`, and a bound on its error."""
+    turned, weight = sample(tuple(u.tolist()), rotation)
+    s = selection(turned).mean(0)
+    z = float((weight * s).sum())
     return z, float(s.std()) / len(s) ** 0.5
 
 

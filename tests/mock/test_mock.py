@@ -47,27 +47,24 @@ def velocities(w):
 
 
 def jeans_dispersion(system, r_bins):
-    """sigma_r^2 from the Jeans equation with anisotropy (r^2 + beta r_a^2) / (r^2 + r_a^2), by adaptive quadrature.
+    """sigma_r^2 from the Jeans equation with anisotropy (r^2 + beta r_a^2) / (r^2 + r_a^2), by 1500 Gauss-Legendre
+    nodes in ln r from each radius to e^30 times as far.
 
     nu sigma_r^2 g = int_r^inf g nu G M / r'^2 dr', g = r^(2 beta) (1 + r^2/r_a^2)^(1 - beta).
     Binney & Tremaine (2008), equation 4.216 and its Osipkov-Merritt generalisation.
     """
-    from scipy.integrate import quad
-
     beta, r_a = system.beta, system.anisotropy_radius
 
-    def weight(s):
-        r = torch.tensor(math.exp(s), dtype=torch.float64)
+    def weight(r):
         with torch.no_grad():
-            pull = -float(system.potential.radial_acceleration(r) * r)
-            nu = float(system.tracers.density_r(r))
-        return math.exp(2 * beta * s) * (1 + math.exp(2 * s) / r_a**2) ** (1 - beta) * nu, pull
+            nu = system.tracers.density_r(torch.as_tensor(r)).numpy()
+        return r ** (2 * beta) * (1 + r**2 / r_a**2) ** (1 - beta) * nu
 
-    out = []
-    for s in np.log(r_bins):
-        value = quad(lambda t, s=s: math.prod(weight(s + t)) / weight(s)[0], 0, 30, epsrel=1e-7, limit=200)[0]
-        out.append(value)
-    return np.array(out)
+    node, share = np.polynomial.legendre.leggauss(15)
+    r = r_bins[:, None] * np.exp(0.3 * np.arange(100)[:, None] + 0.15 * (1 + node)).ravel()
+    with torch.no_grad():
+        pull = -(system.potential.radial_acceleration(torch.as_tensor(r)).numpy() * r)
+    return (weight(r) * pull) @ np.tile(0.15 * share, 100) / weight(r_bins)
 
 
 @pytest.mark.parametrize("name", MOCKS)

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 
 import arviz
 import numpy as np
 import pytest
 import torch
 from bayespot.models import isochrone
+from contracts.commands import bayespot
 from matplotlib.figure import Figure
 from scipy.stats import chi2, kstest
 
@@ -32,7 +30,7 @@ from bayespot import (
     load_run,
     save_run,
 )
-from bayespot.actions import IsochroneActions, integrate
+from bayespot.actions import IsochroneActions
 from bayespot.cli import check as check_command
 from bayespot.df import SphericalMixture
 from bayespot.inference import ALARM, AngleTest, FitResult, angle_statistic
@@ -226,8 +224,9 @@ def shaken(n: int, seed: int) -> torch.Tensor:
 
 @torch.no_grad()
 def followed(w: torch.Tensor, dynamical_times: float) -> Catalog:
-    steps = math.ceil(60 * dynamical_times)
-    return Catalog(integrate(POTENTIAL, w, (dynamical_times * DYNAMICAL_TIME, 1), "yoshida4", n_substeps=steps)[-1])
+    """The stars later on, along their tori: theta + Omega t."""
+    J, theta, Omega = FINDER.actions_angles(POTENTIAL, w)
+    return Catalog(FINDER.phase_space(POTENTIAL, J, theta + dynamical_times * DYNAMICAL_TIME * Omega))
 
 
 @pytest.mark.parametrize("free_form", [False, True])
@@ -526,14 +525,6 @@ def test_a_failed_save_changes_nothing(run, check, monkeypatch, broken):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert not [path for path in run.iterdir() if path.name.startswith(".")]
     load_run(run)
-
-
-def bayespot(*arguments: str, cwd) -> subprocess.CompletedProcess[str]:
-    code = "import torch; torch.set_num_threads(1); from bayespot.cli import main; main()"
-    environment = os.environ | {"PYTHONWARNINGS": "ignore", "NO_COLOR": "1", "COLUMNS": "160"}
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True, env=environment, check=False
-    )
 
 
 def test_check_and_report(run, calm):
