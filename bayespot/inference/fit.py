@@ -74,7 +74,8 @@ def fit(
     config
         `FitConfig`.
     checkpoint
-        File that receives the state of the fit at every stage and every 20 s, written atomically.
+        File that receives the state of the fit after every stage, and every 20 s within the last (SVI or sampling),
+        written atomically. A resumed fit ends with the numbers of one that was left alone.
     resume
         Continue from ``checkpoint`` instead of starting anew.
     progress
@@ -342,9 +343,8 @@ class _Fit:
             sets = [self.data[self.order[:size]], self.data]
         bar.stage("maximum a posteriori", config.map_iterations * len(sets))
 
-        def report(u: Tensor, note: str) -> None:
-            self.state["u"] = u
-            self.save(force=False)
+        def report(_: Tensor, note: str) -> None:
+            # not kept: L-BFGS goes another way from half-way up, and a resumed fit would end with other numbers
             bar.step(note, 4)
 
         u, climb = self.state["u"], self._climb(report)
