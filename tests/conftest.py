@@ -43,6 +43,12 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         return (yield)
 
 
+@pytest.fixture
+def no_figures(monkeypatch) -> None:
+    """Runs are saved without figures, for tests that look at none: drawing them takes most of the time."""
+    monkeypatch.setattr("bayespot.report.runs.draw_figures", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def isochrone_stars() -> Catalog:
     """2 000 stars of the isotropic isochrone, M = 1e11 Msun, b = 3 kpc, seed 5."""

@@ -55,6 +55,7 @@ def few_stars() -> Catalog:
     return mock("isochrone", n_stars=400, seed=6)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_run_folder_keeps_a_trained_density(few_stars, tmp_path):
     """A run with a trained f(J) is saved and read back: the same ln f, the same fields, the rounds in its report."""
     result = fit(model_with("energy", few_stars), few_stars, QUICK)

@@ -246,6 +246,7 @@ def test_diagnostics_of_each(fits):
     assert "r-hat" in describe(dataclasses.asdict(found))[0]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_run_keeps_chains_and_weights(fits, few_stars, tmp_path):
     """posterior.nc of NUTS has its two chains; a run read back is re-weighted as the fit itself."""
     from bayespot.diagnostics import load_netcdf

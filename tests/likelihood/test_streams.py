@@ -301,6 +301,7 @@ def test_refusals():
             sample(10, 0)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_run_with_streams_is_saved_and_loaded(fitted, tmp_path):
     """Draws of the streams' sites and the circular speed at 8 kpc return from disk."""
     catalog = stacked([Stream(name, stars) for name, stars in mock_streams().items()])

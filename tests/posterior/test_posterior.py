@@ -191,6 +191,7 @@ def test_run_folder_round_trip(result, isochrone_stars, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_failed_write_keeps_the_old_run(result, isochrone_stars, tmp_path, monkeypatch):
     """A disk that fills up while a run is replaced leaves the old one readable."""
     folder = save_run(tmp_path / "run", result, isochrone_stars)
@@ -205,6 +206,7 @@ def test_failed_write_keeps_the_old_run(result, isochrone_stars, tmp_path, monke
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_broken_runs(result, isochrone_stars, tmp_path):
     """Missing, damaged and foreign files are named with the remedy."""
@@ -316,6 +318,7 @@ def test_stars_of_older_runs(result, isochrone_stars, tmp_path):
     assert sorted(np.linalg.norm(placed, axis=-1)) == pytest.approx([1.0] * 40 + [5.0] * 40)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_config_is_json(result, isochrone_stars, tmp_path):
     """config.json holds every number of FitConfig."""
     folder = save_run(tmp_path / "run", result, isochrone_stars, command="bayespot fit")
