@@ -238,6 +238,16 @@ def gather_rows(table: Tensor, index: Tensor) -> Tensor:
     return table.index_select(0, index.reshape(-1)).reshape(*index.shape, table.shape[-1])
 
 
+@torch.no_grad()
+def inverted_cubics(coefficients: Tensor, target: Tensor) -> Tensor:
+    """Return u in [0, 1] where rising cubics ``(*batch, 4)``, nearly straight there, have the values ``target``."""
+    start = coefficients[..., 0]
+    u = ((target - start) / (coefficients.sum(-1) - start)).clamp(0, 1)
+    for _ in range(3):  # quadratic convergence at once
+        u = (u - (horner(coefficients, u) - target) / horner_slope(coefficients, u)).clamp(0, 1)
+    return u
+
+
 def power_sums(index: Tensor, weight: Tensor, u: Tensor, shape: tuple[int, int]) -> Tensor:
     """Return sum_i weight_i u_i^k over the points i of each row: the backward pass of piecewise polynomials.
 

@@ -15,6 +15,7 @@ from bayespot.numerics import (
     gather_rows,
     horner,
     horner_slope,
+    inverted_cubics,
     midpoint_angles,
     power_sums,
     refuse_again,
@@ -128,7 +129,7 @@ class _InterpolatedAction(torch.autograd.Function):
         index = (torch.searchsorted(nodes, energy) - 1).clamp(0, len(nodes) - 2)
         rows = circular.index_select(0, index)
         of_energy, of_ln_lc = rows[:, :4], rows[:, 4:]
-        u = RadialProfile.inverted(of_energy, energy)
+        u = inverted_cubics(of_energy, energy)
         lc = horner(of_ln_lc, u).exp()
         # rounding may put L a hair above L_c; J_r stays positive so that ln J_r exists
         gap = torch.clamp(lc - L, min=0) + _LEAST_GAP * lc

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
+from bayespot.actions.base import ActionAngles, ActionFinder, CappedActions
 from bayespot.df.base import DistributionFunction
 from bayespot.likelihood.model import SnapshotModel
+from bayespot.potential.base import Potential
 
 #: Stars per block in sums over the whole catalogue: bounds memory at any number of stars.
 BLOCK = 100_000
@@ -130,11 +133,14 @@ class LatentSpace:
             # in u, the logit, the derivative is that of a mixture's weight
             columns[:, of_outliers.start] = outlier - values[OUTLIERS]
             of_streams.append(range(self.size)[of_outliers])
+        unmoved = copy.copy(self.model)
+        unmoved.finder = _RememberedActions(self.model.finder)
         for k in sorted(set(range(self.size)).difference(*of_streams)):
             ahead, behind = u.clone(), u.clone()
             ahead[k] += step
             behind[k] -= step
-            plus, minus = self.model.at(self.values(ahead)), self.model.at(self.values(behind))
+            model = self.model if k < self.n_potential else unmoved
+            plus, minus = model.at(self.values(ahead)), model.at(self.values(behind))
             if k < self.n_potential or not plain:
                 columns[:, k] = (plus.log_prob(w) - minus.log_prob(w)) / (2 * step)
             else:
@@ -196,6 +202,25 @@ class LatentSpace:
         curvature = torch.stack(rows)
         values, vectors = torch.linalg.eigh((curvature + curvature.T) / 2)
         return (vectors * values.abs()) @ vectors.T
+
+
+class _RememberedActions(ActionFinder):
+    """A finder in one potential: where f(J) alone changes, the actions of the same arrays are computed once."""
+
+    def __init__(self, finder: ActionFinder) -> None:
+        self.finder = finder
+        # the arrays are kept, so that no other takes their place in memory
+        self.seen: list[tuple[Tensor, CappedActions]] = []
+
+    def capped_actions(self, potential: Potential, w: Tensor) -> CappedActions:
+        for known, found in self.seen:
+            if known.data_ptr() == w.data_ptr() and known.shape == w.shape and known.stride() == w.stride():
+                return found
+        self.seen.append((w, self.finder.capped_actions(potential, w)))
+        return self.seen[-1][1]
+
+    def actions_angles(self, potential: Potential, w: Tensor) -> ActionAngles:
+        return self.finder.actions_angles(potential, w)
 
 
 def whitening(information: Tensor) -> Tensor:

@@ -224,6 +224,7 @@ class SnapshotModel(PyroModule):
         model.smoothing = None
         return model
 
+    @takes_tensors(w="phase_space")
     def with_outliers(self, w: Tensor, wanted: bool | None = None) -> SnapshotModel:
         """Return a copy whose outlier component has its background, or none.
 

@@ -21,6 +21,7 @@ from pyro.nn import PyroModule, PyroSample
 from torch import Tensor
 
 from bayespot.likelihood.phase_mixed import StarDensity
+from bayespot.units import takes, takes_tensors
 
 #: Degrees of freedom of the background in ln r and in velocity: tails fall as powers, slowly enough for sentinels.
 _DOF = 3.0
@@ -54,6 +55,7 @@ class Background(StarDensity):
         If a scale is not positive and finite.
     """
 
+    @takes(ln_r="number", ln_r_scale="number", v_scale="speed")
     def __init__(self, ln_r: float, ln_r_scale: float, v_scale: float) -> None:
         for name, scale in (("ln_r_scale", ln_r_scale), ("v_scale", v_scale)):
             if not 0 < scale < math.inf:
@@ -65,6 +67,7 @@ class Background(StarDensity):
         super().__init__()
 
     @classmethod
+    @takes_tensors(w="phase_space")
     def of_stars(cls, w: Tensor) -> Background:
         """Return the background about stars ``w (n, 6)``, from medians, which a minority of them cannot move.
 
@@ -138,6 +141,7 @@ class Outliers(PyroModule):
     ['outliers.fraction']
     """
 
+    @takes(median="number", width="number")
     def __init__(
         self, background: StarDensity | None = None, median: float = PRIOR_FRACTION, width: float = PRIOR_WIDTH
     ) -> None:
@@ -147,6 +151,7 @@ class Outliers(PyroModule):
         self.background, self.median, self.width = background, median, width
         self.fraction = PyroSample(logit_normal(median, width))
 
+    @takes_tensors(w="phase_space")
     def about(self, w: Tensor) -> Outliers:
         """Return the component with the background of stars ``w (n, 6)``, unless it has one already."""
         return self if self.background is not None else Outliers(Background.of_stars(w), self.median, self.width)

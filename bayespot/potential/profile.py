@@ -19,6 +19,7 @@ from bayespot.numerics import (
     horner,
     horner_slope,
     implicit_root,
+    inverted_cubics,
     node_slopes,
     piecewise,
     powered,
@@ -155,6 +156,7 @@ class RadialProfile:
         index = position.long().clamp(0, len(self.vc2) - 2)
         return index, (s - self.s_first) / self.ds - index
 
+    @takes_tensors(s="number")
     def nodes_at(self, s: Tensor) -> Tensor:
         """Return the indices of the nodes at s, which is on nodes."""
         return ((s - self.s_first) / self.ds).round().long().clamp(0, len(self.vc2) - 1)
@@ -220,7 +222,7 @@ class RadialProfile:
         index = (torch.searchsorted(nodes, fixed.contiguous()) - 1).clamp(0, len(nodes) - 2)
         rows = gather_rows(self.circular_cubics, index)
         cubic, ln_lc = rows[..., :4], rows[..., 4:]
-        u = self.inverted(cubic.detach(), fixed)
+        u = inverted_cubics(cubic.detach(), fixed)
         u = implicit_root(u, horner(cubic, u) - energy, horner_slope(cubic.detach(), u))
         s_c, ln_l = self.s_first + self.ds * (index + u), horner(ln_lc, u)
         below, above = fixed < nodes[0], fixed > nodes[-1]
@@ -237,21 +239,12 @@ class RadialProfile:
                 ln_l = torch.where(outside, self.ln_lc_nodes[edge] + (1 + q / 2) * d, ln_l)
         return s_c, ln_l
 
-    @staticmethod
-    @torch.no_grad()
-    def inverted(cubic: Tensor, target: Tensor) -> Tensor:
-        """Return u in [0, 1] where rising cubics ``(*batch, 4)`` have the values ``target``."""
-        u = ((target - cubic[..., 0]) / cubic.sum(-1).sub(cubic[..., 0])).clamp(0, 1)
-        for _ in range(3):  # the cell is short and the cubic nearly straight: quadratic convergence at once
-            u = (u - (horner(cubic, u) - target) / horner_slope(cubic, u)).clamp(0, 1)
-        return u
-
     @takes_tensors(phi="potential")
     @torch.no_grad()
     def s_of_phi(self, phi: Tensor) -> Tensor:
         r"""Return s = ln r where the potential has the value ``phi``, without gradients."""
         index = (torch.searchsorted(self.phi_nodes, phi.contiguous()) - 1).clamp(0, len(self.phi_nodes) - 2)
-        s = self.s_first + self.ds * (index + self.inverted(gather_rows(self.phi_cubics, index), phi))
+        s = self.s_first + self.ds * (index + inverted_cubics(gather_rows(self.phi_cubics, index), phi))
         below, above = phi < self.phi_nodes[0], phi > self.phi_nodes[-1]
         if bool((below | above).any()):
             for outside, edge, s_edge in ((below, 0, self.s_first), (above, -1, self.s_last)):
