@@ -19,8 +19,8 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
-#: The two quickest run with the default tests, all with `pytest -m "slow or not slow" tests/test_notebooks.py`.
-QUICK = ("01_isochrone", "03_uncertainty_maps")
+#: The quickest runs with the default tests, all with `pytest -m "slow or not slow" tests/test_notebooks.py`.
+QUICK = ("01_isochrone",)
 MAX_BYTES = 1_000_000
 #: Folders that are those of a machine, and what is left of a traceback.
 MACHINE = re.compile(
