@@ -111,7 +111,9 @@ def test_killed_fit(desk, name, arguments):
             assert np.array_equal(value, killed.source(i)[1][site]), site
     for member, same in zip(one.get("members", [one]), other.get("members", [other]), strict=True):
         changed = {k for k in member if json.dumps(member[k]) != json.dumps(same[k])}
-        assert changed <= {"seconds"}
+        # LAPACK rounds by where its arrays happen to lie in memory, which shows in the 16th digit of this one number
+        assert changed <= {"seconds", "gradient_norm"}
+        assert member["gradient_norm"] == pytest.approx(same["gradient_norm"], rel=1e-9)
     assert not leftovers(desk)
 
 
