@@ -23,8 +23,8 @@ LIMIT = 60.0
 #: Modules by their cost, the dearest first: begun last, one would keep a process busy while the others have ended.
 DEAREST = (
     "test_guides", "test_cli", "test_predictive", "test_genfunc", "test_augmented", "test_fit", "test_distill",
-    "test_notebooks", "test_user_errors", "test_densities", "test_forecast", "test_selection", "test_orbit", "test_docs",
-    "test_outliers", "test_streams", "test_polar", "test_mock", "test_callers_state", "test_posterior",
+    "test_notebooks", "test_user_errors", "test_densities", "test_forecast", "test_selection", "test_orbit",
+    "test_docs", "test_outliers", "test_streams", "test_polar", "test_mock", "test_callers_state", "test_posterior",
     "test_calibration", "test_errors",
 )  # fmt: skip
 
