@@ -115,7 +115,7 @@ class ActionTable:
 
 
 class _InterpolatedAction(torch.autograd.Function):
-    """`ActionTable.radial_action` inside the table in one piece: half the time and a fifth of the memory.
+    """`ActionTable.radial_action` inside the table in one piece, with less memory for its gradient.
 
     The derivatives with respect to E, L and both tables are those of the interpolants, with the circular orbit's place
     by the implicit-function theorem.
@@ -195,8 +195,8 @@ def _radial_orbit_action(profile: RadialProfile, energy: Tensor) -> Tensor:
 def _turning_points_of_rows(profile: RadialProfile, energy: Tensor, l2: Tensor, s_c: Tensor) -> tuple[Tensor, Tensor]:
     """Return `turning_points` of orbits of one energy (n, 1) and several L^2 (n, m), by inverse interpolation.
 
-    2 (E - Phi) r^2 at all nodes brackets every root at once, and Newton's method stays in its cell. As a root finder
-    that brackets each orbit anew costs six times as many operations, it serves only orbits beyond the profile.
+    2 (E - Phi) r^2 at all nodes brackets every root at once, and Newton's method stays in its cell; the
+    root finder, which brackets each orbit anew, serves only orbits beyond the profile.
     """
     s = profile.s_nodes
     f = 2 * (energy - profile.phi_nodes) * (2 * s).exp()

@@ -133,8 +133,11 @@ class LatentSpace:
             # in u, the logit, the derivative is that of a mixture's weight
             columns[:, of_outliers.start] = outlier - values[OUTLIERS]
             of_streams.append(range(self.size)[of_outliers])
-        unmoved = copy.copy(self.model)
-        unmoved.finder = _RememberedActions(self.model.finder)
+        unmoved = self.model
+        if self.model.smoothing is None:
+            # the literal likelihood asks a finder for the map back as well
+            unmoved = copy.copy(self.model)
+            unmoved.finder = _RememberedActions(self.model.finder)
         for k in sorted(set(range(self.size)).difference(*of_streams)):
             ahead, behind = u.clone(), u.clone()
             ahead[k] += step

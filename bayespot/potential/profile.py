@@ -180,7 +180,7 @@ class RadialProfile:
 
     @takes_tensors(s="number")
     def phi_once(self, s: Tensor) -> Tensor:
-        """Return `phi`, differentiable once: for many stars, of which it keeps a fifth of the memory."""
+        """Return `phi`, differentiable once: for many stars, with less memory for its gradient."""
         if not self._covers(s):
             return self.phi(s)
         index, u = self._cell(s)
