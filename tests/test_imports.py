@@ -12,7 +12,7 @@ import bayespot
 ROOT = Path(bayespot.__file__).parent
 #: Rooms and single modules, in the order in which they may import: only from lines above, or within a room.
 ORDER = [
-    ("callers_state", "files", "literature", "numerics", "progress", "units"),
+    ("callers_state", "files", "literature", "numerics", "optimisers", "progress", "units"),
     ("locks", "pyro_modules"),
     ("diagnostics", "storage"),
     ("potential", "catalog"),

@@ -77,7 +77,8 @@ def fit(
         bool | None,
         typer.Option(
             "--outliers/--no-outliers",
-            help="Allow for stars that are no members; default: as the model says, the built-in ones without.",
+            help="Allow for stars that are no members; default: yes, but with a selection, the literal likelihood or a "
+            "trained f(J) only if the model says so.",
         ),
     ] = None,
     ensemble: Annotated[

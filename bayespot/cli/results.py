@@ -98,8 +98,9 @@ def check(
 ) -> None:
     """Compare the catalogue with catalogues replicated from the posterior (posterior predictive checks).
 
-    Radial profile, velocity dispersions, anisotropy and the uniformity of the angles, the mark of a phase-mixed
-    system; replicas pass through the model's errors and selection.
+    Radial profile, velocity dispersions, anisotropy, the symmetry that the stars' directions and orbital planes show,
+    and the uniformity of the angles, the mark of a phase-mixed system; replicas pass through the model's errors and
+    selection.
 
     Example: `bayespot check run stars.ecsv`
     """

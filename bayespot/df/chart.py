@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bayespot.optimisers import LBFGS
 from bayespot.units import takes, takes_tensors
 
 #: Coordinates keep this distance from 1 where a logarithm or a quotient would overflow.
@@ -78,7 +79,7 @@ class ActionChart:
         s_r *= _balance(J[:, 0] / s_r, L / s_L)
         ln_S = (J[:, 0] / s_r + L / s_L).clamp(min=1e-12).log()
         x = torch.stack([ln_S.median(), torch.tensor(0.7, dtype=torch.float64)]).requires_grad_()
-        optimiser = torch.optim.LBFGS([x], max_iter=60, line_search_fn="strong_wolfe")
+        optimiser = LBFGS([x], max_iter=60, line_search_fn="strong_wolfe")
 
         def loss() -> Tensor:
             optimiser.zero_grad()

@@ -16,6 +16,7 @@ from bayespot.df.chart import ActionChart
 from bayespot.df.distributions import OrbitDistribution, OrbitSample, action_space
 from bayespot.df.tabulated import TabulatedDistribution
 from bayespot.numerics import gauss_legendre, legendre
+from bayespot.optimisers import LBFGS
 from bayespot.pyro_modules import freeze
 from bayespot.units import takes, takes_tensors
 
@@ -225,7 +226,7 @@ class LogisticGaussianProcess(DistributionDensity):
     ) -> dict[str, Tensor]:
         """Maximise the posterior of the weights at fixed actions: a concave problem without ``log_z``."""
         w = torch.zeros(len(self._resolved()[1]), dtype=torch.float64, requires_grad=True)
-        optimiser = torch.optim.LBFGS([w], max_iter=max_iterations, history_size=30, line_search_fn="strong_wolfe")
+        optimiser = LBFGS([w], max_iter=max_iterations, history_size=30, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimiser.zero_grad()

@@ -18,6 +18,7 @@ from bayespot.df.distributions import (
     SphericalActionDistribution,
 )
 from bayespot.numerics import wall
+from bayespot.optimisers import LBFGS
 from bayespot.units import takes_tensors
 
 
@@ -149,7 +150,7 @@ class ActionMixtureModule(DistributionDensity, abc.ABC):
         flat = coordinates.flat(self.initial_values(J))
         flat = flat + 0.05 * torch.randn(flat.shape, generator=generator, dtype=flat.dtype)
         z = coordinates.whitened(flat).requires_grad_()
-        optimiser = torch.optim.LBFGS([z], max_iter=max_iterations, history_size=30, line_search_fn="strong_wolfe")
+        optimiser = LBFGS([z], max_iter=max_iterations, history_size=30, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimiser.zero_grad()

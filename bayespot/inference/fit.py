@@ -253,12 +253,11 @@ class _Fit:
             # so torch says of f(J) without a scale that a step made NaN
             if "within the support" not in str(error):
                 raise
-            unbound = count_unbound(space, u, self.core)
-            raise FitError(f"{unbound} of {len(self.core)} stars stay unbound, f(J) has no scale: {advice}") from error
-        unbound = count_unbound(space, u, self.core)
-        if unbound > len(self.core) // 2:
-            steps = 10 * config.adam_steps
-            raise FitError(f"{unbound} of {len(self.core)} stars stay unbound after {steps} steps: {advice}")
+            unbound = count_unbound(space, u, self.few)
+            raise FitError(f"{unbound} of {len(self.few)} stars stay unbound, f(J) has no scale: {advice}") from error
+        if count_unbound(space, u, self.core) > len(self.core) // 2:
+            unbound, steps = count_unbound(space, u, self.few), 10 * config.adam_steps
+            raise FitError(f"{unbound} of {len(self.few)} stars stay unbound after {steps} steps: {advice}")
         if self.model.smoothing is None:
             information = space.fisher(u, self.core, 3000, config.seed)
             u, _, _ = lbfgs(space, u, self.core, information, 0.3, 60, report)

@@ -25,7 +25,9 @@ def unremarkable(w: Tensor) -> Tensor:
 
     A potential that binds a fast foreign star is too deep, and the way back is barred: the star is lost at a price
     first, paid before the others gain. From a potential that is too shallow the way up is free, as every
-    member that becomes bound gains. Speeds are compared with the median at the same radius.
+    member that becomes bound gains. Speeds are compared with the median at the same radius; beyond the median radius of
+    the outermost bin that falls as the escape speed of a point mass: a foreign star that is alone far outside
+    would else be compared with stars far inside of it, where all are faster.
     """
     n = len(w)
     ln_r = torch.linalg.vector_norm(w[:, :3], dim=-1).clamp(min=1e-300).log()
@@ -34,7 +36,8 @@ def unremarkable(w: Tensor) -> Tensor:
     bins = order.tensor_split(max(1, min(_PER_BIN, n // _PER_BIN)))
     at = [float(ln_r[part].median()) for part in bins]
     typical = [float(v2[part].median().clamp(min=1e-300).log()) for part in bins]
-    ratio = v2.clamp(min=1e-300).log() - torch.as_tensor(np.interp(ln_r.numpy(), at, typical))
+    expected = torch.as_tensor(np.interp(ln_r.numpy(), at, typical)) - (ln_r - at[-1]).clamp(min=0)
+    ratio = v2.clamp(min=1e-300).log() - expected
     mask = torch.ones(n, dtype=torch.bool)
     mask[ratio.topk(int(_TRIMMED * n)).indices] = False
     return mask

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bayespot.inference.latent import LatentSpace, blocks, whitening
 from bayespot.numerics import wall
+from bayespot.optimisers import LBFGS, Adam
 
 Report = Callable[[Tensor, str], None]
 #: How much worse than the best, in ln p, a trial step counts that leads to where nothing is finite.
@@ -35,7 +36,7 @@ def adam_until_bound(
         Called with (u, note) after every step.
     """
     u = u.clone()
-    optimiser = torch.optim.Adam([u], lr=learning_rate)
+    optimiser = Adam([u], lr=learning_rate)
     for i in range(10 * steps):
         value, slope = space.gradient(u, w)
         u.grad = -slope / len(w)
@@ -89,7 +90,7 @@ def lbfgs(
     z = torch.zeros_like(u, requires_grad=True)
     latest: dict[str, Any] = {"norm": torch.inf, "value": -torch.inf, "best": u_0, "z": z.detach().clone()}
     # a short history per call, so that progress and checkpoints happen between the calls
-    optimiser = torch.optim.LBFGS(
+    optimiser = LBFGS(
         [z], max_iter=4, history_size=30, line_search_fn="strong_wolfe", tolerance_grad=0, tolerance_change=0
     )
 

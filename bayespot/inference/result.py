@@ -83,7 +83,8 @@ class FitConfig:
     svgd_particles, svgd_steps
         Particles of SVGD, which are its draws, and steps of Adam.
     outliers
-        Whether the likelihood has an outlier component (`bayespot.likelihood.outliers`); None: as the model says.
+        Whether the likelihood has an outlier component (`bayespot.likelihood.outliers`); None: the model's own, or the
+        default one where it costs nothing (not with a selection, a literal likelihood or a trained f(J)).
     start_scatter
         Standard deviation of a random displacement of the potential's starting values, in unconstrained
         coordinates: members of an ensemble start apart.

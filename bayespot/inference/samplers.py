@@ -11,6 +11,7 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 from bayespot.inference.latent import LatentSpace, whitening
+from bayespot.optimisers import Adam
 
 #: 50 particles have 0.98, 0.94 and 0.89 of a Gaussian's sd in 1, 2 and 3 dimensions; 0.84, 0.64, 0.52 in 4, 8, 12.
 SVGD_MAX_SIZE = 3
@@ -136,7 +137,7 @@ def svgd(target: WhitenedPosterior, n: int, steps: int, seed: int, tick: Callabl
     check_svgd_size(target.size)
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(n, target.size, generator=generator, dtype=torch.float64)
-    optimiser = torch.optim.Adam([z], lr=0.05)
+    optimiser = Adam([z], lr=0.05)
     first = last = 0.0
     for step in range(steps):
         slope = torch.stack([target.log_prob_and_slope(particle)[1] for particle in z])

@@ -14,6 +14,7 @@ from bayespot.inference.guides import WhitenedGuide
 from bayespot.inference.latent import LatentSpace, stars_in
 from bayespot.inference.result import FitConfig, FitError
 from bayespot.likelihood.model import SnapshotModel
+from bayespot.optimisers import Adam
 from bayespot.progress import Progress
 
 #: Fewest stars in a batch.
@@ -62,7 +63,7 @@ def maximise_elbo(
     guide(data[:1])
     guide.load_state_dict(state["guide"])
     rate = config.svi_learning_rate or min(_RATE, _RATE_TIMES_SIZE / guide.largest_block)
-    optimiser = torch.optim.Adam(list(guide.parameters()), lr=rate, betas=(0.9, 0.99))
+    optimiser = Adam(list(guide.parameters()), lr=rate, betas=(0.9, 0.99))
     if "optimiser" in state:
         optimiser.load_state_dict(state["optimiser"])
     mean: dict[str, Tensor] = state.get("guide_mean", {})

@@ -99,8 +99,12 @@ def directions_and_planes(w: Tensor) -> tuple[Tensor, Tensor]:
     return x[moves], L[moves] / sin[moves, None]
 
 
+#: Names of the five `moments`.
+QUADRUPOLE = ("xy", "xz", "yz", "x^2 - y^2", "3z^2 - 1")
+
+
 def moments(u: Tensor) -> Tensor:
-    """Return the five quadrupole moments ``(n, 5)`` of unit vectors, orthonormal as matrices: Q = uu^T - 1/3."""
+    """Return the moments ``(n, 5)`` of unit vectors named in `QUADRUPOLE`, orthonormal as matrices: Q = uu^T - 1/3."""
     x, y, z = u.unbind(-1)
     root2, root6 = 2**0.5, 6**0.5
     return torch.stack([root2 * x * y, root2 * x * z, root2 * y * z, (x**2 - y**2) / root2, (3 * z**2 - 1) / root6], -1)

@@ -59,7 +59,8 @@ class SnapshotModel(PyroModule):
         Stellar streams whose stars add to the likelihood, see `bayespot.likelihood.streams`. They are not among the
         catalogue's stars.
     outliers
-        Component for stars that are no members: `Outliers`, or None for none.
+        Component for stars that are no members: `Outliers`, or None for none. A fit adds the default one where it
+        costs nothing, see `with_outliers`.
 
     Raises
     ------
@@ -233,7 +234,9 @@ class SnapshotModel(PyroModule):
         w : Float[Tensor, "n 6"]
             The stars, which the background is broad about.
         wanted
-            True or False in place of what the model says.
+            True or False: with the model's own component or the default one, or without. None: with it wherever there
+            can be one, but under a selection only if the model has its own: its normalisation, which outliers do not
+            share, would have to be computed for every block of stars.
 
         Raises
         ------
@@ -243,6 +246,8 @@ class SnapshotModel(PyroModule):
         model = copy.copy(self)
         chosen = self.outliers if wanted is not False else None
         obstacle = self._outlier_obstacle()
+        if wanted is None and chosen is None and obstacle is None and self.selection is None:
+            wanted = True
         if wanted or chosen is not None:
             if obstacle is not None:
                 raise ValueError(f"no outlier component {obstacle}: fit with outliers=False (--no-outliers)")

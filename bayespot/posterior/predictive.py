@@ -14,12 +14,13 @@ from torch import Tensor
 from bayespot.actions.base import TorusMap
 from bayespot.callers_state import keeps_callers_state
 from bayespot.inference.phase_mixing import angle_statistic
+from bayespot.inference.symmetry import directions_and_planes, moments
 from bayespot.likelihood.chain import Chain
 from bayespot.likelihood.errors import ErrorScatter
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.likelihood.outliers import LIKELY
 from bayespot.posterior.posterior import PotentialDraws
-from bayespot.units import takes
+from bayespot.units import takes, takes_tensors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,7 +76,8 @@ def posterior_predictive(
 
     Every draw gives a population; stars are sampled from it by the chain, scattered by errors like the
     catalogue's and passed through the selection until there are as many as observed. Compared are the radial
-    profile (``counts``), the dispersion profiles ``sigma_r`` and ``sigma_t``, the anisotropy ``beta``, and
+    profile (``counts``), the dispersion profiles ``sigma_r`` and ``sigma_t``, the anisotropy ``beta``, the
+    quadrupoles of `orientations`, which test the model's symmetry through errors and selection, and
     ``angles``, the uniformity of the angles given the actions (`angle_statistic`). The last is a realised
     discrepancy: it is computed in each draw's potential, for the catalogue and for the draw's replica, and its
     p-value is the fraction of draws in which the replica's is larger.
@@ -83,7 +85,8 @@ def posterior_predictive(
     Replicas are of members: stars that are more likely outliers are left out of the comparison.
 
     The stars are used twice, for the fit and for the check, so that a true model's p-values crowd about 1/2
-    instead of being uniform: small ones are rarer than their value says, and a value near 1/2 proves little.
+    instead of being uniform: small ones are rarer than their value says, and a value near 1/2 proves little. A fit of a
+    sphere does not use how stars are oriented: there ``directions`` and ``planes`` have uniform p-values.
 
     Parameters
     ----------
@@ -131,7 +134,7 @@ def posterior_predictive(
     middle = np.quantile(r, (np.arange(n_bins) + 0.5) / n_bins)
     edges[0], edges[-1] = 0.0, np.inf
     replicas: dict[int, Replicator] = {}
-    observed_profile = profiles(catalog.w.numpy(), edges)
+    observed_profile = profiles(catalog.w.numpy(), edges) | orientations(catalog.w)
     observed: dict[str, list[Any]] = {name: [] for name in (*observed_profile, "angles")}
     replicated: dict[str, list[Any]] = {name: [] for name in (*observed_profile, "angles")}
     with torch.no_grad():
@@ -143,7 +146,7 @@ def posterior_predictive(
             fixed = model.at(values)
             for store, stars in ((observed, catalog.w), (replicated, w)):
                 store["angles"].append(angle_statistic(fixed, stars).statistic)
-            for name, value in profiles(w.numpy(), edges).items():
+            for name, value in (profiles(w.numpy(), edges) | orientations(w)).items():
                 replicated[name].append(value)
                 observed[name].append(observed_profile[name])
             if tick:
@@ -223,6 +226,22 @@ def profiles(w: NDArray[Any], edges: NDArray[Any]) -> dict[str, NDArray[Any]]:
     return {"counts": counts, "sigma_r": sigma_r, "sigma_t": sigma_t, "beta": 1 - (sigma_t / sigma_r) ** 2}
 
 
+@takes_tensors(w="phase_space")
+@torch.no_grad()
+def orientations(w: Tensor) -> dict[str, NDArray[Any]]:
+    r"""Return the mean quadrupole moments of the stars' ``directions`` within their orbital planes, and of ``planes``.
+
+    .. math:: \langle x x^T - (1 - n n^T)/2 \rangle, \qquad \langle n n^T - 1/3 \rangle
+
+    for unit vectors x along the positions and n along the angular momenta; each as five moments (`QUADRUPOLE`),
+    orthonormal as matrices. In a sphere the first vanishes but for errors and selection, see
+    `bayespot.inference.symmetry.symmetry_test`; replicas pass through both.
+    """
+    x, n = directions_and_planes(w)
+    within = (moments(x) - moments(torch.linalg.cross(n, x))) / 2
+    return {"directions": within.mean(0).numpy(), "planes": moments(n).mean(0).numpy()}
+
+
 def _p_value(observed: NDArray[Any], replicated: NDArray[Any]) -> float:
     """Posterior predictive p-value of the chi-square about the replicas' mean and variance, or of a scalar itself."""
     if observed.ndim == 1:
@@ -240,6 +259,8 @@ def _verdict(p_values: Mapping[str, float], n: int) -> list[str]:
         "sigma_r": "the radial velocity dispersion",
         "sigma_t": "the tangential velocity dispersion",
         "beta": "the velocity anisotropy",
+        "directions": "how stars are spread over their orbital planes (the symmetry of the potential)",
+        "planes": "the distribution of orbital planes (the symmetry of f(J))",
         "angles": "the uniformity of the angles (phase mixing)",
     }
     return [

@@ -66,7 +66,7 @@ CAPTIONS: dict[str, tuple[str, str, bool]] = {
         False,
     ),
     "predictive": (
-        "Radial profile, velocity dispersions, anisotropy and angles of the catalogue over those of its replicas.",
+        "Radial profile, dispersions, anisotropy, orientations and angles of the catalogue over those of its replicas.",
         "The catalogue (points) and catalogues replicated from the posterior (bands).",
         True,
     ),
@@ -242,7 +242,8 @@ def _pictures(folder: Path, names: Sequence[str]) -> list[Picture]:
 def _checks(predictive: Mapping[str, Any]) -> Grid:
     words = {
         "counts": "radial profile", "sigma_r": "radial dispersion", "sigma_t": "tangential dispersion",
-        "beta": "anisotropy", "angles": "angles (phase mixing)",
+        "beta": "anisotropy", "directions": "directions within orbital planes (symmetry of the potential)",
+        "planes": "orbital planes (symmetry of f(J))", "angles": "angles (phase mixing)",
     }  # fmt: skip
     caption = f"Posterior predictive p-values, {predictive['n_draws']} replicas; below 0.01 or above 0.99 is a misfit"
     rows = [[words.get(name, name), f"{p:.2g}"] for name, p in predictive["p_values"].items()]

@@ -90,7 +90,7 @@ class Case:
     survey: str | None = None
     #: Fraction of the stars replaced by foreign ones.
     contaminants: float = 0.0
-    #: Whether the fit has the outlier component.
+    #: Whether the fit has the outlier component; the cases before it were calibrated without.
     outliers: bool = False
 
 
@@ -104,10 +104,10 @@ CASES = {
     "parametric": Case("isochrone", 5000, 2501, 60, parametric=True),
     "selection": Case("isochrone", 10_000, 2601, 20, survey="selection"),
     "errors": Case("isochrone", 2000, 2701, 20, survey="errors"),
-    "contaminated": Case("isochrone", 1000, 2801, 20, contaminants=0.01, outliers=True),
-    "uncontaminated": Case("isochrone", 1000, 2801, 20, outliers=True),
-    "contaminated-parametric": Case("isochrone", 1000, 2801, 20, parametric=True, contaminants=0.01, outliers=True),
-    "uncontaminated-parametric": Case("isochrone", 1000, 2801, 20, parametric=True, outliers=True),
+    "contaminated": Case("isochrone", 1000, 2821, 20, contaminants=0.01, outliers=True),
+    "uncontaminated": Case("isochrone", 1000, 2821, 20, outliers=True),
+    "contaminated-parametric": Case("isochrone", 1000, 2821, 20, parametric=True, contaminants=0.01, outliers=True),
+    "uncontaminated-parametric": Case("isochrone", 1000, 2821, 20, parametric=True, outliers=True),
 }
 
 # ---------------------------------------------------------------------------- the prior as the truth

@@ -128,6 +128,17 @@ def test_start_leaves_out_the_fastest_for_their_radius():
     assert bool(unremarkable(catalog.w[:3]).all())
 
 
+def test_start_leaves_out_a_fast_star_far_outside():
+    """At 2 000 kpc, five times as far as any other and 1.5 times faster than escape, yet slower than stars inside: to
+    bind it the mass would have to be twice what it is."""
+    w = stars().w.clone()
+    radius = float(w[:, :3].norm(dim=-1).max())
+    w[ROW, :3] *= 5 * max(radius, 400.0) / w[ROW, :3].norm()
+    escape = float((-2 * Isochrone(1e11, 3.0).phi(w[ROW, :3])).sqrt())
+    w[ROW, 3:] *= 1.5 * escape / w[ROW, 3:].norm()
+    assert not bool(unremarkable(w)[ROW])
+
+
 def test_memberships_of_posteriors_runs_and_reports(tmp_path):
     """Per star, mean over draws: from the result, the posterior, an ensemble and a run, with names; off: a reason."""
     w = stars(kind="fast").w

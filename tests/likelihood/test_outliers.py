@@ -156,16 +156,16 @@ def test_information_of_the_fraction_is_at_least_its_curvature(isochrone_stars):
 
 
 def test_who_has_the_component(isochrone_stars):
-    """Who asks for it by the model or by an option, which comes first."""
+    """By default all but models with a selection; who asks by the model or by an option, which comes first."""
     w = isochrone_stars.w
     model = lambda **options: SnapshotModel(Isochrone(1e11, 3.0), SphericalMixture(), **options)  # noqa: E731
-    assert model().with_outliers(w).outliers is None
-    assert model().with_outliers(w, True).outliers is not None
+    assert model().with_outliers(w).outliers is not None
+    assert model().with_outliers(w, False).outliers is None
     assert model().with_outliers(w, True).with_outliers(w).outliers is not None
     assert model(outliers=Outliers()).with_outliers(w, False).outliers is None
     errors, shell = MeasurementErrors(), SphericalShell(1.0, 20.0)
     for options in ({"errors": errors}, {"selection": shell}):
-        assert model(**options).with_outliers(w).outliers is None
+        assert (model(**options).with_outliers(w).outliers is None) == ("selection" in options)
         assert model(**options).with_outliers(w, True).outliers is not None
         assert model(**options, outliers=Outliers()).with_outliers(w).outliers is not None
     own = Background(1.0, 1.0, 50.0)

@@ -6,6 +6,7 @@ is the radial period of the median star, 0.26 kpc/(km/s).
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -35,10 +36,11 @@ from bayespot.cli import check as check_command
 from bayespot.df import SphericalMixture
 from bayespot.inference import ALARM, AngleTest, FitResult, angle_statistic
 from bayespot.inference.phase_mixing import MODES, phase_mixing_warning
+from bayespot.inference.symmetry import symmetry_test
 from bayespot.likelihood import Custom, MeasurementErrors, SphericalShell
 from bayespot.mock import mock
 from bayespot.posterior import Predictive, posterior_predictive
-from bayespot.posterior.predictive import Replicator, _p_value, profiles
+from bayespot.posterior.predictive import Replicator, _p_value, orientations, profiles
 from bayespot.report import RunError, plots
 from bayespot.report.runs import save_predictive
 
@@ -46,7 +48,7 @@ POTENTIAL = Isochrone(m_tot=1e11, r_s=3.0)
 FINDER = IsochroneActions()
 TRUTH = SnapshotModel(POTENTIAL, SphericalMixture(), finder=FINDER)
 DYNAMICAL_TIME = 0.26
-STATISTICS = {"counts", "sigma_r", "sigma_t", "beta", "angles"}
+STATISTICS = {"counts", "sigma_r", "sigma_t", "beta", "directions", "planes", "angles"}
 
 
 def fitted(catalog: Catalog, n_components: int = 3, free_form: bool = False) -> FitResult:
@@ -364,7 +366,7 @@ def test_a_selection_that_keeps_nothing_is_named(calm):
     """ValueError names the selection."""
     catalog, result = calm
     with pytest.raises(ValueError, match=r"SphericalShell\(.*keeps 0 of .* nothing to replicate"):
-        at_map(result, catalog, 1, selection=SphericalShell(1e7, 2e7))
+        at_map(result, catalog, 1, selection=SphericalShell(1e10, 2e10))
 
 
 # -- the check -----------------------------------------------------------------------------------------------
@@ -375,7 +377,7 @@ def test_an_equilibrium_fit_passes(calm, check):
     catalog, result = calm
     assert set(check.p_values) == set(check.observed) == set(check.replicated) == STATISTICS
     for name in STATISTICS:
-        shape = (100,) if name == "angles" else (100, 8)
+        shape = {"angles": (100,), "directions": (100, 5), "planes": (100, 5)}.get(name, (100, 8))
         assert check.observed[name].shape == check.replicated[name].shape == shape
     assert check.r_edges.shape == (9,)
     assert (np.diff(check.r) > 0).all()
@@ -388,6 +390,35 @@ def test_an_equilibrium_fit_passes(calm, check):
     assert check.observed["angles"][0] == angle_statistic(result.model.at(first), catalog.w).statistic
     assert min(check.p_values.values()) > 0.01
     assert check.warnings == []
+
+
+def away_from_the_plane(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return (x[..., 2].abs() > 0.3 * torch.linalg.vector_norm(x, dim=-1)).double()
+
+
+def test_symmetry_is_tested_through_a_selection(calm):
+    """|z| > 0.3 r, 1000 of them: without replicas the directions of a sphere's stars exclude a sphere, with replicas
+    they do not, and those of a system 0.7 times as high do."""
+    catalog, result = calm
+    selection = Custom(away_from_the_plane)
+    model = SnapshotModel(result.model.potential, result.model.df, finder=FINDER, selection=selection)
+    posterior = Posterior.from_result(dataclasses.replace(result, model=model))
+    round_ = Catalog(at_map(result, catalog, 1, selection=selection))
+    assert symmetry_test(result.model, round_.w).directions.p_value < ALARM
+    check = posterior_predictive(posterior, round_, 50, 1)
+    assert min(check.p_values["directions"], check.p_values["planes"]) > 0.01
+    flat = torch.cat([at_map(result, catalog, seed) for seed in range(2, 5)]) * torch.tensor([1, 1, 0.7] * 2)
+    flat = flat[away_from_the_plane(flat[:, :3], flat[:, 3:]) > 0][:1000]
+    check = posterior_predictive(posterior, Catalog(flat), 50, 1)
+    assert check.p_values["directions"] < 0.01
+    assert any("symmetry of the potential" in warning for warning in check.warnings)
+
+
+def test_orientations_of_known_stars():
+    """One star on the x axis, moving along y: x x^T - (1 - n n^T)/2 and n n^T - 1/3 by hand."""
+    found = orientations(torch.tensor([[2.0, 0, 0, 0, 30, 0]], dtype=torch.float64))
+    np.testing.assert_allclose(found["directions"], [0, 0, 0, 0.5**0.5, 0], atol=1e-12)
+    np.testing.assert_allclose(found["planes"], [0, 0, 0, 0, 2 / 6**0.5], atol=1e-12)
 
 
 def test_the_seed_decides_and_ticks_count(calm):
@@ -494,8 +525,8 @@ def test_a_check_is_saved_in_the_run(run, check):
     fewer = Predictive(
         check.r_edges[:3],
         check.r[:2],
-        {k: v[:60, :2] if v.ndim == 2 else v[:60] for k, v in check.observed.items()},
-        {k: v[:60, :2] if v.ndim == 2 else v[:60] for k, v in check.replicated.items()},
+        {k: v[:60, :2] if v.shape[1:] == (8,) else v[:60] for k, v in check.observed.items()},
+        {k: v[:60, :2] if v.shape[1:] == (8,) else v[:60] for k, v in check.replicated.items()},
         check.p_values | {"beta": 0.004},
         ["the velocity anisotropy"],
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bayespot.diagnostics import posterior_arrays
+from bayespot.inference.symmetry import QUADRUPOLE
 from bayespot.posterior.predictive import Predictive
 from bayespot.report.plots.style import (
     ALPHA68,
@@ -32,11 +33,15 @@ _CHECKS = {
     "sigma_t": r"$\sigma_t$ [km s$^{-1}$]",
     "beta": r"$\beta$",
 }
+#: What of the stars has the five quadrupole moments.
+_QUADRUPOLES = {"directions": "quadrupole of $x$ about $n$", "planes": "quadrupole of $n$"}
 _TITLES = {
     "counts": "radial profile",
     "sigma_r": "radial dispersion",
     "sigma_t": "tangential dispersion",
     "beta": "anisotropy",
+    "directions": "directions in planes",
+    "planes": "orbital planes",
     "angles": "phase mixing",
 }
 
@@ -64,8 +69,8 @@ def predictive_check(ax: Axes, check: Predictive, name: str) -> Axes:
     check
         What `posterior_predictive` returned.
     name
-        ``"counts"``, ``"sigma_r"``, ``"sigma_t"``, ``"beta"``, or ``"angles"``: chi-square of the observed angles
-        against that of the replicated ones, draw by draw.
+        ``"counts"``, ``"sigma_r"``, ``"sigma_t"``, ``"beta"``; ``"directions"`` or ``"planes"``: five quadrupole
+        moments; or ``"angles"``: chi-square of the observed angles against that of the replicated ones, draw by draw.
     """
     if name == "angles":
         seen, drawn = check.observed[name], check.replicated[name]
@@ -75,8 +80,16 @@ def predictive_check(ax: Axes, check: Predictive, name: str) -> Axes:
         ax.set_xlabel(r"angle $\chi^2$, replicas")
         ax.set_ylabel(r"angle $\chi^2$, catalogue")
         return ax
-    r = check.r
+    r = check.r if name in _CHECKS else np.arange(len(QUADRUPOLE))
     low95, low68, median, high68, high95 = np.nanquantile(check.replicated[name], [0.025, 0.16, 0.5, 0.84, 0.975], 0)
+    if name in _QUADRUPOLES:
+        ax.bar(r, high95 - low95, 0.6, low95, color=BLUE, alpha=ALPHA95, lw=0)
+        ax.bar(r, high68 - low68, 0.6, low68, color=BLUE, alpha=ALPHA68, lw=0)
+        ax.plot(r, check.observed[name][0], "o", ms=3, color="black")
+        ax.set_xticks(r, [f"${moment}$" for moment in QUADRUPOLE], rotation=45, ha="right", rotation_mode="anchor")
+        ax.minorticks_off()
+        ax.set_ylabel(_QUADRUPOLES[name])
+        return ax
     ax.fill_between(r, low95, high95, color=BLUE, alpha=ALPHA95, lw=0, label="replicas, 95 %")
     ax.fill_between(r, low68, high68, color=BLUE, alpha=ALPHA68, lw=0, label="replicas, 68 %")
     ax.plot(r, median, color=BLUE, lw=1)
@@ -88,12 +101,12 @@ def predictive_check(ax: Axes, check: Predictive, name: str) -> Axes:
 
 def predictive_figure(check: Predictive, figure: Any = None) -> Any:
     """Return a figure, two columns wide, with every statistic of a posterior predictive check and its p-value."""
-    names = [*_CHECKS, "angles"]
-    figure = new_figure(figure, DOUBLE, 0.6 * DOUBLE)
-    panels = figure.subplots(2, 3)
+    names = [*_CHECKS, *_QUADRUPOLES, "angles"]
+    figure = new_figure(figure, DOUBLE, 0.5 * DOUBLE)
+    panels = figure.subplots(2, 4)
     for ax, name in zip(panels.flat, names, strict=False):
         predictive_check(ax, check, name)
-        ax.set_title(f"{_TITLES[name]}: p = {check.p_values[name]:.2g}")
+        ax.set_title(f"{_TITLES[name]}\np = {check.p_values[name]:.2g}")
     panels.flat[-1].axis("off")
     entries = [panels.flat[i].get_legend_handles_labels() for i in (0, -2)]
     panels.flat[-1].legend(*(a + b for a, b in zip(*entries, strict=True)), loc="center left")
