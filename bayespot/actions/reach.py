@@ -46,7 +46,8 @@ def profile_of_stars(potential: Potential, s: Tensor, v: Tensor, ds: float) -> R
         if not bool(finite.any()):
             raise ValueError("no star has finite coordinates: there is nothing to compute actions of")
         s, kinetic = s[finite], kinetic[finite]
-        extent = Extent(potential, s)
+    extent = Extent(potential, s)
+    with torch.no_grad():
         if not extent.usable:
             # NaN all over, which tells an optimiser to turn back
             s_first, s_last = float(s.min()), max(float(s.max()), float(s.min()) + 4)

@@ -341,10 +341,19 @@ class SnapshotModel(PyroModule):
         total = torch.zeros((), dtype=torch.float64)
         for name, prior in self.sites().items():
             total = total + prior.log_prob(plain(values[name], "internal", name)).sum()
+        return total + self.log_factors(values) if self.has_factors else total
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether there may be named factors beside the sites' priors."""
+        return bool(self.streams) or type(self.potential).register_factors is not Potential.register_factors
+
+    def log_factors(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Return the sum of the named factors and of the streams' log-likelihood at ``values``."""
         # an optimiser's trial step may overflow a factor: it must see the NaN and turn back
         with pyro.validation_enabled(False):
             factors = poutine.trace(self.at(values).register_factors).get_trace()
-            return total + factors.log_prob_sum() if len(factors) > 2 else total
+            return factors.log_prob_sum() if len(factors) > 2 else torch.zeros((), dtype=torch.float64)
 
     @keeps_callers_state
     def sample_prior(self, n: int, seed: int = 0) -> dict[str, Tensor]:

@@ -84,6 +84,10 @@ class Potential(AbstractPyroModule, Declared, abc.ABC):
         # whatever graph leads to the radii is never followed
         return phi if keep else phi.detach(), slope * r.detach()
 
+    def radial(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Return `phi_and_vc2` as a function to be called several times: what no radius changes is computed once."""
+        return self.phi_and_vc2
+
     @takes_tensors(x="length")
     def acceleration(self, x: Tensor) -> Tensor:
         r"""Return :math:`-\nabla\Phi` in (km/s)^2/kpc, shape ``(*batch, 3)``."""

@@ -55,13 +55,18 @@ class Extent:
     #: Whether the potential holds orbits at all; a trial step of a fit may overflow it.
     usable: bool
 
-    @torch.no_grad()
     def __init__(self, potential: Potential, s: Tensor | None = None) -> None:
+        # with the graph that the profile is to have, if it is wanted
+        self._radial = potential.radial()
+        with torch.no_grad():
+            self._measure(potential, s)
+
+    def _measure(self, potential: Potential, s: Tensor | None) -> None:
         first, last = CENTRE, INFINITY
         if s is not None and len(s):
             first = min(first, max(float(s.min()) - _ROOM, _LOWEST))
             last = max(last, min(float(s.max()) + _ROOM, _HIGHEST))
-        whole = RadialProfile.of(potential, first, last, _DS)
+        whole = RadialProfile.of(potential, first, last, _DS, radial=self._radial)
         low, high = _usable(whole)
         self.usable = high - low >= _FEWEST
         if not self.usable:
@@ -113,7 +118,7 @@ class Extent:
         p = self.profile
         s_first, s_last = max(s_first, p.s_first), min(s_last, p.s_last)
         limit = p.escape_energy if self.s_far is None else None
-        return RadialProfile.of(potential, s_first, s_last, ds, self.s_far, limit)
+        return RadialProfile.of(potential, s_first, s_last, ds, self.s_far, limit, self._radial)
 
 
 def escape_energy(potential: Potential) -> Tensor:

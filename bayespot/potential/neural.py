@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pyro
@@ -171,9 +172,16 @@ class MassSlopeNetwork(Potential):
         return attach_derivative(profile.phi(fixed), s, G * (ln_m - s).exp())
 
     def phi_and_vc2(self, r: Tensor) -> tuple[Tensor, Tensor]:
-        s = r.detach().clamp(min=1e-300).log()
+        return self.radial()(r)
+
+    def radial(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         profile, ln_m_cubics = self._tables()
-        return profile.phi(s), G * (self._ln_mass(profile, ln_m_cubics, s, self.mass_slope(s).detach()) - s).exp()
+
+        def at(r: Tensor) -> tuple[Tensor, Tensor]:
+            s = r.detach().clamp(min=1e-300).log()
+            return profile.phi(s), G * (self._ln_mass(profile, ln_m_cubics, s, self.mass_slope(s).detach()) - s).exp()
+
+        return at
 
 
 class DirectNetwork(Potential):

@@ -90,11 +90,13 @@ class RadialProfile:
         ds: float = 0.05,
         s_far: float | None = None,
         limit: Tensor | None = None,
+        radial: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> RadialProfile:
         """Tabulate a spherical potential at all multiples of ``ds`` from ``s_first`` to ``s_last`` (ln kpc).
 
         Nodes are multiples of ``ds``, so that two profiles of one potential agree wherever both have nodes. The
-        limit at infinity is that of the power law at ``s_far``, or ``limit``.
+        limit at infinity is that of the power law at ``s_far``, or ``limit``. ``radial`` is what the potential's
+        `Potential.radial` returned, if it has been asked already.
         """
         require_spherical(potential)
         first = math.floor(s_first / ds + 1e-9)
@@ -102,7 +104,7 @@ class RadialProfile:
         s = ds * torch.arange(first, first + n, dtype=torch.float64)
         if s_far is not None:
             s = torch.cat([s, s_far + _DS_FAR * torch.arange(_N_FAR, dtype=torch.float64)])
-        phi, vc2 = potential.phi_and_vc2(s.exp())
+        phi, vc2 = (radial or potential.phi_and_vc2)(s.exp())
         if s_far is not None:
             q = node_slopes(vc2[n:].log(), width=_N_FAR)[-1] / _DS_FAR
             limit = _limit(phi[-1], vc2[-1], q)
