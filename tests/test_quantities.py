@@ -55,7 +55,8 @@ NUMERICAL = re.compile(r"\b(float|Tensor|ArrayLike|NDArray|Array|Value|ndarray|A
 #: Converted or refused inside the function, each with a test below.
 BY_HAND = (
     "SymbolicPotential.__init__.constants", "SymbolicPotential.__init__.start", "SnapshotModel.at.values",
-    "SnapshotModel.chain.values", "SnapshotModel.log_prior.values", "SnapshotModel.select_at.values", "mock.parameters",
+    "SnapshotModel.chain.values", "SnapshotModel.log_prior.values", "SnapshotModel.log_factors.values",
+    "SnapshotModel.select_at.values", "mock.parameters",
     "from_description.description", "band.reference", "two_panel.truth", "formulas.curves", "formulas_figure.curves",
 )  # fmt: skip
 #: Why an argument that holds numbers needs no decision about units.
@@ -445,7 +446,13 @@ def test_descriptions_and_parameters_of_mocks():
         mock("isochrone", n_stars=3, seed=0, r_s=3 * u.km / u.s)
     prior = Isochrone(dist.LogNormal(25.0, 0.1), 3.0)
     model = SnapshotModel(prior, SphericalMixture(), selection=SphericalShell(0.1, 100.0))
-    for call in (model.at, model.chain, model.log_prior, lambda values: model.select_at(values, Catalog(W), 9, 0)):
+    for call in (
+        model.at,
+        model.chain,
+        model.log_prior,
+        model.log_factors,
+        lambda values: model.select_at(values, Catalog(W), 9, 0),
+    ):
         with pytest.raises(ValueError, match=r"m_tot comes in 1e\+09 solMass, but .* without a unit"):
             call({"potential.m_tot": elsewhere(1e11, "mass")})
 

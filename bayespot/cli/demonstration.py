@@ -15,10 +15,11 @@ from bayespot.cli.tables import OUTPUT, interval, print_table
 if TYPE_CHECKING:
     from bayespot.catalog.catalog import Catalog
     from bayespot.distill.result import Distillation
-    from bayespot.inference.result import FitConfig, FitResult
+    from bayespot.inference.result import FitResult
     from bayespot.posterior.posterior import Posterior, PotentialDraws
 
-#: Fewer than a fit's default: the guide begins at the Laplace approximation, and k-hat tells how close it came.
+#: Fewer than a fit's default for the sphere: the guide begins at the Laplace approximation, and k-hat tells how close
+#: it came. The clusters, with errors, need the default.
 SVI_STEPS = 100
 #: Elsewhere than on a terminal a line per stage.
 PROGRESS: Literal["lines"] = "lines"
@@ -39,6 +40,7 @@ def demo(
 
     import torch
 
+    from bayespot.inference.result import FitConfig
     from bayespot.mock.sample import mock
     from bayespot.posterior.posterior import Posterior
     from bayespot.progress import Progress
@@ -59,6 +61,7 @@ def demo(
         try:
             clusters = pool.submit(_fit_galaxy, galaxy, seed, overwrite)
             stars = mock("isochrone", n_stars=5000, seed=seed)
+            settings = FitConfig(seed=seed, svi_steps=SVI_STEPS)
             searched: list[Future[Distillation]] = []
 
             def fitted(result: FitResult) -> None:
@@ -68,7 +71,7 @@ def demo(
                 searched.append(pool.submit(_distil, task, formulas, seed, overwrite))
 
             posterior = fit_to_folder(
-                "spherical", stars, _settings(seed), sphere, overwrite=overwrite, fitted=fitted, progress=PROGRESS
+                "spherical", stars, settings, sphere, overwrite=overwrite, fitted=fitted, progress=PROGRESS
             )
             _print_truth(posterior)
             clusters.result()
@@ -83,18 +86,13 @@ def demo(
     typer.echo(f"\nFigures: {sphere}/figures, {galaxy}/figures; {time.perf_counter() - started:.0f} s in all")
 
 
-def _settings(seed: int) -> FitConfig:
-    from bayespot.inference.result import FitConfig
-
-    return FitConfig(seed=seed, svi_steps=SVI_STEPS)
-
-
 def _fit_galaxy(folder: Path, seed: int, overwrite: bool) -> None:
     """Fit the globular clusters in a process of its own, without a line of progress beside the other's."""
     from bayespot.catalog.catalog import Catalog
+    from bayespot.inference.result import FitConfig
 
-    clusters = Catalog.example("globular_clusters")
-    fit_to_folder("milky_way_globular_clusters", clusters, _settings(seed), folder, overwrite=overwrite, progress=False)
+    clusters, settings = Catalog.example("globular_clusters"), FitConfig(seed=seed)
+    fit_to_folder("milky_way_globular_clusters", clusters, settings, folder, overwrite=overwrite, progress=False)
 
 
 def _distil(task: bytes, folder: Path, seed: int, overwrite: bool) -> Distillation:

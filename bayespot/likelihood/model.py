@@ -353,7 +353,8 @@ class SnapshotModel(PyroModule):
         # an optimiser's trial step may overflow a factor: it must see the NaN and turn back
         with pyro.validation_enabled(False):
             factors = poutine.trace(self.at(values).register_factors).get_trace()
-            return factors.log_prob_sum() if len(factors) > 2 else torch.zeros((), dtype=torch.float64)
+            total = factors.log_prob_sum() if len(factors) > 2 else 0.0
+            return torch.as_tensor(total, dtype=torch.float64)
 
     @keeps_callers_state
     def sample_prior(self, n: int, seed: int = 0) -> dict[str, Tensor]:

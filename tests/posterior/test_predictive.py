@@ -476,16 +476,18 @@ def test_too_few_draws_are_refused(calm):
 
 
 def test_figure_shows_every_statistic(check):
-    """Five panels with labels, units and p-values; the catalogue's points are the observed profile."""
+    """Seven panels with labels, units and p-values; the catalogue's points are the observed profile."""
     with plots.style():
         figure = plots.predictive_figure(check)
     panels = [ax for ax in figure.axes if ax.axison]
-    assert len(panels) == 5
-    for ax, name in zip(panels, ("counts", "sigma_r", "sigma_t", "beta", "angles"), strict=True):
+    assert len(panels) == 7
+    names = ("counts", "sigma_r", "sigma_t", "beta", "directions", "planes", "angles")
+    for ax, name in zip(panels, names, strict=True):
         assert f"p = {check.p_values[name]:.2g}" in ax.get_title()
     assert "km" in panels[1].get_ylabel()
-    points = plots.predictive_check(Figure().subplots(), check, "sigma_t").lines[-1]
-    np.testing.assert_array_equal(points.get_ydata(), check.observed["sigma_t"][0])
+    for name in ("sigma_t", "directions"):
+        points = plots.predictive_check(Figure().subplots(), check, name).lines[-1]
+        np.testing.assert_array_equal(points.get_ydata(), check.observed[name][0])
 
 
 # -- in a run ------------------------------------------------------------------------------------------------
