@@ -9,9 +9,12 @@ from contextlib import contextmanager
 import matplotlib
 import pytest
 import torch
+from contracts.commands import quick_figures
 
 from bayespot.catalog import Catalog
 from bayespot.mock import mock
+from bayespot.report import plots
+from bayespot.report.plots.style import save
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)
@@ -55,6 +58,19 @@ def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     with _limited(item, "test"):
         return (yield)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def blank_figures() -> Iterator[None]:
+    """Figures are made but not drawn, which takes most of a short run's time; `drawn_figures` draws them."""
+    with quick_figures():
+        yield
+
+
+@pytest.fixture
+def drawn_figures(monkeypatch) -> None:
+    """Figures are drawn, for tests that look at them."""
+    monkeypatch.setattr(plots, "save", save)
 
 
 @pytest.fixture

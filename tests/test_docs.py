@@ -68,9 +68,8 @@ def desk(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     mock("isochrone", n_stars=300, seed=1).write(folder / "stars.csv")
     quick = ["--svi-steps", "10", "--n-draws", "60", "--n-components", "1"]
-    with quick_figures():
-        arguments = ["fit", "isochrone", str(folder / "stars.csv"), "-o", str(folder / "run"), *quick]
-        done = CliRunner().invoke(app, arguments)
+    arguments = ["fit", "isochrone", str(folder / "stars.csv"), "-o", str(folder / "run"), *quick]
+    done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     w = mock("hernquist", n_stars=2000, seed=1).w.numpy()
     write_snapshot(folder / "snap_099.hdf5", "arepo", {4: w}, n_files=2)
@@ -99,6 +98,7 @@ def test_python_blocks_run(page, desk, monkeypatch):
             assert {n.id for n in names} <= made
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_five_commands_to_a_figure(tmp_path, monkeypatch):
     """README top to figures of a posterior on one's own CSV, in at most MAX_COMMANDS commands.
 

@@ -1,5 +1,5 @@
-"""What the commands' tests share: fits in this process are short, since none of these tests asks for their numbers, and
-figures are blank."""
+"""What the commands' tests share: fits in this process are short, since none of these tests asks for their
+numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from contracts.commands import quick_figures
 
 from bayespot.inference import FitConfig
 
@@ -33,10 +32,3 @@ def whole_fit() -> Iterator[Callable[..., Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "fit", short)
         yield fit
-
-
-@pytest.fixture(autouse=True, scope="module")
-def blank_figures() -> Iterator[None]:
-    """Have figures made but not drawn."""
-    with quick_figures():
-        yield

@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from contracts.commands import quick_figures
 from contracts.targets import Here, made_target
 
 import bayespot
@@ -231,8 +230,7 @@ def test_resume(distilled, posterior):
     found, folder, config, _ = distilled
     again = Here()
     (folder / "searches" / "kepler-4001.json").unlink()
-    with quick_figures():
-        second = distill(posterior, config, again, folder, resume=True, progress=False)
+    second = distill(posterior, config, again, folder, resume=True, progress=False)
     assert again.n_calls == 1
     assert [f.text for f in second.formulas] == [f.text for f in found.formulas]
     np.testing.assert_allclose(second.weights, found.weights, atol=1e-9)

@@ -229,6 +229,7 @@ def test_bad_input(stars, parametric):
         parametric.stars_needed("potential", 1.0, 0.0)
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_command(tmp_path):
     """Table on the screen and in a file, a figure beside it, the number of stars; existing files are kept."""
     arguments = (

@@ -503,6 +503,7 @@ def run(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_a_check_is_saved_in_the_run(run, check):
     """Groups of posterior.nc through ArviZ, p-values in attributes and in diagnostics.json, a figure; a second check
     replaces the first; the run is read back unchanged."""

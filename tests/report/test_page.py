@@ -161,6 +161,7 @@ def test_damaged_distillation(run, tmp_path):
     assert not (broken / "report.html").exists()
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_report_command(run, tmp_path, capsys):
     """`bayespot report` writes the page and every figure as PNG and PDF; PNGs are one column (88 mm) or two (180 mm)
     wide at 300 dpi."""

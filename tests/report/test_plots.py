@@ -100,6 +100,7 @@ def test_arviz_figures():
     assert pyplot.get_fignums() == []
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_save_is_complete_or_nothing(tmp_path):
     """PNG and PDF by suffix, the PDF with embedded fonts; an unknown suffix leaves no file."""
     with plots.style():
