@@ -1,4 +1,4 @@
-"""Parametric isochrone sphere: two free parameters, priors centred on the data's scales.
+"""Parametric isochrone sphere: two free parameters, priors centred on the data's scales, actions in closed form.
 
 Measurement errors are taken into account where the catalogue has them; f(J) is then a logistic Gaussian process.
 """
@@ -9,6 +9,7 @@ import torch
 from pyro.distributions import LogNormal
 
 from bayespot import Catalog, Isochrone, LogisticGaussianProcess, SnapshotModel, SphericalMixture
+from bayespot.actions import IsochroneActions
 from bayespot.likelihood import MeasurementErrors
 from bayespot.units import G
 
@@ -22,4 +23,4 @@ def build(catalog: Catalog) -> SnapshotModel:
     scale = LogNormal(torch.tensor(math.log(r / 2), dtype=torch.float64), wide)
     errors = MeasurementErrors.where_needed(catalog)
     df = SphericalMixture() if errors is None else LogisticGaussianProcess()
-    return SnapshotModel(Isochrone(mass, scale), df, errors=errors)
+    return SnapshotModel(Isochrone(mass, scale), df, finder=IsochroneActions(), errors=errors)

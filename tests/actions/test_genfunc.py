@@ -58,7 +58,7 @@ def test_spheres(potential, reference, finder):
 
 
 FLATTENED = {"flattened": Logarithmic(v_0=220.0, r_c=1.0, q=0.8), "triaxial": TriaxialLogarithmic()}
-TIMES = torch.tensor([0.0, 0.31, 0.77, 1.6], dtype=torch.float64)
+TIMES = torch.tensor([0.0, 0.31, 1.6], dtype=torch.float64)
 
 
 FEW = stars(60, seed=3)[:30]
@@ -66,18 +66,18 @@ FEW = stars(60, seed=3)[:30]
 
 @functools.cache
 def along(name: str) -> OrbitActions:
-    """What is found of 30 stars, `FEW`, at four instants of their orbits, ``(4, 30)``.
+    """What is found of 30 stars, `FEW`, at three instants of their orbits, ``(3, 30)``.
 
-    The orbits themselves are at order 6 with steps of 0.0008 kpc/(km/s) at most.
+    The orbits themselves are at order 6 with steps of 0.002 kpc/(km/s) at most.
     """
     with torch.no_grad():
-        orbit = integrate(FLATTENED[name], FEW, TIMES, "yoshida6", n_substeps=1000)
+        orbit = integrate(FLATTENED[name], FEW, TIMES, "yoshida6", n_substeps=650)
         return GeneratingFunctionActions().orbits(FLATTENED[name], orbit)
 
 
 @pytest.mark.parametrize("name", FLATTENED)
 def test_constant_along_orbits(name):
-    """sd of J over four instants of one orbit, relative to sum abs(J): median below 0.3 %, nine in ten below 3 %;
+    """sd of J over three instants of one orbit, relative to sum abs(J): median below 0.3 %, nine in ten below 3 %;
     theta at the later instants is theta + Omega t, in the median to 0.01 rad; the errors rank the sd."""
     found = along(name)
     scale = found.J.abs().sum(-1).mean(0)

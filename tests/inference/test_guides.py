@@ -84,7 +84,7 @@ class Fits(dict[str, FitResult]):
     def __missing__(self, guide: str) -> FitResult:
         config = dataclasses.replace(QUICK, guide=guide, df_guide="point", svi_steps=150)
         if guide in ("nuts", "svgd"):
-            config = dataclasses.replace(config, n_draws=320, nuts_chains=2, nuts_warmup=60, svgd_steps=25)
+            config = dataclasses.replace(config, n_draws=240, nuts_chains=2, nuts_warmup=60, svgd_steps=25)
         self[guide] = fit(parametric(self.catalog), self.catalog, config)
         return self[guide]
 
@@ -230,7 +230,7 @@ def test_diagnostics_of_each(fits):
     assert found.ess > 50
     assert found.divergences < 0.01
     assert fits["nuts"].n_chains == 2
-    assert len(fits["nuts"].draws["potential.m_tot"]) == 320
+    assert len(fits["nuts"].draws["potential.m_tot"]) == 240
     assert math.isnan(fits["svgd"].diagnostics.k_hat)
     assert len(fits["svgd"].draws["potential.m_tot"]) == QUICK.svgd_particles
     for guide in ("full_rank", "low_rank", "laplace"):
@@ -254,7 +254,7 @@ def test_a_run_keeps_chains_and_weights(fits, few_stars, tmp_path):
 
     data = load_netcdf(save_run(tmp_path / "nuts", fits["nuts"], few_stars) / "posterior.nc")
     assert data["posterior"].sizes["chain"] == 2
-    assert data["posterior"].sizes["draw"] == 160
+    assert data["posterior"].sizes["draw"] == 120
     save_run(tmp_path / "laplace", fits["laplace"], few_stars)
     read = load_run(tmp_path / "laplace")[0].reweighted(100).field("circular_speed", [5.0])
     assert read.mean == pytest.approx(
