@@ -62,14 +62,6 @@ class LatentSpace:
         """Return the unconstrained vector of the given values; the inverse of `values`."""
         return torch.cat([self.transforms[n].inv(values[n]).reshape(-1) for n in self.priors]).double()
 
-    def log_jacobian(self, u: Tensor) -> Tensor:
-        """Return ln |d values / d u|, so that densities may be compared in u."""
-        total = u.new_zeros(())
-        for name, part in self.slices.items():
-            raw, transform = u[part].reshape(self.shapes[name]), self.transforms[name]
-            total = total + transform.log_abs_det_jacobian(raw, transform(raw)).sum()
-        return total
-
     def log_prior(self, u: Tensor) -> Tensor:
         """Return the log prior density in u.
 
