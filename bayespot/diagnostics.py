@@ -164,6 +164,32 @@ def load_netcdf(path: str | os.PathLike[str]) -> InferenceData:
     return data
 
 
+def stored_arrays(path: str | os.PathLike[str], group: str = "posterior") -> dict[str, NDArray[Any]]:
+    """Return `posterior_arrays` of a file, without ArviZ and xarray, whose import takes seconds.
+
+    Raises
+    ------
+    ValueError
+        Names the file when it cannot be read.
+    """
+    import h5py
+
+    if not Path(path).exists():
+        raise ValueError(f"{path}: no such file; a complete run has it, so fit again")
+    try:
+        with h5py.File(path, "r") as file:
+            stored = file.get(group)
+            if not isinstance(stored, h5py.Group):
+                return {}
+            # a NetCDF coordinate is a dimension scale in HDF5
+            variables = {
+                name: one for name, one in stored.items() if isinstance(one, h5py.Dataset) and not one.is_scale
+            }
+            return {name: one[()].reshape(-1, *one.shape[2:]) for name, one in variables.items()}
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a readable NetCDF posterior ({error}); fit again") from error
+
+
 def psis(log_weights: ArrayLike) -> tuple[NDArray[Any], float]:
     """Return Pareto-smoothed log importance weights, same sum of weights, and the shape k (`psis_k_hat`).
 

@@ -48,6 +48,12 @@ def test_files_of_either_version(name, tmp_path):
     assert found["posterior_predictive"].attrs["p_value_counts"] == 0.4
     np.testing.assert_array_equal(found["observed_data"]["counts"], [9, 11, 10, 8])
     assert diagnostics.posterior_arrays(found, "no_such_group") == {}
+    # the same without ArviZ
+    for group, wanted in (("posterior", draws), ("sample_stats", weights), ("no_such_group", {})):
+        arrays = diagnostics.stored_arrays(path, group)
+        assert arrays.keys() == wanted.keys()
+        for site, value in wanted.items():
+            np.testing.assert_array_equal(arrays[site], value)
 
 
 def test_fields_and_repeated_checks():
@@ -67,12 +73,15 @@ def test_fields_and_repeated_checks():
 
 def test_damaged_file(tmp_path):
     """A file that is missing or cut is named, with what to do."""
-    with pytest.raises(ValueError, match=r"no\.nc: no such file.*fit again"):
-        diagnostics.load_netcdf(tmp_path / "no.nc")
+    readers = (diagnostics.load_netcdf, diagnostics.stored_arrays)
+    for read in readers:
+        with pytest.raises(ValueError, match=r"no\.nc: no such file.*fit again"):
+            read(tmp_path / "no.nc")
     whole = (DATA / "posterior-arviz-1.nc").read_bytes()
     (tmp_path / "cut.nc").write_bytes(whole[: len(whole) // 3])
-    with pytest.raises(ValueError, match=r"cut\.nc: not a readable NetCDF.*fit again"):
-        diagnostics.load_netcdf(tmp_path / "cut.nc")
+    for read in readers:
+        with pytest.raises(ValueError, match=r"cut\.nc: not a readable NetCDF.*fit again"):
+            read(tmp_path / "cut.nc")
 
 
 def test_smoothed_weights():

@@ -6,6 +6,7 @@ They are separate because most finders have no inverse; the isochrone and the ge
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -59,6 +60,18 @@ class ActionFinder(Declared, abc.ABC):
         """Return J ``(*batch, 3)``; NaN where unbound."""
         J, excess = self.capped_actions(potential, w)
         return torch.where(excess[..., None] > 0, torch.nan, J)
+
+    @takes_tensors(w="phase_space")
+    def tabulated(self, potential: Potential, w: Tensor) -> ActionFinder:
+        """Return a finder for this potential that serves ``w (n, 6)`` and any part of it, block after block.
+
+        What no star changes is computed once, by finders that have such a thing; the others return themselves.
+        """
+        return self
+
+    def through(self, change: Callable[[Tensor], Tensor]) -> ActionFinder:
+        """Return the finder with every tensor that it keeps of a potential passed through ``change``."""
+        return self
 
 
 class TorusMap(Declared, abc.ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -107,6 +108,27 @@ class RadialOrbits(NamedTuple):
         span = (psi + torch.pi / 2)[..., None] / 2
         _, time, azimuth = self._integrand(span * (nodes + 1))
         return (time * span * weights).sum(-1), (azimuth * span * weights).sum(-1)
+
+    @torch.no_grad()
+    def time_series(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Return t and dt/dpsi since pericentre as a function of psi (shape of the orbits), from one quadrature.
+
+        dt/dpsi is even about both turning points, a series of cosines whose coefficients its values at the midpoints
+        give; its integral is one of sines. Exact to the quadrature's error; `since_pericentre` is at any psi.
+        """
+        x = midpoint_angles(_N) + torch.pi / 2
+        order = torch.arange(1, _N, dtype=x.dtype)
+        _, slope, _ = self._integrand(x)
+        mean = slope.mean(-1)
+        coefficients = slope @ (torch.cos(x[:, None] * order) * (2 / _N))
+
+        def at(psi: Tensor) -> tuple[Tensor, Tensor]:
+            turn = psi + torch.pi / 2
+            phase = turn[..., None] * order
+            time = mean * turn + (coefficients / order * phase.sin()).sum(-1)
+            return time, mean + (coefficients * phase.cos()).sum(-1)
+
+        return at
 
     def time_slope(self, psi: Tensor) -> Tensor:
         """Return dt/dpsi at psi, finite at the turning points."""

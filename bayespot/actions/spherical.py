@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -48,15 +50,13 @@ class SphericalActions(ActionFinder, TorusMap):
     """
 
     def capped_actions(self, potential: Potential, w: Tensor) -> CappedActions:
+        return self.tabulated(potential, w).capped_actions(potential, w)
+
+    def tabulated(self, potential: Potential, w: Tensor) -> TabulatedActions:
+        """Return the finder with the tables of this potential, for ``w`` and any part of it."""
         x, v = split(w)
-        angular = angular_momentum(w)
-        s = log_radius(radius(x))
-        profile, s_first, s_last = profile_of_stars(potential, s, v, _DS_FAST)
-        table = ActionTable.of(profile, s_first, s_last)
-        phi = profile.phi_once(s)
-        energy, excess = cap_energy((v**2).sum(-1) / 2 + phi, phi, profile.escape_energy)
-        J_r = table.radial_action(energy, angular.L)
-        return CappedActions(combine_actions(first_order_only(J_r), angular), excess)
+        profile, s_first, s_last = profile_of_stars(potential, log_radius(radius(x)), v, _DS_FAST)
+        return TabulatedActions(ActionTable.of(profile, s_first, s_last), self)
 
     def actions_angles(self, potential: Potential, w: Tensor) -> ActionAngles:
         plane = orbital_plane(w)
@@ -125,6 +125,9 @@ class SphericalActions(ActionFinder, TorusMap):
             for _ in range(3):
                 action, Omega_r, _ = RadialOrbits.of(profile, energy, L).full()
                 energy = torch.maximum(energy + (J_r - action) * Omega_r, floor)
+                # implicit_root's step, the last one, squares what is left
+                if bool(((action - J_r).abs() <= 1e-7 * (J_r + L)).all()):
+                    break
         action, Omega_r, _ = RadialOrbits.of(profile, energy, L).full()
         return implicit_root(energy, action - J_r, 1 / Omega_r)
 
@@ -132,13 +135,52 @@ class SphericalActions(ActionFinder, TorusMap):
     def _phase(orbits: RadialOrbits, Omega_r: Tensor, theta_r: Tensor) -> Tensor:
         """Solve Omega_r t(psi) = theta_r for psi, theta_r in [0, pi] on the way out."""
         fixed = RadialOrbits(orbits.profile, *(t.detach() for t in orbits[1:]))
+        series = fixed.time_series()
+
+        def near(psi: Tensor) -> tuple[Tensor, Tensor]:
+            time, slope = series(psi)
+            return Omega_r * time - theta_r, Omega_r * slope
 
         def residual(psi: Tensor) -> tuple[Tensor, Tensor]:
             time, _ = fixed.since_pericentre(psi)
             return Omega_r * time - theta_r, Omega_r * fixed.time_slope(psi)
 
         edge = torch.full_like(theta_r.detach(), torch.pi / 2)
+        start = bracketed_newton(near, -edge, edge, n_iter=12, tolerance=1e-8)
+        # the series is as exact as the quadrature for most orbits; for the others it is a good start.
         # implicit_root makes one more Newton step, which squares the remaining error
-        psi = bracketed_newton(residual, -edge, edge, tolerance=1e-8)
+        psi = bracketed_newton(residual, -edge, edge, start=start, tolerance=1e-8)
         time, _ = orbits.since_pericentre(psi)
         return implicit_root(psi, Omega_r * time - theta_r, Omega_r * orbits.time_slope(psi))
+
+
+class TabulatedActions(ActionFinder):
+    """`SphericalActions` in one potential, with its tables: what `SphericalActions.tabulated` returns.
+
+    Parameters
+    ----------
+    table
+        J_r of the orbits of all stars that are asked for.
+    exact
+        The finder that computes angles and frequencies.
+    """
+
+    def __init__(self, table: ActionTable, exact: SphericalActions) -> None:
+        self.table, self.exact = table, exact
+
+    def capped_actions(self, potential: Potential, w: Tensor) -> CappedActions:
+        """Return `SphericalActions.capped_actions`; the potential is that of the tables, whatever is given."""
+        x, v = split(w)
+        angular = angular_momentum(w)
+        profile = self.table.profile
+        phi = profile.phi_once(log_radius(radius(x)))
+        energy, excess = cap_energy((v**2).sum(-1) / 2 + phi, phi, profile.escape_energy)
+        J_r = self.table.radial_action(energy, angular.L)
+        return CappedActions(combine_actions(first_order_only(J_r), angular), excess)
+
+    def actions_angles(self, potential: Potential, w: Tensor) -> ActionAngles:
+        return self.exact.actions_angles(potential, w)
+
+    def through(self, change: Callable[[Tensor], Tensor]) -> TabulatedActions:
+        """Return the same with every table passed through ``change``."""
+        return TabulatedActions(self.table.through(change), self.exact)

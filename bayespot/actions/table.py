@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -78,6 +79,10 @@ class ActionTable:
             row,
             len(nodes),
         )
+
+    def through(self, change: Callable[[Tensor], Tensor]) -> ActionTable:
+        """Return the table with all its numbers, and those of its profile, passed through ``change``."""
+        return replace(self, profile=self.profile.through(change), coefficients=change(self.coefficients))
 
     def g(self, s_c: Tensor, y: Tensor) -> Tensor:
         """Interpolate g; beyond the last node it is extrapolated."""

@@ -57,7 +57,8 @@ def report(
     """Say in words what a run found and whether it can be trusted; write RUN/report.html and the figures.
 
     The page holds everything (figures, tables, verdict, diagnostics, checks, formulas, versions, the command) and needs
-    no other file; figures/ has every figure as PNG and PDF.
+    no other file; figures/ has every figure as PNG and PDF. Those that are there are kept: delete what shall be drawn
+    anew.
 
     Example: `bayespot report run`
     """
@@ -71,7 +72,9 @@ def report(
     _print_report(posterior, config, diagnosis)
     with Progress("lines") as bar:
         bar.stage("figures", len(FIGURES) + 4)
-        written = draw_figures(run / "figures", posterior, diagnosis["elbo"], ("png", "pdf"), bar.step)
+        written = draw_figures(
+            run / "figures", posterior, diagnosis["elbo"], ("png", "pdf"), bar.step, missing_only=True
+        )
         bar.stage("page")
         page = write_page(run, posterior, config, diagnosis)
     register(run, [*written, page])

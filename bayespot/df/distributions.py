@@ -124,16 +124,15 @@ class SphericalActionDistribution(OrbitDistribution):
             - torch.lgamma(b) - a * s_r.log() - c * s_L.log() - _LN_2
         )  # fmt: skip
         # the 1/L of f(J) lowers the power of L by one
-        powers = torch.stack([a - 1, c - 2])
-        logs = torch.stack([J_r.log(), L.log()], -1)
-        ratio = torch.stack([J_r, L], -1) @ torch.stack([1 / s_r, 1 / s_L])
-        terms = torch.addmm(constant, logs.reshape(-1, 2), powers).reshape(ratio.shape)
-        terms = terms - (a + c + b) * torch.log1p(ratio)
+        linear, weights = [J_r.log(), L.log()], [a - 1, c - 2]
         if self.rotation:
             k = self.concentration
-            cos_i = (value[..., 1] / L).clamp(-1, 1)
-            terms = terms + cos_i[..., None] * k - log_sinhc(k)
-        return torch.logsumexp(terms, -1)
+            constant = constant - log_sinhc(k)
+            linear, weights = [*linear, (value[..., 1] / L).clamp(-1, 1)], [*weights, k]
+        features = torch.stack([x.reshape(-1) for x in linear])
+        actions = torch.stack([J_r.reshape(-1), L.reshape(-1)])
+        parameters = (constant, torch.stack(weights, -1), torch.stack([1 / s_r, 1 / s_L], -1), a + c + b)
+        return _LogSumOfPowers.apply(features, actions, *parameters).reshape(J_r.shape)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -159,6 +158,51 @@ class SphericalActionDistribution(OrbitDistribution):
         L = gamma_quantile(self.shape_L[k], u[:, 2]) * common * self.scale_L[k]
         cos_i = tilted(u[:, 3], self.concentration[k])
         return OrbitSample(torch.stack([J_r, L * cos_i, L * (1 - cos_i.abs())], -1), weight, u[:, 4:])
+
+
+class _LogSumOfPowers(torch.autograd.Function):
+    r"""ln sum_k exp(c_k + w_k . features - t_k ln(1 + v_k . actions)) in few passes over the stars, and its gradient.
+
+    ``features (m, n)``, ``actions (2, n)``; c and t ``(K,)``, w ``(K, m)``, v ``(K, 2)``. Stars lie along the last
+    axis, where sums over few components are fast. Derivatives of its derivatives are those of the plain formula.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, actions: Tensor, constant: Tensor, weights: Tensor, scales: Tensor, total: Tensor
+    ) -> Tensor:
+        ratio = scales @ actions
+        log1p = ratio.log1p()
+        terms = torch.addmm(constant[:, None], weights, features).addcmul_(total[:, None], log1p, value=-1)
+        # as logsumexp: with no finite term the largest must not be subtracted
+        largest = terms.amax(0)
+        largest = torch.where(torch.isfinite(largest), largest, 0.0)
+        terms.sub_(largest).exp_()
+        summed = terms.sum(0)
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(features, actions, constant, weights, scales, total, ratio, log1p, terms / summed)
+        return summed.log_().add_(largest)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, ratio, log1p, share = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            terms = inputs[2][:, None] + inputs[3] @ inputs[0]
+            terms = terms - inputs[5][:, None] * torch.log1p(inputs[4] @ inputs[1])
+            needed = [x for x, wanted in zip(inputs, ctx.needs_input_grad, strict=True) if wanted]
+            found = iter(torch.autograd.grad(torch.logsumexp(terms, 0), needed, grad, create_graph=True))
+            return tuple(next(found) if wanted else None for wanted in ctx.needs_input_grad)
+        features, actions, _, weights, scales, total = inputs
+        share = share * grad
+        falling = share / (1 + ratio) * -total[:, None]
+        return (
+            weights.T @ share if ctx.needs_input_grad[0] else None,
+            scales.T @ falling if ctx.needs_input_grad[1] else None,
+            share.sum(-1),
+            share @ features.T,
+            falling @ actions.T,
+            -(share * log1p).sum(-1),
+        )
 
 
 class ActionDistribution(OrbitDistribution):

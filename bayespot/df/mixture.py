@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -186,10 +187,12 @@ class SiteCoordinates:
         self.priors = module.site_distributions()
         self.transforms = {name: biject_to(prior.support) for name, prior in self.priors.items()}
         self.sizes = [prior.event_shape.numel() for prior in self.priors.values()]
-        normal = [module._priors.get(name, SitePrior(0.0, 1.0)) for name in self.priors]
+        self.normal = [name in module._priors for name in self.priors]
+        parts = [module._priors.get(name, SitePrior(0.0, 1.0)) for name in self.priors]
         repeats = torch.tensor(self.sizes)
-        self.mean = torch.tensor([p.mean for p in normal], dtype=torch.float64).repeat_interleave(repeats)
-        self.sd = torch.tensor([p.sd for p in normal], dtype=torch.float64).repeat_interleave(repeats)
+        self.mean = torch.tensor([p.mean for p in parts], dtype=torch.float64).repeat_interleave(repeats)
+        self.sd = torch.tensor([p.sd for p in parts], dtype=torch.float64).repeat_interleave(repeats)
+        self._is_normal = torch.tensor(self.normal).repeat_interleave(repeats)
 
     def flat(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return the unconstrained values end to end."""
@@ -206,11 +209,15 @@ class SiteCoordinates:
 
     def log_prior(self, z: Tensor) -> Tensor:
         """Return the log prior density in z."""
-        total = self.sd.log().sum()
-        for name, part in zip(self.priors, (self.mean + self.sd * z).split(self.sizes), strict=True):
-            value = self.transforms[name](part)
-            total = total + self.priors[name].log_prob(value)
-            total = total + self.transforms[name].log_abs_det_jacobian(part, value).sum()
+        standard = z if all(self.normal) else z[self._is_normal]
+        total = -0.5 * (standard.square().sum() + len(standard) * _LN_2PI)
+        if all(self.normal):
+            return total
+        for name, normal, part in zip(self.priors, self.normal, z.split(self.sizes), strict=True):
+            if not normal:
+                value = self.transforms[name](part)
+                total = total + self.priors[name].log_prob(value)
+                total = total + self.transforms[name].log_abs_det_jacobian(part, value).sum()
         return total
 
 
@@ -327,6 +334,7 @@ class ActionMixture(ActionMixtureModule):
         )
 
 
+_LN_2PI = math.log(2 * math.pi)
 #: What a step to where nothing is finite adds to minus the mean ln f.
 _WALL = 10.0
 #: No site is looked for farther from its prior mean, in prior standard deviations.

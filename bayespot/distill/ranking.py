@@ -18,7 +18,7 @@ from bayespot.catalog.catalog import Catalog
 from bayespot.distill.formulas import PRIOR_SD, Formula
 from bayespot.distill.target import Target
 from bayespot.inference.fit import fit
-from bayespot.inference.latent import LatentSpace, blocks
+from bayespot.inference.latent import LatentSpace
 from bayespot.inference.result import FitConfig, FitError
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.posterior.posterior import EnsemblePosterior, Posterior, PotentialDraws
@@ -168,9 +168,8 @@ def _star_fit(
         for i in np.linspace(0, n - 1, min(LOO_DRAWS, n)).round().astype(int):
             # f(J) stays where it fits best, for formulas and the free form alike
             moved = torch.cat([vectors[i, :p], u[p:]])
-            fixed = model.at(space.values(moved))
-            rows.append(torch.cat([fixed.log_prob(block) for block in blocks(data)]))
-        best = float(torch.cat([model.at(space.values(u)).log_prob(block) for block in blocks(data)]).sum())
+            rows.append(space.log_likelihoods(moved, data))
+        best = float(space.log_likelihoods(u, data).sum())
     return StarFit(best, ln_evidence, constants, torch.stack(rows).numpy())
 
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from bayespot.df.trained import TrainedDensity
-from bayespot.inference.latent import LatentSpace, blocks, whitening
+from bayespot.inference.blocks import mapped
+from bayespot.inference.latent import LatentSpace, whitening
 from bayespot.inference.optimise import Report, lbfgs
 from bayespot.inference.result import FitConfig
 from bayespot.likelihood.model import SnapshotModel
@@ -152,8 +153,8 @@ def _round(state: Alternation, trained: TrainedDensity, data: Tensor, config: Fi
 @torch.no_grad()
 def _actions(space: LatentSpace, u: Tensor, data: Tensor) -> Tensor:
     """Actions of all stars: the order decides which are held out."""
-    fixed = space.model.at(space.values(u))
-    return torch.cat([fixed.finder.capped_actions(fixed.potential, block).J for block in blocks(data)])
+    fixed = space.model.at(space.values(u)).tabulated(data)
+    return torch.cat(list(mapped(lambda block: fixed.finder.capped_actions(fixed.potential, block).J, data)))
 
 
 def _density(model: SnapshotModel) -> TrainedDensity:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from bayespot.diagnostics import chain_statistics, psis, weight_fraction
+from bayespot.inference.blocks import blocks
 from bayespot.inference.guides import mean_field_narrowing
-from bayespot.inference.latent import OUTLIERS, LatentSpace, blocks
+from bayespot.inference.latent import OUTLIERS, LatentSpace
 from bayespot.inference.optimise import count_unbound
 from bayespot.inference.phase_mixing import angle_statistic
 from bayespot.inference.result import Diagnostics, FitConfig
@@ -21,6 +22,8 @@ from bayespot.inference.verdict import verdict
 from bayespot.likelihood.outliers import LIKELY
 from bayespot.likelihood.phase_mixed import effective_samples
 
+#: Rows of a larger catalogue from which the importance weights are estimated (noise of about 0.05 in their logarithms).
+_RATIO_ROWS = 40_000
 #: Most stars of the tests of phase mixing and symmetry.
 ANGLE_STARS = 20_000
 
@@ -66,7 +69,8 @@ def diagnose(
     extra: dict[str, Any] = {}
     if drawn.log_q is not None and config.k_hat_draws > 0:
         n = min(config.k_hat_draws, len(u))
-        smoothed, k_hat = psis(log_ratios(space, data, u[:n], drawn.log_q[:n], tick).detach())
+        log_p = space.log_posterior_near(state["u"], data, _RATIO_ROWS, config.seed)
+        smoothed, k_hat = psis(log_ratios(log_p, u[:n], drawn.log_q[:n], tick).detach())
         log_weights[:n] = torch.as_tensor(smoothed)
         extra["weight_fraction"] = weight_fraction(log_weights[:n])
         extra["log_evidence"] = float(log_weights[:n].logsumexp(0)) - math.log(n)
@@ -106,22 +110,22 @@ def diagnose(
     return dataclasses.replace(found, warnings=verdict(dataclasses.asdict(found)).reasons), log_weights
 
 
-def log_ratios(space: LatentSpace, data: Tensor, u: Tensor, log_q: Tensor, tick: Callable[[], None]) -> Tensor:
-    """Return ln p(u, data) - ln q(u) of draws, p the exact unnormalised posterior.
+def log_ratios(log_p: Callable[[Tensor], Tensor], u: Tensor, log_q: Tensor, tick: Callable[[], None]) -> Tensor:
+    """Return ln p(u, data) - ln q(u) of draws, p the unnormalised posterior.
 
     Where the guide of f(J) is a point mass, p is that of the potential at this f(J): what f(J) leaves open is not
     integrated over, and neither k-hat nor re-weighting can tell.
     """
     found = []
     for one, log_density in zip(u, log_q, strict=True):
-        found.append(space.log_posterior(one, data) - log_density)
+        found.append(log_p(one) - log_density)
         tick()
     return torch.stack(found)
 
 
 def _chains(space: LatentSpace, data: Tensor, drawn: Draws, tick: Callable[[], None]) -> dict[str, Any]:
     """r-hat and ESS of the potential's latents and ln p; components of f(J) may change their places."""
-    log_p = log_ratios(space, data, drawn.u, torch.zeros(len(drawn.u)).double(), tick)
+    log_p = log_ratios(lambda u: space.log_posterior(u, data), drawn.u, torch.zeros(len(drawn.u)).double(), tick)
     watched = torch.cat([drawn.u[:, : space.n_potential], log_p[:, None]], -1)
     r_hat, ess = chain_statistics(watched.detach().reshape(drawn.n_chains, -1, watched.shape[-1]))
     return {"r_hat": r_hat, "ess": ess, "divergences": drawn.divergences}

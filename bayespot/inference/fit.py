@@ -19,10 +19,11 @@ from bayespot.df import TrainedDensity, density
 from bayespot.df.base import LogFraction
 from bayespot.df.components import CANDIDATES, choose_n_components
 from bayespot.inference.alternating import UNSETTLED, alternate, require_plain
+from bayespot.inference.blocks import stars_in
 from bayespot.inference.checkpoint import Checkpoints
 from bayespot.inference.diagnose import ANGLE_STARS, Draws, diagnose
 from bayespot.inference.guides import Family, WhitenedGuide
-from bayespot.inference.latent import OUTLIERS, LatentSpace, stars_in
+from bayespot.inference.latent import OUTLIERS, LatentSpace
 from bayespot.inference.map import Climb
 from bayespot.inference.membership import named, outlier_probability, unremarkable
 from bayespot.inference.optimise import Report, adam_until_bound, count_unbound, lbfgs
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from bayespot.catalog.catalog import Catalog
 
 _CHECKPOINT_SECONDS = 20.0
+#: Fewest stars of a subset on the way to the maximum, and how near to its own maximum the climb goes.
+_LEAST_SUBSET, _SUBSET_TOLERANCE = 4000, 0.3
 #: Fraction of outliers that a fit starts with.
 _START_FRACTION = 0.01
 #: Draws over which the probability of an outlier is averaged, and below which probability at their mean it is not.
@@ -335,11 +338,12 @@ class _Fit:
             )
 
     def _map(self, bar: Progress) -> None:
-        """L-BFGS to the MAP: on a subset first when there are many stars."""
+        """L-BFGS to the MAP: of many stars on ever larger subsets, each of which begins where the last one ended."""
         config = self.config
-        sets = [self.data]
-        if (size := stars_in(self.data, config.subset_size)) < len(self.data):
-            sets = [self.data[self.order[:size]], self.data]
+        sizes = (
+            max(stars_in(self.data, rows), _LEAST_SUBSET) for rows in (config.subset_size // 10, config.subset_size)
+        )
+        sets = [self.data[self.order[:size]] for size in sizes if 2 * size < len(self.data)] + [self.data]
         bar.stage("maximum a posteriori", config.map_iterations * len(sets))
 
         def report(_: Tensor, note: str) -> None:
@@ -347,8 +351,10 @@ class _Fit:
             bar.step(note, 4)
 
         u, climb = self.state["u"], self._climb(report)
-        for data in sets:
-            u = climb.towards(u, data)
+        for k, data in enumerate(sets):
+            # the maximum of a subset is as far from that of ten times as many stars as three of its standard deviations
+            tolerance = config.map_tolerance if data is self.data else _SUBSET_TOLERANCE
+            u = climb.towards(u, data, tolerance) if k == 0 else climb.onwards(u, data, tolerance)
         if self.model.selection is None:
             bar.stage("Fisher information")
             information = climb.information(u, self.data, config.fisher_stars, bar.step)

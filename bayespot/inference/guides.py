@@ -42,8 +42,6 @@ class WhitenedGuide(PyroModule):
     ) -> None:
         super().__init__()
         self.space = space
-        #: u of the latest sample, with its graph.
-        self.latest = u_0
         self.blocks: dict[str, tuple[slice, Family]] = {}
         n = space.n_potential
         parts: list[tuple[str, slice, Family]]
@@ -93,22 +91,29 @@ class WhitenedGuide(PyroModule):
         root = factor @ (own("lower").tril(-1) + scale.diag())
         return dist.MultivariateNormal(mean, scale_tril=root)
 
-    def _sample(self, name: str) -> Tensor:
-        """Sample one block, its log-density differentiable through the sample only.
+    def _sample(self, name: str) -> tuple[Tensor, Tensor]:
+        """Sample one block; return it with its log-density, which is differentiable through the sample only.
 
         The score of q has zero mean and is left out ("sticking the landing", Roeder, Wu & Duvenaud 2017):
         the gradient's noise vanishes as the guide approaches the posterior, so widths come out sharp.
         """
         z = self.block_distribution(name).rsample()
         point = self.blocks[name][1] == "point"
-        density = z.new_zeros(()) if point else self.block_distribution(name, detached=True).log_prob(z)
-        return pyro.sample(f"_{name}", dist.Delta(z, log_density=density, event_dim=1), infer={"is_auxiliary": True})
+        return z, z.new_zeros(()) if point else self.block_distribution(name, detached=True).log_prob(z)
+
+    def rsample(self) -> tuple[Tensor, Tensor]:
+        """Return a sample of u ``(size,)`` and its log-density, with the graphs that the ELBO needs; no Pyro sites."""
+        parts, log_q = zip(*(self._sample(name) for name in self.blocks), strict=True)
+        return torch.cat(parts), torch.stack(log_q).sum()
 
     def forward(self, *args: object, **kwargs: object) -> None:
-        """Sample every site of the model, whatever the model's arguments; ``latest`` is the vector u of the sample."""
-        u = torch.cat([self._sample(name) for name in self.blocks])
-        self.latest = u
-        space = self.space
+        """Sample every site of the model, whatever the model's arguments."""
+        parts = []
+        for name in self.blocks:
+            z, density = self._sample(name)
+            whole = dist.Delta(z, log_density=density, event_dim=1)
+            parts.append(pyro.sample(f"_{name}", whole, infer={"is_auxiliary": True}))
+        u, space = torch.cat(parts), self.space
         for name, value in space.values(u).items():
             raw = u[space.slices[name]].reshape(space.shapes[name])
             log_jacobian = space.transforms[name].log_abs_det_jacobian(raw, value).sum()

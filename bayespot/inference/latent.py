@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
 from bayespot.actions.base import ActionAngles, ActionFinder, CappedActions
-from bayespot.df.base import DistributionFunction
+from bayespot.inference.blocks import BLOCK, Cut, mapped, stars_in
 from bayespot.likelihood.model import SnapshotModel
+from bayespot.likelihood.phase_mixed import ObservedStars
 from bayespot.potential.base import Potential
 
-#: Stars per block in sums over the whole catalogue: bounds memory at any number of stars.
-BLOCK = 100_000
+#: Stars per block of a literal likelihood.
+_LITERAL_BLOCK = 100_000
 #: The site of the outliers' fraction.
 OUTLIERS = "outliers.fraction"
 
@@ -84,30 +86,94 @@ class LatentSpace:
         """Return the log-density of each star of ``w`` at ``u``."""
         return self.model.at(self.values(u)).log_prob(w)
 
+    @torch.no_grad()
+    def log_likelihoods(self, u: Tensor, w: Tensor) -> Tensor:
+        """Return the log-density of each star of ``w`` at ``u``, without gradients; any number of stars."""
+        density = self.model.at(self.values(u)).tabulated(w).density()
+        return torch.cat(list(mapped(density.log_prob, w, self._block)))
+
+    @torch.no_grad()
     def log_posterior(self, u: Tensor, w: Tensor) -> Tensor:
         """Return the unnormalised log posterior density in u, without gradients; any number of stars."""
-        with torch.no_grad():
-            fixed = self.model.at(self.values(u))
-            return self.log_prior(u) + sum(fixed.log_prob(block).sum() for block in blocks(w))
+        density = self.model.at(self.values(u)).tabulated(w).density()
+        return self.log_prior(u) + sum(mapped(lambda block: density.log_prob(block).sum(), w, self._block))
+
+    def log_posterior_near(self, u_0: Tensor, w: Tensor, n_rows: int, seed: int) -> Callable[[Tensor], Tensor]:
+        r"""Return `log_posterior` of ``w`` as a function of u, of large catalogues from a random part of n_rows rows.
+
+        The part's log-likelihood, scaled to all stars, is corrected to first order about u_0, so that value and
+        gradient there are those of all stars. Where u is a draw from the posterior of d latents and B stars are in the
+        part, the rest is noise of one or two times :math:`d / \sqrt{B}`, the same for equal u, and as much
+        in the mean.
+        """
+        part = stars_in(w, n_rows)
+        if len(w) <= 2 * part or self.model.smoothing is not None or self.model.points is not None:
+            return lambda u: self.log_posterior(u, w)
+        rows = torch.randperm(len(w), generator=torch.Generator().manual_seed(seed))[:part]
+        few, scale = w[rows], len(w) / part
+        (value, slope), (own, own_slope) = (self.likelihood_gradient(u_0, stars) for stars in (w, few))
+        value, slope = value - scale * own, slope - scale * own_slope
+
+        def estimate(u: Tensor) -> Tensor:
+            prior = self.log_prior(u)
+            return prior + scale * (self.log_posterior(u, few) - prior) + value + slope @ (u - u_0)
+
+        return estimate
 
     def gradient(self, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log posterior density and its gradient in u, block by block."""
         value, slope = self.likelihood_gradient(u, w)
+        prior, prior_slope = self.prior_gradient(u)
+        return value + prior, slope + prior_slope
+
+    def prior_gradient(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log prior density and its gradient in u."""
         u = u.detach().requires_grad_()
         with torch.enable_grad():
             prior = self.log_prior(u)
-            return value + prior.detach(), slope + torch.autograd.grad(prior, u)[0]
+            # flat priors everywhere leave nothing that depends on u
+            slope = torch.autograd.grad(prior, u)[0] if prior.requires_grad else torch.zeros_like(u)
+            return prior.detach(), slope
 
     def likelihood_gradient(self, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the log-likelihood of the stars ``w`` and its gradient in u, block by block."""
-        u = u.detach().requires_grad_()
-        value, slope = u.new_zeros(()), torch.zeros_like(u)
+        """Return the log-likelihood of the stars ``w`` and its gradient in u.
+
+        Tables of actions and the normalisation of a selection are computed, and differentiated, once for all blocks of
+        stars.
+        """
+        u, cut = u.detach().requires_grad_(), Cut()
         with torch.enable_grad():
-            for block in blocks(w):
-                part = self.log_likelihood(u, block).sum()
-                slope = slope + torch.autograd.grad(part, u)[0]
-                value = value + part.detach()
-        return value, slope
+            if self.model.smoothing is None:
+                log_p = self._in_blocks(u, w, cut).log_prob
+            else:
+                leaf = cut(u)
+                log_p = functools.partial(self.log_likelihood, leaf)
+
+            def one(block: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+                part = log_p(block).sum()
+                return part.detach(), torch.autograd.grad(part, cut.leaves, allow_unused=True)
+
+            value = u.new_zeros(())
+            for part, gradients in mapped(one, w, self._block):
+                value = value + part
+                cut.add(gradients)
+            return value, cut.gradient(u)
+
+    def _in_blocks(self, u: Tensor, w: Tensor, cut: Cut) -> ObservedStars:
+        """Return the density of any of the stars ``w`` at ``u``, with the graph cut behind all that they share."""
+        values = self.values(u)
+        whole = self.model.at(values).tabulated(w)
+        fixed = self.model.at({name: cut(value) for name, value in values.items()})
+        fixed.finder = whole.finder.through(cut)
+        density = fixed.density()
+        if density.points is not None:
+            density.log_z = cut(whole.density().log_z)
+        return density
+
+    @property
+    def _block(self) -> int:
+        # a literal density samples its population anew for every block
+        return BLOCK if self.model.smoothing is None else _LITERAL_BLOCK
 
     def log_fraction_gradient(self, u: Tensor) -> Tensor:
         """Return the gradient in u of ln Z, the fraction selected; the model's points must be laid."""
@@ -125,42 +191,69 @@ class LatentSpace:
         Differences cost two passes per parameter without a graph, and are not misled by turning points
         that are constants of the first derivative.
         """
-        columns = torch.zeros(len(w), self.size, dtype=torch.float64)
+        return torch.cat(list(mapped(self._scorer(u, w, step), w)))
+
+    def _scorer(self, u: Tensor, w: Tensor, step: float = 1e-4) -> Callable[[Tensor], Tensor]:
+        """Return what computes the scores of blocks of the stars ``w``; tables are computed once for all blocks."""
+        values = self.values(u)
+        here = self.model.at(values).tabulated(w)
         # without errors or selection f(J) is all that depends on the df's sites
         plain = self.model.is_plain
         # of the sites of streams the density of these stars does not depend at all
-        of_streams: list[range] = [
+        apart: list[range] = [
             range(self.size)[part] for name, part in self.slices.items() if name.startswith("streams.")
         ]
-        member = torch.ones((), dtype=torch.float64)
         of_outliers = self.slices.get(OUTLIERS)
         if of_outliers is not None:
-            values = self.values(u)
-            outlier = self.model.at(values).density().outlier_probability(w)
-            member = 1 - outlier
-            # in u, the logit, the derivative is that of a mixture's weight
-            columns[:, of_outliers.start] = outlier - values[OUTLIERS]
-            of_streams.append(range(self.size)[of_outliers])
-        unmoved = self.model
-        if self.model.smoothing is None:
-            # the literal likelihood asks a finder for the map back as well
-            unmoved = copy.copy(self.model)
-            unmoved.finder = _RememberedActions(self.model.finder)
-        for k in sorted(set(range(self.size)).difference(*of_streams)):
-            ahead, behind = u.clone(), u.clone()
-            ahead[k] += step
-            behind[k] -= step
-            model = self.model if k < self.n_potential else unmoved
-            plus, minus = model.at(self.values(ahead)), model.at(self.values(behind))
-            if k < self.n_potential or not plain:
-                columns[:, k] = (plus.log_prob(w) - minus.log_prob(w)) / (2 * step)
-            else:
-                # f(J) alone changes: the actions are computed once
-                if k == self.n_potential:
-                    J, _ = plus.finder.capped_actions(plus.potential, w)
-                columns[:, k] = member * (_log_f(plus.df, J) - _log_f(minus.df, J)) / (2 * step)
-        return columns
+            apart.append(range(self.size)[of_outliers])
 
+        def moved(k: int, by: float) -> SnapshotModel:
+            at = u.clone()
+            at[k] += by
+            model = self.model.at(self.values(at))
+            if k < self.n_potential:
+                return model.tabulated(w)
+            if model.smoothing is None:
+                # the literal likelihood asks a finder for the map back as well
+                model.finder = here.finder
+            return model
+
+        pairs = {k: (moved(k, step), moved(k, -step)) for k in sorted(set(range(self.size)).difference(*apart))}
+        log_z = {
+            k: [model.density().log_z for model in pair] for k, pair in pairs.items() if self.model.points is not None
+        }
+
+        def scores(block: Tensor) -> Tensor:
+            columns = block.new_zeros(len(block), self.size)
+            density, member = here.density(), block.new_ones(())
+            if of_outliers is not None:
+                outlier = density.outlier_probability(block)
+                member = 1 - outlier
+                # in u, the logit, the derivative is that of a mixture's weight
+                columns[:, of_outliers.start] = outlier - values[OUTLIERS]
+            remembered = _RememberedActions(here.finder)
+            J = here.finder.capped_actions(here.potential, block).J if plain else None
+            for k, pair in pairs.items():
+                if k >= self.n_potential and J is not None:
+                    plus, minus = (model.df.log_prob(J) for model in pair)
+                    columns[:, k] = member * (plus - minus) / (2 * step)
+                    continue
+                found = []
+                for i, model in enumerate(pair):
+                    one = model
+                    if k >= self.n_potential and model.smoothing is None:
+                        one = copy.copy(model)
+                        one.finder = remembered
+                    of_one = one.density()
+                    if k in log_z:
+                        of_one.log_z = log_z[k][i]
+                    found.append(of_one.log_prob(block))
+                columns[:, k] = (found[0] - found[1]) / (2 * step)
+            return columns
+
+        return scores
+
+    @torch.no_grad()
     def fisher(self, u: Tensor, w: Tensor, max_stars: int, seed: int, tick: Callable[[], None] | None = None) -> Tensor:
         """Return the outer-product Fisher information of the data plus the prior's curvature, in u.
 
@@ -173,10 +266,15 @@ class LatentSpace:
             w = w[torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:max_stars]]
         information = torch.zeros(self.size, self.size, dtype=torch.float64)
         curvature = 0.0
-        for block in blocks(w, 25_000):
-            scores = self.scores(u, block)
-            information += scores.T @ scores
-            curvature += self._fraction_curvature(u, scores)
+        scorer = self._scorer(u, w)
+
+        def one(block: Tensor) -> tuple[Tensor, float]:
+            scores = scorer(block)
+            return scores.T @ scores, self._fraction_curvature(u, scores)
+
+        for product, curved in mapped(one, w):
+            information += product
+            curvature += curved
             if tick:
                 tick()
         if (own := self.slices.get(OUTLIERS)) is not None:
@@ -199,11 +297,7 @@ class LatentSpace:
         """Return the curvature of minus the log prior in u, eigenvalues replaced by their absolute values."""
 
         def slope(v: Tensor) -> Tensor:
-            v = v.detach().requires_grad_()
-            with torch.enable_grad():
-                value = self.log_prior(v)
-                # flat priors everywhere leave nothing that depends on v
-                return torch.autograd.grad(value, v)[0] if value.requires_grad else torch.zeros_like(v)
+            return self.prior_gradient(v)[1]
 
         rows = []
         for k in range(self.size):
@@ -271,17 +365,3 @@ def whitening(information: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh((correlation + correlation.T) / 2)
     covariance = (vectors / values.clamp(min=1e-9)) @ vectors.T
     return torch.linalg.cholesky(covariance * scale[:, None] * scale[None, :])
-
-
-def blocks(w: Tensor, size: int = BLOCK) -> Iterator[Tensor]:
-    """Yield consecutive blocks of stars, of at most ``size`` rows in all (a star may have many samples)."""
-    yield from w.split(stars_in(w, size))
-
-
-def stars_in(w: Tensor, n_rows: int) -> int:
-    """Return how many stars make ``n_rows`` rows of the data that `SnapshotModel.prepare` returns."""
-    return n_rows if w.dim() == 2 else max(1, n_rows // w.shape[1])
-
-
-def _log_f(df: DistributionFunction, J: Tensor) -> Tensor:
-    return df.log_prob(J)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from bayespot.catalog.catalog import Catalog
-from bayespot.inference.latent import LatentSpace, stars_in
+from bayespot.inference.blocks import stars_in
+from bayespot.inference.latent import LatentSpace
 from bayespot.inference.optimise import Report, displacement, lbfgs
 from bayespot.inference.result import FitConfig
 from bayespot.likelihood.model import SnapshotModel
@@ -17,6 +18,8 @@ from bayespot.likelihood.model import SnapshotModel
 _FEW_POINTS = 16_384
 #: How often a climb starts afresh.
 _ROUNDS = 4
+#: Iterations of L-BFGS after which information is measured anew.
+_REFRESHED = 17
 #: Of the seeds of the finer points with which points are compared, beyond the fit's.
 _OTHER_POINTS = 7_001
 
@@ -75,8 +78,11 @@ class Climb:
                 break
         return values
 
-    def towards(self, u: Tensor, data: Tensor) -> Tensor:
-        """Climb to about one posterior standard deviation from the maximum of ``data``, then to it."""
+    def towards(self, u: Tensor, data: Tensor, tolerance: float | None = None) -> Tensor:
+        """Climb to about one posterior standard deviation from the maximum of ``data``, then to it.
+
+        ``tolerance`` in place of `FitConfig.map_tolerance`.
+        """
         rounds = 1 if self.model.selection is None else _ROUNDS
         for _ in range(rounds):
             space = self.space(u)
@@ -85,21 +91,32 @@ class Climb:
             self.iterations += done
             if norm < 1.0:
                 break
-        return self.to_maximum(u, data, _FEW_POINTS)
+        return self.to_maximum(u, data, _FEW_POINTS, tolerance)
 
-    def to_maximum(self, u: Tensor, data: Tensor, n_points: int) -> Tensor:
+    def onwards(self, u: Tensor, data: Tensor, tolerance: float | None = None) -> Tensor:
+        """Climb to the maximum of ``data`` from near it: that of a part of them.
+
+        With a selection, whose points are laid anew on the way, as from afar.
+        """
+        if self.model.selection is not None:
+            return self.towards(u, data, tolerance)
+        return self.to_maximum(u, data, _FEW_POINTS, tolerance)
+
+    def to_maximum(self, u: Tensor, data: Tensor, n_points: int, tolerance: float | None = None) -> Tensor:
         """Climb to the maximum, with points and information laid anew where L-BFGS came to a halt.
 
         Ridges of the posterior bend: with the information of a distant place, tens of posterior standard deviations
-        away, the climb comes to a halt before the top.
+        away, the climb comes to a halt before the top, or takes twice as long.
         """
-        config = self.config
-        for _ in range(_ROUNDS):
+        tolerance = self.config.map_tolerance if tolerance is None else tolerance
+        left = self.config.map_iterations
+        while left > 0:
             space = self.space(u, n_points)
             information = self.information(u, data, 25_000)
-            u, norm, done = lbfgs(space, u, data, information, config.map_tolerance, config.map_iterations, self.report)
+            u, norm, done = lbfgs(space, u, data, information, tolerance, min(left, _REFRESHED), self.report)
             self.iterations += done
-            if norm <= config.map_tolerance:
+            left -= done
+            if norm <= tolerance:
                 break
         return u
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayespot.inference.latent import blocks
+from bayespot.inference.blocks import mapped
 from bayespot.likelihood.model import SnapshotModel
 
 #: Fraction of the stars that a start leaves out where the model allows for outliers: the fastest for their radius.
@@ -66,7 +66,7 @@ def outlier_probability(fixed: Iterable[SnapshotModel], data: Tensor) -> Tensor:
     """
     total, count = torch.zeros(len(data), dtype=torch.float64), 0
     for model in fixed:
-        density = model.density()
-        total += torch.cat([density.outlier_probability(block) for block in blocks(data)])
+        density = model.tabulated(data).density()
+        total += torch.cat(list(mapped(density.outlier_probability, data)))
         count += 1
     return total / max(count, 1)

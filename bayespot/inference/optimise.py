@@ -8,13 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayespot.inference.latent import LatentSpace, blocks, whitening
+from bayespot.inference.blocks import mapped
+from bayespot.inference.latent import LatentSpace, whitening
 from bayespot.numerics import wall
 from bayespot.optimisers import LBFGS, Adam
 
 Report = Callable[[Tensor, str], None]
 #: How much worse than the best, in ln p, a trial step counts that leads to where nothing is finite.
 _WALL = 1e6
+#: Evaluations that L-BFGS may come back to.
+_KEPT = 30
+#: Longest first step of L-BFGS, in units of the gradient's direction.
+_LONGEST = 100.0
 #: Pairs of opposite draws over which `displacement` averages.
 DISPLACED_PAIRS = 4
 
@@ -53,16 +58,17 @@ def count_unbound(space: LatentSpace, u: Tensor, w: Tensor) -> int:
 
     ``w`` is ``(n, 6)`` or, as `SnapshotModel.prepare` returns it, ``(n, S, 7)`` with log-weights last.
     """
-    fixed = space.model.at(space.values(u))
-    count = 0
-    for block in blocks(w):
+    fixed = space.model.at(space.values(u)).tabulated(w)
+
+    def unbound(block: Tensor) -> int:
         loose = fixed.finder.capped_actions(fixed.potential, block[..., :6].reshape(-1, 6)).excess > 0
         loose = loose.reshape(block.shape[:-1])
         if block.dim() == 3:
             # a sample of weight zero is nowhere
             loose = (loose | torch.isneginf(block[..., 6])).all(-1)
-        count += int(loose.sum())
-    return count
+        return int(loose.sum())
+
+    return sum(mapped(unbound, w))
 
 
 def lbfgs(
@@ -94,7 +100,19 @@ def lbfgs(
         [z], max_iter=4, history_size=30, line_search_fn="strong_wolfe", tolerance_grad=0, tolerance_change=0
     )
 
+    known: dict[bytes, tuple[Tensor, Tensor]] = {}
+
     def closure() -> Tensor:
+        # every call of the optimiser begins where the last one ended
+        key = z.detach().numpy().tobytes()
+        if key not in known:
+            if len(known) == _KEPT:
+                known.pop(next(iter(known)))
+            known[key] = evaluated()
+        value, z.grad = known[key]
+        return value
+
+    def evaluated() -> tuple[Tensor, Tensor]:
         here = u_0 + C @ z.detach()
         # exponentials of the latents may overflow on a long trial step
         sane = all(bool(torch.isfinite(value).all()) for value in space.values(here).values())
@@ -103,17 +121,22 @@ def lbfgs(
             sane = bool(torch.isfinite(value) and torch.isfinite(slope).all())
         if not sane:
             # far worse than the best, yet finite: the line search interpolates and shortens the step
-            rise, z.grad = wall(z, latest["z"], _WALL)
-            return rise - latest["value"]
-        z.grad = -(C.T @ slope)
+            rise, slope = wall(z, latest["z"], _WALL)
+            return rise - latest["value"], slope
+        slope = -(C.T @ slope)
         if float(value) > latest["value"]:
-            latest.update(value=float(value), norm=float(z.grad.norm()), best=here, z=z.detach().clone())
-        return -value
+            latest.update(value=float(value), norm=float(slope.norm()), best=here, z=z.detach().clone())
+        return -value, slope
 
+    closure()
+    # in these coordinates the first step of a Newton iteration is the gradient itself
+    (group,) = optimiser.param_groups
+    group.update(lr=max(1.0, min(float(z.grad.abs().sum()), _LONGEST)), max_iter=1)  # type: ignore[union-attr]
     done, stalled, previous = 0, 0, -torch.inf
     while done < max_iterations:
         optimiser.step(closure)
-        done += 4
+        done += group["max_iter"]
+        group.update(lr=1.0, max_iter=4)
         report(latest["best"], f"ln p {latest['value']:.3f}, {latest['norm']:.2g} sd from the maximum")
         if latest["norm"] < tolerance:
             break

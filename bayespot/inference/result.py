@@ -69,7 +69,7 @@ class FitConfig:
         guide's largest block has more than 16 latents, d), draws per step.
     batch_size
         Catalogues more than twice as large are scored in random minibatches of this size in SVI, with a control variate
-        (`bayespot.inference.svi.ControlVariate`); with measurement errors a star counts as many as it has samples.
+        (`bayespot.inference.svi.Minibatches`); with measurement errors a star counts as many as it has samples.
     k_hat_draws
         Draws used for the PSIS diagnostic, the evidence and re-weighting; 0: without them.
     selection_points, selection_max_points, selection_tolerance
@@ -107,7 +107,7 @@ class FitConfig:
     svi_steps: int = 300
     svi_learning_rate: float | None = None
     svi_particles: int = 1
-    batch_size: int = 20_000
+    batch_size: int = 10_000
     k_hat_draws: int = 200
     selection_points: int = 65_536
     selection_max_points: int = 524_288

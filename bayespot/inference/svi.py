@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
-import pyro
 import torch
-from pyro.infer import Trace_ELBO
 from torch import Tensor
 
+from bayespot.inference.blocks import stars_in
 from bayespot.inference.guides import WhitenedGuide
-from bayespot.inference.latent import LatentSpace, stars_in
+from bayespot.inference.latent import LatentSpace
 from bayespot.inference.result import FitConfig, FitError
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.optimisers import Adam
@@ -35,7 +34,7 @@ def maximise_elbo(
 ) -> None:
     """Maximise the ELBO; the second half of the iterates is averaged.
 
-    Of large catalogues a random batch is scored at each step, with a `ControlVariate`.
+    Of large catalogues a random batch is scored at each step, with a control variate (`Minibatches`).
 
     Parameters
     ----------
@@ -54,13 +53,10 @@ def maximise_elbo(
     """
     bar.stage("variational inference", config.svi_steps)
     bar.step(n=state["svi_step"])
-    n = len(data)
     size = max(stars_in(data, config.batch_size), _LEAST_BATCH)
-    # the control variate scores a batch twice
-    control = ControlVariate(model, guide, data) if n > 2 * size else None
-    scored: Any = model if control is None else control.scored
-    loss = Trace_ELBO(num_particles=config.svi_particles)(scored, guide)
-    guide(data[:1])
+    target: _Target = FullBatch(model, data)
+    if len(data) > 2 * size:
+        target = Minibatches(model, guide.centre(), data, size, config.seed)
     guide.load_state_dict(state["guide"])
     rate = config.svi_learning_rate or min(_RATE, _RATE_TIMES_SIZE / guide.largest_block)
     optimiser = Adam(list(guide.parameters()), lr=rate, betas=(0.9, 0.99))
@@ -73,20 +69,22 @@ def maximise_elbo(
             torch.manual_seed(step_seed(config.seed, step))
             for group in optimiser.param_groups:
                 group["lr"] = rate * min(1.0, 2 * (1 - step / config.svi_steps) + 0.05)
-            batch = None
-            if control is not None:
-                batch = torch.randint(n, (size,))
-                control.move(batch)
+            target.next_batch()
             optimiser.zero_grad()
-            value = loss(data, batch)
-            value.backward()
+            elbo = 0.0
+            for _ in range(config.svi_particles):
+                u, log_q = guide.rsample()
+                value, slope = target.gradient(u.detach())
+                # the gradient of -ELBO by the guide's parameters, without the graph of the likelihood
+                ((log_q - slope @ u) / config.svi_particles).backward()
+                elbo += float(value - log_q.detach()) / config.svi_particles
             optimiser.step()
-            state["elbo"].append(-float(value.detach()))
+            state["elbo"].append(elbo)
             if step >= half:
                 weight = 1 / (step - half + 1)
                 for name, now in guide.state_dict().items():
                     mean[name] = now.clone() if name not in mean else mean[name].lerp(now, weight)
-            bar.step(f"ELBO {-float(value.detach()):.1f}")
+            bar.step(f"ELBO {elbo:.1f}")
             if step % 10 == 9:
                 state.update(
                     svi_step=step + 1, guide=guide.state_dict(), optimiser=optimiser.state_dict(), guide_mean=mean
@@ -97,8 +95,22 @@ def maximise_elbo(
         raise FitError("the ELBO diverged: fit with guide='laplace', or a smaller svi_learning_rate")
 
 
-class ControlVariate:
-    r"""Takes the noise of the choice of a minibatch out of the log-likelihood, to first order about the MAP.
+class FullBatch:
+    """The log posterior of all stars and its gradient."""
+
+    def __init__(self, model: SnapshotModel, data: Tensor) -> None:
+        self.space, self.data = LatentSpace(model), data
+
+    def next_batch(self) -> None:
+        """All stars are one batch."""
+
+    def gradient(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log posterior at u and its gradient."""
+        return self.space.gradient(u, self.data)
+
+
+class Minibatches:
+    r"""The log posterior from minibatches, with a control variate, to first order about u_0, against their noise.
 
     A batch's log-likelihood :math:`\ell_b`, scaled to all n stars, is replaced by
 
@@ -106,33 +118,46 @@ class ControlVariate:
 
     which has the same mean. Per step the gradient is off by :math:`\sqrt{d / B}` posterior standard deviations for d
     latents and batches of B stars, instead of :math:`\sqrt{n / B}` (Baker et al. 2019, Statistics and Computing 29,
-    599).
+    599). The catalogue is parted into batches once, so what a batch contributes at u_0 is computed once.
 
     Parameters
     ----------
-    model, guide, data
-        What is fitted; u_0 is the guide's centre.
+    model, data
+        What is fitted.
+    centre
+        u_0.
+    size, seed
+        Stars in a batch, and the seed of the partition.
     """
 
-    def __init__(self, model: SnapshotModel, guide: WhitenedGuide, data: Tensor) -> None:
-        self.model, self.guide, self.data = model, guide, data
+    def __init__(self, model: SnapshotModel, centre: Tensor, data: Tensor, size: int, seed: int) -> None:
+        self.space, self.data, self.centre = LatentSpace(model), data, centre
         # the normalisation of a selection is the same for every batch
-        self.space = LatentSpace(model.unnormalised())
-        self.centre = guide.centre()
-        self.value, self.slope = self.space.likelihood_gradient(self.centre, data)
-        self.left = (torch.zeros_like(self.value), torch.zeros_like(self.slope))
+        space = LatentSpace(model.unnormalised())
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+        self.batches = order.tensor_split(round(len(data) / size))
+        self.parts = [space.likelihood_gradient(centre, data[batch]) for batch in self.batches]
+        self.value, self.slope = (torch.stack(part).sum(0) for part in zip(*self.parts, strict=True))
+        self.k = 0
 
-    def move(self, batch: Tensor) -> None:
-        """Take another batch, indices of stars."""
-        value, slope = self.space.likelihood_gradient(self.centre, self.data[batch])
+    def next_batch(self) -> None:
+        """Take the batch of a random star: batches of unequal size each as often as it is large."""
+        sizes = torch.tensor([float(len(batch)) for batch in self.batches])
+        self.k = int(torch.multinomial(sizes, 1))
+
+    def gradient(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the estimate of the log posterior at u and its gradient."""
+        batch = self.batches[self.k]
         scale = len(self.data) / len(batch)
-        self.left = self.value - scale * value, self.slope - scale * slope
+        value, slope = self.space.likelihood_gradient(u, self.data[batch])
+        prior, prior_slope = self.space.prior_gradient(u)
+        of_batch, of_batch_slope = self.parts[self.k]
+        rest, rest_slope = self.value - scale * of_batch, self.slope - scale * of_batch_slope
+        value = prior + scale * value + rest + rest_slope @ (u - self.centre)
+        return value, prior_slope + scale * slope + rest_slope
 
-    def scored(self, data: Tensor, batch: Tensor) -> None:
-        """Score the batch: the model with the control variate as a factor."""
-        self.model(data, batch)
-        value, slope = self.left
-        pyro.factor("control_variate", value + slope @ (self.guide.latest - self.centre))
+
+_Target: TypeAlias = FullBatch | Minibatches
 
 
 def step_seed(seed: int, step: int) -> int:

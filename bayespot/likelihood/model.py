@@ -283,6 +283,22 @@ class SnapshotModel(PyroModule):
             model.outliers = None
         return model
 
+    @takes_tensors(w="phase_space")
+    def tabulated(self, w: Tensor) -> SnapshotModel:
+        """Return a copy whose finder serves the stars ``w``, as `prepare` returns them, and any part of them.
+
+        What no star changes is computed once (`ActionFinder.tabulated`); fix the sites with `at` first. A literal
+        likelihood, whose sampled stars go elsewhere, is returned as it is.
+        """
+        if self.smoothing is not None:
+            return self
+        rows = w[..., :6].reshape(-1, 6)
+        model = copy.copy(self)
+        model.finder = self.finder.tabulated(
+            self.potential, rows if self.points is None else torch.cat([rows, self.points.w])
+        )
+        return model
+
     def density(self) -> ObservedStars:
         """Return the density of the stars as observed; fix the sites with `at` first."""
         if self.selection is not None and self.points is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -102,11 +103,16 @@ class ObservedStars(StarDensity):
         members, outliers = self._parts(value)
         return torch.sigmoid(outliers - members)
 
+    @cached_property
+    def log_z(self) -> Tensor:
+        """ln of the fraction of members that the selection keeps, 0 without one; the same for all stars."""
+        if self.points is None:
+            return torch.zeros((), dtype=torch.float64)
+        return self.points.log_z(self.density.log_prob(self.points.w))
+
     def _members(self, value: Tensor) -> Tensor:
         log_p = _mean_over_samples(self.density, value)
-        if self.points is not None:
-            log_p = log_p - self.points.log_z(self.density.log_prob(self.points.w))
-        return log_p
+        return log_p if self.points is None else log_p - self.log_z
 
     def _parts(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithms of the densities of members and of outliers, each with its share."""

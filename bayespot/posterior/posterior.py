@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from bayespot.potential.fields import (
     evaluator,
     plane_points,
     positive_radii,
-    radial_fields,
+    radial_fields_of_draws,
 )
 from bayespot.units import UNITS, takes, takes_tensors, unit
 
@@ -185,15 +185,31 @@ class PotentialDraws(ABC):
         if not self._spherical():
             return {name: self.field(name, radii, tick) for name in names}
         rows, place = self._distinct()
-        values: dict[str, list[Tensor]] = {name: [] for name in names}
-        for k, i in enumerate(rows):
-            found = radial_fields(self.potential_at(i), r)
+        repeats = np.bincount(place, minlength=len(rows))
+        found: dict[str, NDArray[Any]] = {name: np.empty((len(rows), len(r))) for name in names}
+        for potential, ranks, sites in self._by_potential(rows):
+            left = iter(repeats[ranks])
+
+            def evaluated(left: Iterator[int] = left) -> None:
+                for _ in range(len(names) * next(left) if tick else 0):
+                    tick()  # type: ignore[misc]
+
+            values = radial_fields_of_draws(potential, sites, r, evaluated)
             for name in names:
-                values[name].append(found[name])
-            if tick is not None:
-                for _ in range(len(names) * place.count(k)):
-                    tick()
-        return {name: Field(name, UNITS[name], r.numpy(), torch.stack(v).numpy()[place]) for name, v in values.items()}
+                found[name][ranks] = values[name].numpy()
+        return {name: Field(name, UNITS[name], r.numpy(), values[place]) for name, values in found.items()}
+
+    def _by_potential(self, rows: Sequence[int]) -> Iterator[tuple[Potential, list[int], dict[str, Tensor]]]:
+        """Yield every potential, which of the rows are draws of it, and its sites' values there, stacked."""
+        groups: dict[int, tuple[Potential, list[int], list[dict[str, Tensor]]]] = {}
+        for k, i in enumerate(rows):
+            model, values = self.source(i)
+            own = {n.removeprefix("potential."): v for n, v in values.items() if n.startswith("potential.")}
+            _, ranks, sites = groups.setdefault(id(model), (model.potential, [], []))
+            ranks.append(k)
+            sites.append(own)
+        for potential, ranks, sites in groups.values():
+            yield potential, ranks, {name: torch.stack([one[name] for one in sites]) for name in sites[0]}
 
     def _distinct(self) -> tuple[list[int], list[int]]:
         """Rows of draws whose potentials differ, and each draw's place among them: re-weighted draws repeat."""
@@ -236,17 +252,24 @@ class PotentialDraws(ABC):
         first, second = self._cells(name, plane, extent, n)
         x = plane_points(plane, first, second).reshape(-1, 3)
         unique, index = x, np.arange(len(x))
-        if self._spherical():
+        spherical = self._spherical()
+        if spherical:
             # equal radii up to rounding; a sphere is the same at all of them
             r = np.linalg.norm(x, axis=-1)
             _, rows, index = np.unique(np.round(r / second[-1], 12), return_index=True, return_inverse=True)
-            unique = x[rows]
+            unique = r[rows]
         mean, sd = np.empty(len(unique)), np.empty(len(unique))
         size = 3 if name == "acceleration" else 1
         n_blocks = -(-len(unique) * self.n_draws * size // _PLANE_BLOCK)
         for block in np.array_split(np.arange(len(unique)), n_blocks):
-            field = self.field(name, unique[block])
-            if name == "acceleration":
+            if spherical:
+                radial = "radial_acceleration" if name == "acceleration" else name
+                field = self.radial_fields(unique[block], (radial,))[radial]
+            else:
+                field = self.field(name, unique[block])
+            if spherical and name == "acceleration":
+                field = Field(name, field.unit, field.points, np.abs(field.draws))
+            elif name == "acceleration":
                 field = Field(name, field.unit, field.points, np.linalg.norm(field.draws, axis=-1))
             mean[block], sd[block] = field.mean, field.sd
         shape = (len(second), len(first))

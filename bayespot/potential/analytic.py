@@ -31,6 +31,7 @@ class AnalyticPotential(Potential, abc.ABC):
     """
 
     names: ClassVar[tuple[str, ...]]
+    elementwise = True
 
     def _set(self, name: str, value: Value, low: float = 0.0, high: float = math.inf, closed: str = "") -> None:
         """Check ``low < value < high`` (``closed`` names the ends that count as inside) and store it."""

@@ -6,14 +6,14 @@ import abc
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from bayespot.pyro_modules import AbstractPyroModule
+from bayespot.pyro_modules import AbstractPyroModule, freeze
 from bayespot.units import Declared, G, takes, takes_tensors
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class Potential(AbstractPyroModule, Declared, abc.ABC):
     """
 
     symmetry: Symmetry = "triaxial"
+    #: Whether `phi` is elementwise: with parameters of shape (n, 1) and positions (n, m, 3) it returns (n, m).
+    elementwise: bool = False
 
     @takes_tensors(x="length")
     @abc.abstractmethod
@@ -87,6 +89,32 @@ class Potential(AbstractPyroModule, Declared, abc.ABC):
     def radial(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """Return `phi_and_vc2` as a function to be called several times: what no radius changes is computed once."""
         return self.phi_and_vc2
+
+    @takes_tensors(r="length")
+    def radial_draws(self, values: Mapping[str, Tensor], r: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        r"""Return :math:`\Phi`, :math:`d\Phi/dr` and :math:`dM/dr` of a sphere for many values of its sites at once.
+
+        Parameters
+        ----------
+        values : Float[Tensor, "n_draws *shape"] each
+            Values of all sites by name.
+        r : Float[Tensor, "n"]
+            Radii in kpc.
+
+        Returns
+        -------
+        tuple of Float[Tensor, "n_draws n"], or None
+            In (km/s)^2, (km/s)^2/kpc and Msun/kpc; None if they have to be computed one after the other.
+        """
+        if not self.elementwise or not values or any(value.dim() != 1 for value in values.values()):
+            return None
+        fixed = freeze(self, {name: value.detach()[:, None] for name, value in values.items()})
+        with torch.enable_grad():
+            r = r.detach().expand(len(next(iter(values.values()))), -1).clone().requires_grad_()
+            phi = fixed.phi_r(r)
+            (slope,) = torch.autograd.grad(phi.sum(), r, create_graph=True)
+            (mass_slope,) = torch.autograd.grad((r**2 * slope).sum() / G, r)
+        return phi.detach(), slope.detach(), mass_slope
 
     @takes_tensors(x="length")
     def acceleration(self, x: Tensor) -> Tensor:
@@ -245,6 +273,7 @@ class SumPotential(Potential):
         self.members: Any = PyroModule[torch.nn.ModuleList](flat)  # type: ignore[arg-type]
         order: tuple[Symmetry, ...] = ("spherical", "axisymmetric", "triaxial")
         self.symmetry: Symmetry = max((member.symmetry for member in flat), key=order.index)
+        self.elementwise = all(member.elementwise for member in flat)
 
     def phi(self, x: Tensor) -> Tensor:
         total = self.members[0].phi(x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bayespot.potential.base import Potential
+from bayespot.pyro_modules import freeze
 from bayespot.units import G, takes, takes_tensors
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class Field:
         return table
 
 
+#: Draws of a potential that are evaluated together: enough that the number of operations does not matter.
+_DRAWS_AT_ONCE = 50
 #: Planes of `Posterior.plane`.
 PLANES = ("Rz", "xy")
 #: Fields of a plane: of the acceleration its magnitude.
@@ -188,16 +191,47 @@ def radial_fields(potential: Potential, r: Tensor) -> dict[str, Tensor]:
         r = r.detach().clamp(min=1e-60).requires_grad_()
         phi = potential.phi_r(r)
         (slope,) = torch.autograd.grad(phi.sum(), r, create_graph=True)
-        mass = r**2 * slope / G
-        (mass_slope,) = torch.autograd.grad(mass.sum(), r)
-    fields = {
+        (mass_slope,) = torch.autograd.grad((r**2 * slope).sum() / G, r)
+    return _fields(r.detach(), phi.detach(), slope.detach(), mass_slope)
+
+
+@takes_tensors(r="length")
+def radial_fields_of_draws(
+    potential: Potential, values: Mapping[str, Tensor], r: Tensor, tick: Callable[[], None] | None = None
+) -> dict[str, Tensor]:
+    """Return `radial_fields` for many values of a potential's sites, each ``(n_draws, n)``.
+
+    ``values`` have a leading axis of draws; ``tick`` is called after every draw. Potentials that compute many draws at
+    once (`Potential.radial_draws`) are asked for some at a time.
+    """
+    r = r.detach()
+    n_draws = max((len(value) for value in values.values()), default=1)  # without sites all draws are one
+    rows: list[dict[str, Tensor]] = []
+    with torch.no_grad():
+        for start in range(0, n_draws, _DRAWS_AT_ONCE):
+            some = {name: value[start : start + _DRAWS_AT_ONCE].detach() for name, value in values.items()}
+            n = min(_DRAWS_AT_ONCE, n_draws - start)
+            # as in `Potential.density`, the centre counts as 1e-60 kpc
+            found = potential.radial_draws(some, r.clamp(min=1e-60))
+            if found is not None:
+                rows.append(_fields(r.clamp(min=1e-60), *found))
+            for i in range(n):
+                if found is None:
+                    one = radial_fields(freeze(potential, {name: value[i] for name, value in some.items()}), r)
+                    rows.append({name: value[None] for name, value in one.items()})
+                if tick is not None:
+                    tick()
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
+def _fields(r: Tensor, phi: Tensor, slope: Tensor, mass_slope: Tensor) -> dict[str, Tensor]:
+    return {
         "potential": phi,
         "radial_acceleration": -slope,
         "density": mass_slope / (4 * math.pi * r**2),
-        "enclosed_mass": mass,
+        "enclosed_mass": r**2 * slope / G,
         "circular_speed": (r * slope).sqrt(),
     }
-    return {name: value.detach() for name, value in fields.items()}
 
 
 @takes_tensors(points="length")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import pyro
@@ -142,16 +142,37 @@ class MassSlopeNetwork(Potential):
 
     def _tables(self) -> tuple[RadialProfile, Tensor]:
         """Return the profile and the cubics of ln M on the same grid."""
-        gamma = self.mass_slope(self._s)
+        phi, vc2, ln_m_cubics = self._nodes(self.mass_slope(self._s), self.ln_mass)
+        return RadialProfile(float(self._s[1]), self.ds, phi, vc2), ln_m_cubics
+
+    def _nodes(self, gamma: Tensor, ln_mass: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return Phi and v_c^2 at the nodes and the cubics of ln M from gamma ``(*batch, n)``, ghost nodes included."""
         ln_m = cumulative_integral(gamma, self.ds)
-        gamma, s = gamma[1:-1], self._s[1:-1]
-        ln_m = ln_m - ln_m[self._n_in] + self.ln_mass
+        gamma, s = gamma[..., 1:-1], self._s[1:-1]
+        ln_m = ln_m - ln_m[..., self._n_in, None] + ln_mass[..., None]
         vc2 = G * (ln_m - s).exp()
         slope = vc2 * (gamma - 1)
-        step = self.ds / 2 * (vc2[:-1] + vc2[1:]) + self.ds**2 / 12 * (slope[:-1] - slope[1:])
-        rise = torch.cat([torch.zeros_like(step[:1]), step.cumsum(0)])
-        phi = rise - rise[-1] - vc2[-1] / (1 - gamma[-1])
-        return RadialProfile(float(s[0]), self.ds, phi, vc2), cubic_coefficients(ln_m, gamma * self.ds)
+        step = self.ds / 2 * (vc2[..., :-1] + vc2[..., 1:]) + self.ds**2 / 12 * (slope[..., :-1] - slope[..., 1:])
+        rise = torch.cat([torch.zeros_like(step[..., :1]), step.cumsum(-1)], -1)
+        phi = rise - rise[..., -1:] - vc2[..., -1:] / (1 - gamma[..., -1:])
+        return phi, vc2, cubic_coefficients(ln_m, gamma * self.ds)
+
+    def radial_draws(self, values: Mapping[str, Tensor], r: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        first = float(self._s[1])
+        s = r.detach().log()
+        cell = ((s - first) / self.ds).floor().long()
+        inside = bool(((cell >= 0) & (cell < len(self._s) - 3)).all())  # beyond the nodes are the profile's power laws
+        if not inside or not {"ln_mass", "slope_weights"} <= set(values):
+            return None
+        ln_mass, weights = values["ln_mass"].detach(), values["slope_weights"].detach()
+        features = [values.get(name, getattr(self, name)).detach() for name in ("centres", "ln_width")]
+        with torch.no_grad():
+            gamma, here = (_slopes(x, self._out_start, weights, *features) for x in (self._s, s))
+            phi, vc2, ln_m_cubics = self._nodes(gamma, ln_mass)
+            u = (s - first) / self.ds - cell
+            phi = horner(cubic_coefficients(phi, vc2 * self.ds)[:, cell], u)
+            mass = horner(ln_m_cubics[:, cell], u).exp()
+        return phi, G * mass / r**2, mass * here / r
 
     @staticmethod
     def _ln_mass(profile: RadialProfile, ln_m_cubics: Tensor, s: Tensor, gamma: Tensor) -> Tensor:
@@ -283,6 +304,13 @@ def _slope(s: Tensor, out_start: float, weights: Tensor, centres: Tensor, ln_wid
     features = torch.tanh((s[..., None] - centres) * torch.exp(-ln_width))
     logit = features @ weights[:-1] + weights[-1] - torch.nn.functional.softplus(s - out_start)
     return 3 * torch.sigmoid(logit)
+
+
+def _slopes(s: Tensor, out_start: float, weights: Tensor, centres: Tensor, ln_width: Tensor) -> Tensor:
+    """`_slope` at s ``(n,)`` for many weights ``(n_draws, k + 1)``, features the same for all or one set for each."""
+    features = torch.tanh((s[:, None] - centres[..., None, :]) * torch.exp(-ln_width)[..., None, None])
+    logit = (features @ weights[:, :-1, None])[..., 0] + weights[:, -1:]
+    return 3 * torch.sigmoid(logit - torch.nn.functional.softplus(s - out_start))
 
 
 def _normal_site(mean: Tensor, sd: Tensor, flat: bool) -> PyroSample:

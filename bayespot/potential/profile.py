@@ -110,6 +110,16 @@ class RadialProfile:
             limit = _limit(phi[-1], vc2[-1], q)
         return cls(first * ds, ds, phi[:n], vc2[:n], limit)
 
+    def through(self, change: Callable[[Tensor], Tensor]) -> RadialProfile:
+        """Return the profile with its nodes, and all that follows from them, passed through ``change``."""
+        limit = None if self.limit is None else change(self.limit)
+        new = RadialProfile(self.s_first, self.ds, change(self.phi_nodes), change(self.vc2), limit, self.keeps_graph)
+        for name, table in vars(type(self)).items():
+            if isinstance(table, cached_property) and name not in ("s_nodes", "escape_energy"):
+                new.__dict__[name] = change(getattr(self, name))
+        new.__dict__["escape_energy"] = change(self.escape_energy) if limit is None else limit
+        return new
+
     @property
     def s_last(self) -> float:
         return self.s_first + self.ds * (len(self.vc2) - 1)

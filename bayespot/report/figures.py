@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ def draw_figures(
     elbo: list[float],
     formats: tuple[str, ...] = ("png",),
     tick: Callable[[], None] | None = None,
+    missing_only: bool = False,
 ) -> list[Path]:
     """Draw every figure of a run; return the files.
 
@@ -62,42 +64,59 @@ def draw_figures(
         ``"png"``, ``"pdf"`` or both.
     tick
         Called after every figure.
+    missing_only
+        Leave files that are there as they are.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with plots.style():
-        for name, figure in run_figures(posterior, elbo):
-            for suffix in formats:
-                written.append(folder / f"{name}.{suffix}")
-                plots.save(figure, written[-1])
-                # the layout is found once, not again for the other format
-                figure.set_layout_engine("none")
+        for name, draw in run_figures(posterior, elbo):
+            paths = [folder / f"{name}.{suffix}" for suffix in formats]
+            written.extend(paths)
+            paths = [path for path in paths if not (missing_only and path.exists())]
+            if paths:
+                figure = draw()
+                for path in paths:
+                    plots.save(figure, path)
+                    # the layout is found once, not again for the other format
+                    figure.set_layout_engine("none")
             if tick is not None:
                 tick()
     return written
 
 
-def run_figures(posterior: PotentialDraws, elbo: list[float]) -> Iterator[tuple[str, Figure]]:
-    """Yield the figures of a run by name, one at a time."""
+def run_figures(posterior: PotentialDraws, elbo: list[float]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yield the names of a run's figures and what draws them."""
     r = default_radii(posterior.meta, 100)
     truth = truth_potential(posterior.meta.get("meta", {}))
     few = posterior.thinned(300)
-    found = few.radial_fields(r)
-    for name in FIGURES:
+    found = functools.cache(lambda: few.radial_fields(r))
+
+    def field(name: str) -> Figure:
         true = None if truth is None else truth_field(truth, name, r)
-        yield name, plots.two_panel(found[name], true, posterior.meta.get("radii"))
-    yield "sd_profiles", plots.sd_profiles([found[name] for name in SD_FIELDS], posterior.meta.get("radii"))
-    maps = [few.plane(name) for name in PLANE_FIELDS]
-    yield "uncertainty_maps", plots.uncertainty_maps(maps, star_positions(posterior.meta), posterior.meta["n_stars"])
-    names = few_parameters(posterior)
-    if len(names) > 1:
-        yield "parameters", plots.parameters(posterior.to_inference_data(), names, _true_parameters(truth, names))
-    if elbo:
+        return plots.two_panel(found()[name], true, posterior.meta.get("radii"))
+
+    def maps() -> Figure:
+        planes = [few.plane(name) for name in PLANE_FIELDS]
+        return plots.uncertainty_maps(planes, star_positions(posterior.meta), posterior.meta["n_stars"])
+
+    def trace() -> Figure:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(plots.SINGLE, 0.65 * plots.SINGLE), layout="constrained")
         plots.elbo_trace(figure.subplots(), elbo)
-        yield "elbo", figure
+        return figure
+
+    for name in FIGURES:
+        yield name, functools.partial(field, name)
+    yield "sd_profiles", lambda: plots.sd_profiles([found()[name] for name in SD_FIELDS], posterior.meta.get("radii"))
+    yield "uncertainty_maps", maps
+    names = few_parameters(posterior)
+    if len(names) > 1:
+        true = _true_parameters(truth, names)
+        yield "parameters", lambda: plots.parameters(posterior.to_inference_data(), names, true)
+    if elbo:
+        yield "elbo", trace
 
 
 def few_parameters(posterior: PotentialDraws) -> list[str]:

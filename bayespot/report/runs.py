@@ -295,9 +295,14 @@ def load_run(
     model = read_model(folder, config, trust_model, given)
     if not isinstance(model, SnapshotModel):
         raise RunError(f"{folder / 'model.safetensors'} holds a {type(model).__name__}, no SnapshotModel; fit again")
-    data = diagnostics.load_netcdf(folder / "posterior.nc")
-    draws = {name: torch.as_tensor(value) for name, value in diagnostics.posterior_arrays(data).items()}
-    log_weights = diagnostics.posterior_arrays(data, "sample_stats").get("log_weights")
+    stored = diagnostics.stored_arrays(folder / "posterior.nc")
+    # in the order of the model's sites, which HDF5 does not keep
+    names = [
+        *(name for name in model.sites() if name in stored),
+        *(name for name in stored if name not in model.sites()),
+    ]
+    draws = {name: torch.as_tensor(stored[name]) for name in names}
+    log_weights = diagnostics.stored_arrays(folder / "posterior.nc", "sample_stats").get("log_weights")
     weights = None if log_weights is None else torch.as_tensor(log_weights)
     meta = {**config["catalog"], **_read_stars(folder / "stars.npz")}
     return Posterior(model, draws, meta, weights), config, diagnosis

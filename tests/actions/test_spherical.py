@@ -18,7 +18,9 @@ from contracts.actions import (
 )
 
 from bayespot.actions import IsochroneActions, SphericalActions
+from bayespot.actions.radial import RadialOrbits
 from bayespot.potential import NFW, Hernquist, Isochrone, Jaffe, Logarithmic, MassSlopeNetwork, Plummer, SumPotential
+from bayespot.potential.profile import RadialProfile
 
 POTENTIALS = {
     "isochrone": Isochrone(1e11, 3.0),
@@ -190,3 +192,21 @@ def test_refusals():
     J = torch.tensor([[-1.0, 100.0, 10.0]], dtype=torch.float64)
     with pytest.raises(ValueError, match="J_r"):
         SphericalActions().phase_space(POTENTIALS["plummer"], J, torch.zeros(1, 3, dtype=torch.float64))
+
+
+def test_time_along_an_orbit():
+    """The series of t(psi) equals the quadrature from pericentre: 1e-8 rad for round and long orbits."""
+    potential = POTENTIALS["plummer"]
+    J = torch.tensor([[1.0, 200.0, 50.0], [300.0, 100.0, 100.0], [400.0, 60.0, 0.0]], dtype=torch.float64)
+    w = SphericalActions().phase_space(potential, J, torch.full((3, 3), 1.0, dtype=torch.float64))
+    r, v = torch.linalg.vector_norm(w[:, :3], dim=-1), w[:, 3:]
+    profile = RadialProfile.of(potential, -12.0, 8.0, 0.005)
+    energy = (v**2).sum(-1) / 2 + profile.phi(r.log())
+    orbits = RadialOrbits.of(profile, energy, torch.linalg.vector_norm(torch.linalg.cross(w[:, :3], v), dim=-1))
+    _, Omega_r, _ = orbits.full()
+    series = orbits.time_series()
+    for psi in torch.linspace(-torch.pi / 2, torch.pi / 2, 9, dtype=torch.float64):
+        time, slope = series(psi.expand(3))
+        exact, _ = orbits.since_pericentre(psi.expand(3))
+        torch.testing.assert_close(Omega_r * time, Omega_r * exact, rtol=0, atol=1e-8)
+        torch.testing.assert_close(slope, orbits.time_slope(psi.expand(3)), rtol=1e-6, atol=0)

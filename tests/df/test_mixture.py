@@ -272,3 +272,25 @@ def test_a_fit_at_fixed_actions_does_not_run_away():
     one, two = choose_n_components(SphericalMixture(rotation=True), J, 4001, candidates=(1, 2)).table
     assert two["log_f"] > one["log_f"] + 0.5
     assert -24.4 < two["log_f"] < -24.2
+
+
+@pytest.mark.parametrize("rotation", [False, True])
+def test_derivatives_of_the_mixture(rotation):
+    """First and second derivatives by J and by all parameters against differences (gradcheck); L = 0 and K = 1 too."""
+    generator = torch.Generator().manual_seed(2)
+    for k in (1, 3):
+        J = 100 * torch.rand(7, 3, generator=generator, dtype=torch.float64) + 1
+        J[:, 1] -= 50
+        shapes = [torch.rand(k, generator=generator, dtype=torch.float64) for _ in range(7)]
+
+        def log_f(J, *p):
+            scales = (100 * (1 + p[1]), 100 * (1 + p[2]), 1 + p[3], 2 + p[4], 1 + p[5])
+            return SphericalActionDistribution(p[0], *scales, p[6] if rotation else None).log_prob(J)
+
+        inputs = [x.requires_grad_() for x in (J, *shapes[: 7 if rotation else 6])]
+        assert torch.autograd.gradcheck(log_f, inputs, atol=1e-7)
+        assert torch.autograd.gradgradcheck(log_f, inputs, atol=1e-6)
+    edge = torch.tensor([[1.0, 0.0, 0.0], [0.0, 3.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    value = log_f(edge, *shapes)
+    assert torch.isfinite(value).all()
+    assert torch.isfinite(torch.autograd.grad(value.sum(), edge)[0]).all()

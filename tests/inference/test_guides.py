@@ -357,7 +357,7 @@ def test_reweighting_a_narrow_fit(fits, grid, few_stars):
         torch.manual_seed(int(torch.randint(100, (), generator=generator)))
         x = guide.sample(torch.Size([800]))
     u = torch.cat([x, space.vector(result.map)[2:].expand(800, -1)], -1)
-    smoothed, k = psis(log_ratios(space, few_stars.w, u, guide.log_prob(x), lambda: None).detach())
+    smoothed, k = psis(log_ratios(lambda at: space.log_posterior(at, few_stars.w), u, guide.log_prob(x), lambda: None))
     assert k < 0.7
     shifted = Posterior(result.model, space.values(u), result.catalog, torch.as_tensor(smoothed))
     exact = shifted.reweighted(2000).draws["potential.m_tot"].log()

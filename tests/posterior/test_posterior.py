@@ -318,6 +318,21 @@ def test_stars_of_older_runs(result, isochrone_stars, tmp_path):
     assert sorted(np.linalg.norm(placed, axis=-1)) == pytest.approx([1.0] * 40 + [5.0] * 40)
 
 
+def test_figures_that_are_there_are_kept(result, tmp_path):
+    """Of a run that has its PNGs a report draws the PDFs, and one deleted PNG anew; all files are returned."""
+    posterior, folder = Posterior.from_result(result), tmp_path / "figures"
+    drawn = figures.draw_figures(folder, posterior, [1.0, 2.0])
+    for path in drawn:
+        path.write_bytes(b"as it was")
+    (folder / "density.png").unlink()
+    found = figures.draw_figures(folder, posterior, [1.0, 2.0], ("png", "pdf"), missing_only=True)
+    assert set(found) == {path.with_suffix(suffix) for path in drawn for suffix in (".png", ".pdf")}
+    assert {path.name for path in folder.glob("*.png") if path.read_bytes() != b"as it was"} == {"density.png"}
+    assert all(path.stat().st_size > 9 for path in folder.glob("*.pdf"))
+    figures.draw_figures(folder, posterior, [1.0, 2.0])
+    assert not any(path.read_bytes() == b"as it was" for path in folder.glob("*.png"))
+
+
 @pytest.mark.usefixtures("no_figures")
 def test_config_is_json(result, isochrone_stars, tmp_path):
     """config.json holds every number of FitConfig."""
@@ -337,7 +352,7 @@ def test_inference_data(result):
     assert group["r"].values.tolist() == [1.0, 10.0]
     for name in RADIAL_FIELDS:
         assert group[name].attrs["unit"] == UNITS[name]
-        np.testing.assert_array_equal(group[name].values[0], posterior.field(name, [1.0, 10.0]).draws)
+        np.testing.assert_allclose(group[name].values[0], posterior.field(name, [1.0, 10.0]).draws, rtol=1e-12)
     name = "potential.ln_mass"
     np.testing.assert_array_equal(posterior.to_inference_data().posterior[name].values[0], posterior.draws[name])
 

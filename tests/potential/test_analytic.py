@@ -27,7 +27,8 @@ from bayespot.potential import (
     describe,
     from_description,
 )
-from bayespot.potential.fields import evaluator, radial_fields
+from bayespot.potential.fields import evaluator, radial_fields, radial_fields_of_draws
+from bayespot.pyro_modules import freeze
 from bayespot.units import G
 
 SPHERES = {
@@ -79,6 +80,23 @@ def test_radial_fields_in_one_pass(name):
     for field in RADIAL_FIELDS:
         torch.testing.assert_close(found[field], evaluator(field, RADII)(potential), rtol=1e-9, atol=0.0)
         assert not found[field].requires_grad
+
+
+@pytest.mark.parametrize("name", SPHERES)
+def test_many_draws_at_once(name):
+    """Fields of 120 values of mass and scale in one go equal those of each, to 1e-9."""
+    potential = SPHERES[name]
+    sites = [n for n in potential.names if n != "gamma"]
+    scale = 1 + 0.1 * torch.rand(120, len(sites), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    values = {n: getattr(potential, n) * scale[:, k] for k, n in enumerate(sites)}
+    ticks = []
+    found = radial_fields_of_draws(potential, values, RADII, lambda: ticks.append(1))
+    assert len(ticks) == 120
+    assert potential.radial_draws(values, RADII) is not None
+    for i in (0, 60, 119):
+        one = radial_fields(freeze(potential, {n: v[i] for n, v in values.items()}), RADII)
+        for field in RADIAL_FIELDS:
+            torch.testing.assert_close(found[field][i], one[field], rtol=1e-9, atol=0.0)
 
 
 @pytest.mark.parametrize("q", [1.0, 0.8, 1.3])

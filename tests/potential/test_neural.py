@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 
 from bayespot.potential import DirectNetwork, MassSlopeNetwork
+from bayespot.potential.fields import radial_fields, radial_fields_of_draws
 from bayespot.pyro_modules import freeze
 from bayespot.units import G
 
@@ -81,6 +82,27 @@ def test_parameter_gradient():
         step = torch.zeros_like(weights)
         step[k] = 1e-5
         assert float((phi(weights + step) - phi(weights - step)) / 2e-5) == pytest.approx(float(grad[k]), rel=1e-6)
+
+
+@pytest.mark.parametrize("prior", ["last_layer", "all"])
+def test_many_draws_at_once(prior):
+    """Fields of 120 prior draws in one go equal those of each, to 1e-11; beyond the nodes one after the other."""
+    potential = MassSlopeNetwork(1.0, -2.0, 5.0, 25.0, prior=prior)
+    generator = torch.Generator().manual_seed(3)
+    values = {}
+    for name, one in potential._pyro_samples.items():
+        mean, sd = one.mean, one.stddev
+        values[name] = mean + sd * torch.randn(120, *mean.shape, generator=generator, dtype=torch.float64)
+    inside = torch.logspace(-2, 3, 20, dtype=torch.float64)
+    assert potential.radial_draws(values, inside) is not None
+    for r in (inside, torch.tensor([0.0, 1e-9, 2.0, 1e12], dtype=torch.float64)):
+        found = radial_fields_of_draws(potential, values, r)
+        for i in (0, 49, 50, 119):
+            fixed = freeze(potential, {name: value[i] for name, value in values.items()})
+            for field, wanted in radial_fields(fixed, r).items():
+                torch.testing.assert_close(found[field][i], wanted, rtol=1e-11, atol=1e-300, msg=field, equal_nan=True)
+    assert potential.radial_draws(values, r) is None
+    assert potential.radial_draws({"ln_mass": values["ln_mass"]}, inside) is None
 
 
 @pytest.mark.parametrize(("prior", "n_sites"), [("none", 2), ("last_layer", 2), ("all", 4)])
