@@ -61,7 +61,8 @@ class FitConfig:
     map_tolerance, map_iterations
         L-BFGS stops this many posterior standard deviations from the maximum, or after so many iterations.
     subset_size
-        Catalogues larger than this are first fitted on a random subset of that size.
+        Of larger catalogues a random subset of that size decides on f(J), and the climb to the maximum goes through
+        random subsets of a tenth of it and of it before it takes all stars.
     fisher_stars
         Most stars used for the Fisher matrix (scaled up).
     svi_steps, svi_learning_rate, svi_particles
@@ -71,7 +72,8 @@ class FitConfig:
         Catalogues more than twice as large are scored in random minibatches of this size in SVI, with a control variate
         (`bayespot.inference.svi.Minibatches`); with measurement errors a star counts as many as it has samples.
     k_hat_draws
-        Draws used for the PSIS diagnostic, the evidence and re-weighting; 0: without them.
+        Draws used for the PSIS diagnostic, the evidence and re-weighting; 0: without them. Of catalogues of more than
+        80 000 stars a random 40 000 give the weights, corrected to first order (`LatentSpace.log_posterior_near`).
     selection_points, selection_max_points, selection_tolerance
         Points that normalise a selection near the maximum. They are doubled until twice as many, and others, would
         move the mean of no parameter of the potential by more than the tolerance, in posterior standard deviations, or
@@ -107,7 +109,7 @@ class FitConfig:
     svi_steps: int = 300
     svi_learning_rate: float | None = None
     svi_particles: int = 1
-    batch_size: int = 10_000
+    batch_size: int = 20_000
     k_hat_draws: int = 200
     selection_points: int = 65_536
     selection_max_points: int = 524_288

@@ -109,6 +109,54 @@ def run(given: argparse.Namespace) -> None:
                     print(f"N = {n}, {about['build']}: {row['total']} s, {row['peak_mb']} MB", flush=True)
 
 
+def _medians(path: Path) -> dict[str, dict[int, dict[str, float]]]:
+    """By build and number of stars: medians over repeats of the stages' seconds, ``total`` and ``peak_mb``."""
+    import numpy as np
+
+    groups: dict[str, dict[int, list[dict[str, float]]]] = {}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        numbers = row["seconds"] | {key: row[key] for key in ("total", "peak_mb", "k_hat")} | {"runs": 1}
+        groups.setdefault(row["build"], {}).setdefault(row["n_stars"], []).append(numbers)
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for build, sizes in groups.items():
+        for n, rows in sorted(sizes.items()):
+            median = {key: float(np.median([row.get(key, 0.0) for row in rows])) for key in rows[0]}
+            found.setdefault(build, {})[n] = median | {"runs": len(rows)}
+    return found
+
+
+def figure(path: Path) -> None:
+    """Print the medians as a table and draw time and memory against the number of stars, with their slopes."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    from bayespot.report import plots
+
+    found = _medians(path)
+    for build, sizes in found.items():
+        names = list(next(iter(sizes.values())))
+        print(f"| {build} | " + " | ".join(f"N = {n:g}" for n in sizes) + " |\n" + "|---" * (len(sizes) + 1) + "|")
+        for name in names:
+            print(f"| {name} | " + " | ".join(f"{one.get(name, 0.0):.4g}" for one in sizes.values()) + " |")
+    with plots.style():
+        drawn = Figure(figsize=(plots.DOUBLE, 0.45 * plots.DOUBLE), layout="constrained")
+        for ax, key, label in zip(
+            drawn.subplots(1, 2), ("total", "peak_mb"), ("wall time [s]", "peak memory [MB]"), strict=True
+        ):
+            for (build, sizes), marker in zip(found.items(), "osv^", strict=False):
+                n, y = np.array(list(sizes)), np.array([one[key] for one in sizes.values()])
+                name = build
+                if len(n) > 1:
+                    slope = np.log(y[-1] / y[-2]) / np.log(n[-1] / n[-2])
+                    name = f"{build}, slope {slope:.2f} at the end"
+                ax.loglog(n, y, marker=marker, ms=3, label=name)
+            ax.set_xlabel("stars")
+            ax.set_ylabel(label)
+            ax.legend()
+        plots.save(drawn, path.with_suffix(".png"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "figure", "child"))
@@ -129,7 +177,7 @@ def main() -> None:
     if given.what == "run":
         run(given)
     else:
-        pass
+        figure(given.out)
 
 
 if __name__ == "__main__":
