@@ -2,13 +2,15 @@
 
     python tests/benchmarks/scaling.py run --n-stars 1000,10000,100000,1000000 [--out results/scaling.jsonl]
     python tests/benchmarks/scaling.py run --python BEFORE/bin/python --python AFTER/bin/python --repeats 3
+    python tests/benchmarks/scaling.py commands --python BEFORE/bin/python --python AFTER/bin/python --repeats 3
     python tests/benchmarks/scaling.py figure [--out results/scaling.jsonl]       # table on stdout, scaling.png
 
 Every fit is a process of its own: the free-form model of `bayespot.models.spherical` with default settings,
 ``FitConfig(seed=1)``, on a sample of the isochrone (``--system``, ``--seed``) that is drawn once and read by all.
 With several interpreters, one per build in its own environment, the builds take turns. The rows have the wall time
 per stage (also of importing, reading and writing), CPU time, the peak of resident memory before the fit and in the
-end, and mean and sd of v_c at the radii that hold 2 to 98 % of the stars. Run it on an idle machine.
+end, and mean and sd of v_c at the radii that hold 2 to 98 % of the stars. ``commands`` times `predict`, `report` and
+`check` in the same way. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -109,6 +111,40 @@ def run(given: argparse.Namespace) -> None:
                     print(f"N = {n}, {about['build']}: {row['total']} s, {row['peak_mb']} MB", flush=True)
 
 
+def commands(given: argparse.Namespace) -> None:
+    """Time `predict`, `report` and `check` of every build, start-up included, on runs of 5000 stars of its own."""
+    builds = list(zip(given.python or [sys.executable], given.label, strict=True))
+    with tempfile.TemporaryDirectory() as folder:
+
+        def call(python: str, *words: str) -> float:
+            begun = time.perf_counter()
+            done = subprocess.run(
+                [python, "-m", "bayespot", *words], cwd=folder, capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                raise SystemExit(f"bayespot {' '.join(words)} failed:\n{done.stderr}")
+            return time.perf_counter() - begun
+
+        size = ("--n-stars", "5000", "--seed", str(given.seed))
+        call(builds[0][0], "simulate", given.system, *size, "-o", "stars.ecsv")
+        for python, label in builds:
+            call(python, "fit", "spherical", "stars.ecsv", "--seed", "1", "-o", label)
+        for repeat in range(given.repeats):
+            for name, words in {
+                "predict": ("--radii", "0.5:80:50", "-o", "fields.ecsv", "--overwrite"),
+                "report": (),
+                "check": ("stars.ecsv",),
+            }.items():
+                for python, label in builds:
+                    for drawn in (Path(folder) / label / "figures").glob("*.pdf"):
+                        drawn.unlink()  # as after the fit
+                    row = {"command": name, "build": label, "repeat": repeat}
+                    row["seconds"] = round(call(python, name, label, *words), 2)
+                    with given.out.with_stem(given.out.stem + "-commands").open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(f"{name}, {label}: {row['seconds']} s", flush=True)
+
+
 def _medians(path: Path) -> dict[str, dict[int, dict[str, float]]]:
     """By build and number of stars: medians over repeats of the stages' seconds, ``total`` and ``peak_mb``."""
     import numpy as np
@@ -159,7 +195,7 @@ def figure(path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "figure", "child"))
+    parser.add_argument("what", choices=("run", "commands", "figure", "child"))
     parser.add_argument("--n-stars", default="1000,10000,100000,1000000")
     parser.add_argument("--system", default="isochrone")
     parser.add_argument("--seed", type=int, default=11)
@@ -176,6 +212,8 @@ def main() -> None:
     given.label = given.label or given.python or ["this"]
     if given.what == "run":
         run(given)
+    elif given.what == "commands":
+        commands(given)
     else:
         figure(given.out)
 
