@@ -166,6 +166,7 @@ def figure(path: Path) -> None:
     """Print the medians as a table and draw time and memory against the number of stars, with their slopes."""
     import numpy as np
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     from bayespot.report import plots
 
@@ -186,7 +187,13 @@ def figure(path: Path) -> None:
                 if len(n) > 1:
                     slope = np.log(y[-1] / y[-2]) / np.log(n[-1] / n[-2])
                     name = f"{build}, slope {slope:.2f} at the end"
-                ax.loglog(n, y, marker=marker, ms=3, label=name)
+                ax.semilogx(n, y, marker=marker, ms=3, label=name)
+            if key == "total":
+                ax.set_yscale("log")
+                for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+                    axis(LogFormatter(minor_thresholds=(2, 0.5)))
+            else:
+                ax.set_ylim(bottom=0)
             ax.set_xlabel("stars")
             ax.set_ylabel(label)
             ax.legend()
