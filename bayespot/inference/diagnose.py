@@ -22,7 +22,7 @@ from bayespot.inference.verdict import verdict
 from bayespot.likelihood.outliers import LIKELY
 from bayespot.likelihood.phase_mixed import effective_samples
 
-#: Rows of a larger catalogue from which the importance weights are estimated (noise of about 0.05 in their logarithms).
+#: Rows of a larger catalogue from which the importance weights are estimated (noise of about 0.1 in their logarithms).
 _RATIO_ROWS = 40_000
 #: Most stars of the tests of phase mixing and symmetry.
 ANGLE_STARS = 20_000
