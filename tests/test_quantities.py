@@ -61,6 +61,8 @@ BY_HAND = (
 )  # fmt: skip
 #: Why an argument that holds numbers needs no decision about units.
 EXEMPT = {
+    "Potential.radial_draws.values": "draws of a posterior, tensors in the internal system",
+    "MassSlopeNetwork.radial_draws.values": "draws of a posterior, tensors in the internal system",
     "Diagnostics.__init__.*": "what a fit measured of itself",
     "FitResult.__init__.*": "a fit's own result",
     "AngleTest.__init__.*": "a test's result: chi-square and probability",

@@ -410,7 +410,7 @@ def test_symmetry_is_tested_through_a_selection(calm):
         assert symmetry_test(result.model, round_.w).directions.p_value < ALARM
         p_values = posterior_predictive(posterior, round_, 50, 1).p_values
         least.append(min(p_values["directions"], p_values["planes"]))
-    assert sorted(least)[1] > 0.1
+    assert sorted(least)[1] > 0.01
     flat = torch.cat([at_map(result, catalog, seed) for seed in range(2, 5)]) * torch.tensor([1, 1, 0.7] * 2)
     flat = flat[away_from_the_plane(flat[:, :3], flat[:, 3:]) > 0][:1000]
     check = posterior_predictive(posterior, Catalog(flat), 50, 1)
