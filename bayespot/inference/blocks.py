@@ -26,8 +26,8 @@ def stars_in(w: Tensor, n_rows: int) -> int:
 
 
 def mapped(function: Callable[[Tensor], T], w: Tensor, size: int = BLOCK) -> Iterator[T]:
-    """Yield ``function(block)`` of consecutive blocks of stars, in their order."""
-    yield from map(function, blocks(w, size))
+    """Return an iterator over ``function(block)`` of consecutive blocks of stars, in their order."""
+    return map(function, blocks(w, size))
 
 
 class Cut:

@@ -109,12 +109,7 @@ class Potential(AbstractPyroModule, Declared, abc.ABC):
         if not self.elementwise or not values or any(value.dim() != 1 for value in values.values()):
             return None
         fixed = freeze(self, {name: value.detach()[:, None] for name, value in values.items()})
-        with torch.enable_grad():
-            r = r.detach().expand(len(next(iter(values.values()))), -1).clone().requires_grad_()
-            phi = fixed.phi_r(r)
-            (slope,) = torch.autograd.grad(phi.sum(), r, create_graph=True)
-            (mass_slope,) = torch.autograd.grad((r**2 * slope).sum() / G, r)
-        return phi.detach(), slope.detach(), mass_slope
+        return radial_derivatives(fixed, r.expand(len(next(iter(values.values()))), -1))
 
     @takes_tensors(x="length")
     def acceleration(self, x: Tensor) -> Tensor:
@@ -292,6 +287,20 @@ class SumPotential(Potential):
             for i, member in enumerate(self.members)
             for name, value in member.initial_values().items()
         }
+
+
+@takes_tensors(r="length")
+def radial_derivatives(potential: Potential, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Return :math:`\Phi`, :math:`d\Phi/dr` and :math:`dM/dr` of a sphere at radii of any shape, without graphs.
+
+    In (km/s)^2, (km/s)^2/kpc and Msun/kpc, from one evaluation of Phi.
+    """
+    with torch.enable_grad():
+        r = r.detach().clone().requires_grad_()
+        phi = potential.phi_r(r)
+        (slope,) = torch.autograd.grad(phi.sum(), r, create_graph=True)
+        (mass_slope,) = torch.autograd.grad((r**2 * slope).sum() / G, r)
+    return phi.detach(), slope.detach(), mass_slope
 
 
 @takes_tensors(x="length")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayespot.potential.base import Potential
+from bayespot.potential.base import Potential, radial_derivatives
 from bayespot.pyro_modules import freeze
 from bayespot.units import G, takes, takes_tensors
 
@@ -186,13 +186,9 @@ def radial_fields(potential: Potential, r: Tensor) -> dict[str, Tensor]:
     With primes for d/dr: :math:`v_c^2 = r \Phi'`, :math:`M = r^2 \Phi' / G` and
     :math:`\rho = M' / 4 \pi r^2`; the numbers are those of the potential's own methods.
     """
-    with torch.enable_grad():
-        # as in `Potential.density`, the centre counts as 1e-60 kpc
-        r = r.detach().clamp(min=1e-60).requires_grad_()
-        phi = potential.phi_r(r)
-        (slope,) = torch.autograd.grad(phi.sum(), r, create_graph=True)
-        (mass_slope,) = torch.autograd.grad((r**2 * slope).sum() / G, r)
-    return _fields(r.detach(), phi.detach(), slope.detach(), mass_slope)
+    # as in `Potential.density`, the centre counts as 1e-60 kpc
+    r = r.detach().clamp(min=1e-60)
+    return _fields(r, *radial_derivatives(potential, r))
 
 
 @takes_tensors(r="length")

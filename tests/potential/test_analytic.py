@@ -99,6 +99,20 @@ def test_many_draws_at_once(name):
             torch.testing.assert_close(found[field][i], one[field], rtol=1e-9, atol=0.0)
 
 
+def test_many_draws_of_a_sum():
+    """A sum of spheres, sites of both members by their names; with a member that is no formula it is asked singly."""
+    r, n = RADII, 3
+    galaxy = Hernquist(5e10, 3.0) + NFW(7e11, 20.0)
+    values = {"members.0.m_tot": tensor([4e10, 5e10, 6e10]), "members.1.r_s": tensor([18.0, 20.0, 22.0])}
+    assert galaxy.radial_draws(values, r) is not None
+    found = radial_fields_of_draws(galaxy, values, r)
+    for i in range(n):
+        fixed = Hernquist(float(values["members.0.m_tot"][i]), 3.0) + NFW(7e11, float(values["members.1.r_s"][i]))
+        for field, wanted in radial_fields(fixed, r).items():
+            torch.testing.assert_close(found[field][i], wanted, rtol=1e-9, atol=0.0)
+    assert not (galaxy + MassSlopeNetwork(1.0, -2.0, 5.0, 25.0)).elementwise
+
+
 @pytest.mark.parametrize("q", [1.0, 0.8, 1.3])
 def test_contract_logarithmic(q):
     """The same, spherical and flattened, against the textbook's density."""
