@@ -216,6 +216,10 @@ def test_control_variate_of_minibatches(isochrone_stars, fitted):
     # every batch as often as any other: no bias at all
     assert abs(float(noise.mean())) < 1e-6
     torch.testing.assert_close(torch.stack(slopes).mean(0), slope, rtol=1e-9, atol=1e-7)
+    # of one batch the slope is that of its value: over all batches a wrong correction would cancel
+    h = 1e-5 * torch.linspace(-1, 1, len(u), dtype=torch.float64)
+    rise = float(batches.gradient(u + h)[0] - batches.gradient(u - h)[0])
+    assert rise == pytest.approx(2 * float(slopes[-1] @ h), rel=1e-4)
 
 
 def test_minibatches_of_unequal_size_are_taken_in_proportion(isochrone_stars, fitted):
