@@ -97,14 +97,18 @@ def bracketed_newton(
     low, high : Float[Tensor, "*batch"]
         Bracket; steps that leave it are replaced by bisection.
     start
-        First guess; the middle of the bracket by default.
+        First guess; the middle of the bracket by default, and where it is NaN.
     n_iter
         Most iterations.
     tolerance
-        It stops when every step is smaller than this fraction of x and of the bracket.
+        A root is left alone after a step smaller than this fraction of x and of the bracket, so that it does not
+        depend on the others.
     """
-    x = (low + high) / 2 if start is None else torch.minimum(torch.maximum(start, low), high)
+    x = (low + high) / 2
+    if start is not None:
+        x = torch.where(start.isnan(), x, torch.minimum(torch.maximum(start, low), high))
     scale = (high - low).abs()
+    settled = torch.zeros_like(x, dtype=torch.bool)
     for _ in range(n_iter):
         f, df = function(x)
         below = f < 0
@@ -114,8 +118,9 @@ def bracketed_newton(
         inside = (new >= low) & (new <= high)
         new = torch.where(inside, new, (low + high) / 2)
         moved = (new - x).abs()
-        x = new
-        if bool((moved <= tolerance * (x.abs() + scale)).all()):
+        x = torch.where(settled, x, new)
+        settled |= moved <= tolerance * (x.abs() + scale)
+        if bool(settled.all()):
             break
     return x
 
@@ -231,6 +236,25 @@ def bicubic_coefficients(value: Tensor, even_start: bool = False) -> Tensor:
     along_slope = cubic_coefficients(d_first, d_both)
     both = cubic_coefficients(along.permute(1, 2, 0), along_slope.permute(1, 2, 0))  # (m-1, 4b, n-1, 4a)
     return both.permute(2, 0, 3, 1).reshape((n - 1) * (m - 1), 16)
+
+
+def cosine_series(coefficients: Tensor, x: Tensor) -> Tensor:
+    """Return sum_k c[k - 1] cos(k x), k = 1, 2, ..., by Clenshaw's recurrence; ``coefficients`` (n, *shape of x)."""
+    b1, b2 = _clenshaw(coefficients, x)
+    return x.cos() * b1 - b2
+
+
+def sine_series(coefficients: Tensor, x: Tensor) -> Tensor:
+    """Return sum_k c[k - 1] sin(k x), k = 1, 2, ..., by Clenshaw's recurrence; ``coefficients`` (n, *shape of x)."""
+    return x.sin() * _clenshaw(coefficients, x)[0]
+
+
+def _clenshaw(coefficients: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    twice = 2 * x.cos()
+    b1 = b2 = torch.zeros_like(x)
+    for c in reversed(coefficients.unbind(0)):
+        b1, b2 = torch.addcmul(c - b2, twice, b1), b1
+    return b1, b2
 
 
 def gather_rows(table: Tensor, index: Tensor) -> Tensor:

@@ -91,3 +91,29 @@ def test_a_wall_is_lowest_at_the_best_point():
     value, slope = num.wall(best, best, 10.0)
     assert float(value) == 10.0
     assert not slope.any()
+
+
+def test_trigonometric_series():
+    """Clenshaw's sums equal the sums of sines and cosines, to rounding, and keep the shape of x."""
+    generator = torch.Generator().manual_seed(3)
+    c = torch.randn(23, 4, 5, generator=generator, dtype=torch.float64)
+    x = 3 * torch.randn(4, 5, generator=generator, dtype=torch.float64)
+    kx = torch.arange(1, 24, dtype=torch.float64).reshape(-1, 1, 1) * x
+    torch.testing.assert_close(num.cosine_series(c, x), (c * kx.cos()).sum(0), rtol=0, atol=1e-12)
+    torch.testing.assert_close(num.sine_series(c, x), (c * kx.sin()).sum(0), rtol=0, atol=1e-12)
+
+
+def test_roots_do_not_depend_on_their_company():
+    """A root solved alone and beside one that takes many more steps is the same to the last bit; NaN starts serve."""
+
+    def cubes(x):
+        return x**3 - target, 3 * x**2
+
+    low, high = torch.zeros(1, dtype=torch.float64), torch.full((1,), 1e3, dtype=torch.float64)
+    target = torch.tensor([8.1], dtype=torch.float64)
+    alone = num.bracketed_newton(cubes, low, high, start=torch.tensor([2.01], dtype=torch.float64), tolerance=1e-6)
+    target = torch.tensor([8.1, 1.0], dtype=torch.float64)
+    start = torch.tensor([2.01, torch.nan], dtype=torch.float64)
+    both = num.bracketed_newton(cubes, low.expand(2), high.expand(2), start=start, tolerance=1e-6)
+    assert float(both[0]) == float(alone)
+    assert float(both[1]) == pytest.approx(1.0, abs=1e-6)

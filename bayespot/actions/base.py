@@ -69,6 +69,10 @@ class ActionFinder(Declared, abc.ABC):
         """
         return self
 
+    def rough(self) -> ActionFinder:
+        """Return a finder for statistics of many stars: J and theta to 1e-5, at less cost where that exists."""
+        return self
+
     def through(self, change: Callable[[Tensor], Tensor]) -> ActionFinder:
         """Return the finder with every tensor that it keeps of a potential passed through ``change``."""
         return self

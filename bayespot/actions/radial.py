@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bayespot.actions.table import turning_points
-from bayespot.numerics import gauss_legendre, implicit_root, midpoint_angles
+from bayespot.numerics import cosine_series, gauss_legendre, implicit_root, midpoint_angles, sine_series
 from bayespot.potential.profile import RadialProfile
 
-_N = 48
+#: Points of the quadratures along an orbit.
+N_POINTS = 48
 #: L is kept between these fractions of L_c(E), where the quadratures keep about ten digits.
 _LEAST_L, _MOST_L = 1e-8, 1 - 1e-9
 #: In ln r from a turning point: closer, the potential's rise is its slope's (relative error d^2), not a difference.
 _NEAR = 2e-5
 #: 1 - |sin(psi)| at a turning point itself.
 _LEAST_RISE = 1e-30
+
+
+class Series(NamedTuple):
+    """A quantity that grows along an orbit from pericentre on, by its slope's ``mean`` over psi and cosines."""
+
+    mean: Tensor
+    coefficients: Tensor
+
+    def __call__(self, psi: Tensor) -> tuple[Tensor, Tensor]:
+        """Return it and its slope at psi (shape of the orbits)."""
+        turn, coefficients = psi + torch.pi / 2, self.coefficients
+        order = torch.arange(1, len(coefficients) + 1, dtype=psi.dtype).reshape(-1, *[1] * (coefficients.dim() - 1))
+        grown = self.mean * turn + sine_series(coefficients / order, turn)
+        return grown, self.mean + cosine_series(coefficients, turn)
 
 
 class RadialOrbits(NamedTuple):
@@ -34,18 +48,38 @@ class RadialOrbits(NamedTuple):
     L: Tensor
     mid: Tensor
     half: Tensor
+    n_points: int = N_POINTS
 
     @classmethod
-    def of(cls, profile: RadialProfile, energy: Tensor, L: Tensor) -> RadialOrbits:
-        """Find the turning points of bound orbits; energy (km/s)^2 and L (kpc km/s) have one shape."""
+    def of(
+        cls,
+        profile: RadialProfile,
+        energy: Tensor,
+        L: Tensor,
+        n_points: int = N_POINTS,
+        near: RadialOrbits | None = None,
+    ) -> RadialOrbits:
+        """Find the turning points of bound orbits; energy (km/s)^2 and L (kpc km/s) have one shape.
+
+        They are sought from those of orbits ``near`` by, if these are known.
+        """
         s_c, ln_lc = profile.circular(energy)
+        start = None if near is None else torch.stack([near.mid - near.half, near.mid + near.half]).detach()
         lc = ln_lc.exp()
         L = torch.minimum(torch.maximum(L, _LEAST_L * lc), _MOST_L * lc)
         s_peri, s_apo = (
             implicit_root(s, _f(profile, energy, L, s), _f_slope(profile, energy, s))
-            for s in turning_points(profile, energy.detach(), L.detach() ** 2, s_c.detach())
+            for s in turning_points(profile, energy.detach(), L.detach() ** 2, s_c.detach(), start)
         )
-        return cls(profile, energy, L, (s_apo + s_peri) / 2, (s_apo - s_peri) / 2)
+        return cls(profile, energy, L, (s_apo + s_peri) / 2, (s_apo - s_peri) / 2, n_points)
+
+    def detach(self) -> RadialOrbits:
+        """Return the same orbits without the graph of E, L and the turning points."""
+        return self._replace(**{name: getattr(self, name).detach() for name in ("energy", "L", "mid", "half")})
+
+    def some(self, index: tuple[Tensor, ...]) -> RadialOrbits:
+        """Return the orbits of the given indices."""
+        return self._replace(**{name: getattr(self, name)[index] for name in ("energy", "L", "mid", "half")})
 
     def s(self, psi: Tensor) -> Tensor:
         """Return ln r at psi (shape of the orbits, or with one more trailing axis)."""
@@ -89,50 +123,45 @@ class RadialOrbits(NamedTuple):
 
     def full(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return J_r (kpc km/s), Omega_r and Omega_L (km/s/kpc)."""
-        action, time, azimuth = (f.mean(-1) for f in self._integrand(midpoint_angles(_N) + torch.pi / 2))
+        turn = midpoint_angles(self.n_points) + torch.pi / 2
+        action, time, azimuth = (f.mean(-1) for f in self._integrand(turn))
         # mean over psi times pi is the integral from peri- to apocentre, half a period
         return action, 1 / time, azimuth / time
 
     def phases(self) -> tuple[Tensor, Tensor]:
-        """Return ln r at points along each orbit and the fractions of the period spent there, ``(*batch, 48)``.
+        """Return ln r at points along each orbit and the fractions of the period spent there, ``(*batch, n_points)``.
 
         The fractions are weights of an average over the radial angle, which is the average over time.
         """
-        psi = midpoint_angles(_N)
+        psi = midpoint_angles(self.n_points)
         _, time, _ = self._integrand(psi + torch.pi / 2)
         return self.mid[..., None] + self.half[..., None] * psi.sin(), time / time.sum(-1, keepdim=True)
 
     def since_pericentre(self, psi: Tensor) -> tuple[Tensor, Tensor]:
         """Return the time (kpc s/km) and the azimuth (rad) from pericentre to psi on the way out."""
-        nodes, weights = gauss_legendre(_N)
+        nodes, weights = gauss_legendre(self.n_points)
         span = (psi + torch.pi / 2)[..., None] / 2
         _, time, azimuth = self._integrand(span * (nodes + 1))
         return (time * span * weights).sum(-1), (azimuth * span * weights).sum(-1)
 
     @torch.no_grad()
-    def time_series(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """Return t and dt/dpsi since pericentre as a function of psi (shape of the orbits), from one quadrature.
+    def series(self) -> tuple[Series, Series]:
+        """Return time and azimuth since pericentre as series in psi, from one quadrature.
 
-        dt/dpsi is even about both turning points, a series of cosines whose coefficients its values at the midpoints
-        give; its integral is one of sines. Exact to the quadrature's error; `since_pericentre` is at any psi.
+        Their slopes are even about both turning points: series of cosines, whose coefficients the values at the
+        midpoints give. The integrals are series of sines. Exact to the quadrature's error; `since_pericentre` is at any psi.
         """
-        x = midpoint_angles(_N) + torch.pi / 2
-        order = torch.arange(1, _N, dtype=x.dtype)
-        _, slope, _ = self._integrand(x)
-        mean = slope.mean(-1)
-        coefficients = slope @ (torch.cos(x[:, None] * order) * (2 / _N))
+        x = midpoint_angles(self.n_points) + torch.pi / 2
+        order = torch.arange(1, self.n_points, dtype=x.dtype)
+        cosines = torch.cos(x[:, None] * order) * (2 / self.n_points)
+        _, *slopes = self._integrand(x)
+        time, azimuth = (Series(slope.mean(-1), (slope @ cosines).movedim(-1, 0).contiguous()) for slope in slopes)
+        return time, azimuth
 
-        def at(psi: Tensor) -> tuple[Tensor, Tensor]:
-            turn = psi + torch.pi / 2
-            phase = turn[..., None] * order
-            time = mean * turn + (coefficients / order * phase.sin()).sum(-1)
-            return time, mean + (coefficients * phase.cos()).sum(-1)
-
-        return at
-
-    def time_slope(self, psi: Tensor) -> Tensor:
-        """Return dt/dpsi at psi, finite at the turning points."""
-        return self._integrand(psi[..., None] + torch.pi / 2)[1][..., 0]
+    def slopes(self, psi: Tensor) -> tuple[Tensor, Tensor]:
+        """Return dt/dpsi (kpc s/km) and d(azimuth)/dpsi at psi, finite at the turning points."""
+        _, time, azimuth = self._integrand(psi[..., None] + torch.pi / 2)
+        return time[..., 0], azimuth[..., 0]
 
 
 def _f(profile: RadialProfile, energy: Tensor, L: Tensor, s: Tensor) -> Tensor:

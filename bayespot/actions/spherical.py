@@ -19,7 +19,7 @@ from bayespot.actions.plane import (
     split_angles,
     to_phase_space,
 )
-from bayespot.actions.radial import RadialOrbits
+from bayespot.actions.radial import N_POINTS, RadialOrbits
 from bayespot.actions.reach import BEYOND, profile_of_actions, profile_of_stars
 from bayespot.actions.table import ActionTable
 from bayespot.numerics import bracketed_newton, first_order_only, implicit_root
@@ -29,6 +29,9 @@ from bayespot.potential.profile import RadialProfile, require_spherical
 
 #: Node spacing in ln r: cubic interpolation errors of about 1e-9 and 2e-12 of the potential's variation.
 _DS_FAST, _DS_EXACT = 0.025, 0.005
+_N_ROUGH = 16
+#: Error of a phase in radians below which one Newton step is enough.
+_OFF = 1e-7
 
 
 class SphericalActions(ActionFinder, TorusMap):
@@ -36,7 +39,9 @@ class SphericalActions(ActionFinder, TorusMap):
 
     `capped_actions` and `actions` are the fast path: the potential is tabulated in ln r, J_r in two
     dimensions (`ActionTable`), and each star costs an interpolation. `actions_angles` and `phase_space`
-    integrate every star's radial motion (48-point quadrature) and are mutually inverse to rounding.
+    integrate every star's radial motion (48-point quadrature) and are mutually inverse to rounding. For statistics of
+    many stars ``exact=False`` makes do with 16 points, and where no gradient is asked for the inverse map reads
+    energies and phases off tables and series.
 
     First derivatives with respect to w, J, theta and the potential's parameters are exact; differentiating
     twice raises RuntimeError (turning points inside the table are constants, which is right only once).
@@ -47,7 +52,26 @@ class SphericalActions(ActionFinder, TorusMap):
     says (`ESCAPE_MARGIN`).
 
     Accuracy of J_r over J_r + L: fast path 1e-6 in the median, 1e-5 to 1e-4 at worst; `actions_angles` 1e-8.
+
+    Parameters
+    ----------
+    exact
+        Whether `actions_angles` and `phase_space` are exact to about 1e-8, or to 1e-5 and cheaper.
     """
+
+    #: Models stored before there was a choice have none of their own.
+    exact: bool = True
+
+    def __init__(self, exact: bool = True) -> None:
+        self.exact = exact
+
+    @property
+    def n_points(self) -> int:
+        """Quadrature points along an orbit."""
+        return N_POINTS if self.exact else _N_ROUGH
+
+    def rough(self) -> SphericalActions:
+        return SphericalActions(exact=False)
 
     def capped_actions(self, potential: Potential, w: Tensor) -> CappedActions:
         return self.tabulated(potential, w).capped_actions(potential, w)
@@ -64,7 +88,7 @@ class SphericalActions(ActionFinder, TorusMap):
         profile, *_ = profile_of_stars(potential, s, w[..., 3:], _DS_EXACT)
         phi = profile.phi(s)
         energy, excess = cap_energy((w[..., 3:] ** 2).sum(-1) / 2 + phi, phi, profile.escape_energy)
-        orbits = RadialOrbits.of(profile, energy, plane.L)
+        orbits = RadialOrbits.of(profile, energy, plane.L, self.n_points)
         J_r, Omega_r, Omega_L = orbits.full()
         sine = ((s - orbits.mid) / orbits.half).clamp(-1 + 1e-15, 1 - 1e-15)
         time, azimuth = orbits.since_pericentre(sine.asin())
@@ -86,15 +110,13 @@ class SphericalActions(ActionFinder, TorusMap):
         L = J_z + J_phi.abs()
         angles = split_angles(theta, J_phi)
         profile, s_first, s_last = profile_of_actions(potential, J_r.detach(), L.detach(), _DS_EXACT)
-        energy = self._energy(profile, s_first, s_last, J_r, L)
-        orbits = RadialOrbits.of(profile, energy, L)
+        orbits = self._orbits(profile, s_first, s_last, J_r, L)
         _, Omega_r, Omega_L = orbits.full()
-        psi = self._phase(orbits, Omega_r, angles.theta_r.abs())
-        time, azimuth = orbits.since_pericentre(psi)
+        psi, azimuth = self._phase(orbits, Omega_r, angles.theta_r.abs())
         outward = torch.where(angles.theta_r < 0, -1.0, 1.0).to(psi)
         r = orbits.s(psi).exp()
         v_r = outward * orbits.radial_momentum(psi) / r
-        lag = outward * (azimuth - Omega_L * time)
+        lag = outward * azimuth - Omega_L / Omega_r * angles.theta_r
         return first_order_only(to_phase_space(r, v_r, J_phi, J_z, angles.node, angles.theta_z + lag))
 
     def reaches(self, potential: Potential, J: Tensor) -> Tensor:
@@ -105,53 +127,79 @@ class SphericalActions(ActionFinder, TorusMap):
         largest = extent.profile.ln_lc_nodes[-1].exp() if extent.usable else 0.0
         return (L + J_r > 0) & (L + BEYOND * J_r < largest)
 
-    @staticmethod
-    def _energy(profile: RadialProfile, s_first: float, s_last: float, J_r: Tensor, L: Tensor) -> Tensor:
-        """Energy of the orbit with the given actions: table, then Newton on the exact quadrature."""
+    def _orbits(self, profile: RadialProfile, s_first: float, s_last: float, J_r: Tensor, L: Tensor) -> RadialOrbits:
+        """Orbits of the given actions: table, then (if exact) Newton on the quadrature."""
         with torch.no_grad():
-            table = ActionTable.of(profile, s_first, s_last)
-            s_low = profile.s_of_ln_lc(L.clamp(min=1e-12 * float((L + J_r).max())).log())
-
-            def residual(s: Tensor) -> tuple[Tensor, Tensor]:
-                lc = profile.ln_lc_at(s).exp()
-                g = table.g(s, (L / lc).clamp(0, 1).sqrt())
-                return (lc - L) * g - J_r, lc * g
-
-            s_high = profile.s_of_ln_lc((L + BEYOND * J_r).log())
-            # Newton on the exact quadrature follows, so the table need not be solved to rounding
-            s_c = bracketed_newton(residual, s_low, s_high, tolerance=1e-9)
-            energy = profile.phi(s_c) + profile.vc2_at(s_c) / 2
-            floor = profile.phi(s_low) + profile.vc2_at(s_low) / 2
-            for _ in range(3):
-                action, Omega_r, _ = RadialOrbits.of(profile, energy, L).full()
-                energy = torch.maximum(energy + (J_r - action) * Omega_r, floor)
+            energy, floor = self._tabulated_energy(profile, s_first, s_last, J_r, L)
+            orbits = RadialOrbits.of(profile, energy, L, self.n_points)
+            for _ in range(3 if self.exact else 0):
+                action, Omega_r, _ = orbits.full()
                 # implicit_root's step, the last one, squares what is left
                 if bool(((action - J_r).abs() <= 1e-7 * (J_r + L)).all()):
                     break
-        action, Omega_r, _ = RadialOrbits.of(profile, energy, L).full()
-        return implicit_root(energy, action - J_r, 1 / Omega_r)
+                energy = torch.maximum(energy + (J_r - action) * Omega_r, floor)
+                orbits = RadialOrbits.of(profile, energy, L, self.n_points, near=orbits)
+        if not (self.exact or torch.is_grad_enabled()):
+            return orbits
+        if torch.is_grad_enabled():
+            orbits = RadialOrbits.of(profile, energy, L, self.n_points, near=orbits)
+        action, Omega_r, _ = orbits.full()
+        energy = implicit_root(energy, action - J_r, 1 / Omega_r)
+        return RadialOrbits.of(profile, energy, L, self.n_points, near=orbits)
 
     @staticmethod
-    def _phase(orbits: RadialOrbits, Omega_r: Tensor, theta_r: Tensor) -> Tensor:
-        """Solve Omega_r t(psi) = theta_r for psi, theta_r in [0, pi] on the way out."""
-        fixed = RadialOrbits(orbits.profile, *(t.detach() for t in orbits[1:]))
-        series = fixed.time_series()
+    def _tabulated_energy(
+        profile: RadialProfile, s_first: float, s_last: float, J_r: Tensor, L: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Energy of the orbits of given actions by the table of J_r, and that of the circular orbits of their L."""
+        table = ActionTable.of(profile, s_first, s_last)
+
+        def residual(s: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                s = s.detach().requires_grad_()
+                lc = profile.ln_lc_at(s).exp()
+                action = (lc - L) * table.g(s, (L / lc).clamp(1e-30, 1).sqrt())
+                (slope,) = torch.autograd.grad(action.sum(), s)
+            return action.detach() - J_r, slope
+
+        s_low = profile.s_of_ln_lc(L.clamp(min=1e-12 * float((L + J_r).max())).log())
+        s_high = profile.s_of_ln_lc((L + BEYOND * J_r).log())
+        # L_c is L + J_r / g, with g between 1/2 and 1
+        start = profile.s_of_ln_lc((L + 1.5 * J_r).log())
+        s_c = bracketed_newton(residual, s_low, s_high, start=start, tolerance=1e-7)
+        energy, floor = (profile.phi(s) + profile.vc2_at(s) / 2 for s in (s_c, s_low))
+        return energy, floor
+
+    def _phase(self, orbits: RadialOrbits, Omega_r: Tensor, theta_r: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve Omega_r t(psi) = theta_r, in [0, pi] on the way out; return psi and the azimuth since pericentre."""
+        fixed = orbits.detach()
+        times, azimuths = fixed.series()
 
         def near(psi: Tensor) -> tuple[Tensor, Tensor]:
-            time, slope = series(psi)
+            time, slope = times(psi)
             return Omega_r * time - theta_r, Omega_r * slope
-
-        def residual(psi: Tensor) -> tuple[Tensor, Tensor]:
-            time, _ = fixed.since_pericentre(psi)
-            return Omega_r * time - theta_r, Omega_r * fixed.time_slope(psi)
 
         edge = torch.full_like(theta_r.detach(), torch.pi / 2)
         start = bracketed_newton(near, -edge, edge, n_iter=12, tolerance=1e-8)
-        # the series is as exact as the quadrature for most orbits; for the others it is a good start.
-        # implicit_root makes one more Newton step, which squares the remaining error
-        psi = bracketed_newton(residual, -edge, edge, start=start, tolerance=1e-8)
-        time, _ = orbits.since_pericentre(psi)
-        return implicit_root(psi, Omega_r * time - theta_r, Omega_r * orbits.time_slope(psi))
+        if not (self.exact or torch.is_grad_enabled()):
+            return start, azimuths(start)[0]
+        time, azimuth = orbits.since_pericentre(start)
+        # the series is as exact as the quadrature for most orbits
+        off = torch.nonzero((Omega_r * time - theta_r).detach().abs() > _OFF, as_tuple=True)
+        if len(off[0]):
+            rest, Omega, theta = fixed.some(off), Omega_r.detach()[off], theta_r.detach()[off]
+
+            def residual(psi: Tensor) -> tuple[Tensor, Tensor]:
+                time, _ = rest.since_pericentre(psi)
+                return Omega * time - theta, Omega * rest.slopes(psi)[0]
+
+            solved = bracketed_newton(residual, -edge[off], edge[off], start=start[off], tolerance=1e-8)
+            start = start.index_put(off, solved)
+            time, azimuth = orbits.since_pericentre(start)
+        # one more Newton step, which squares what is left and carries the derivatives of psi
+        time_slope, azimuth_slope = orbits.slopes(start)
+        psi = implicit_root(start, Omega_r * time - theta_r, Omega_r * time_slope)
+        return psi, azimuth + azimuth_slope.detach() * (psi - start)
 
 
 class TabulatedActions(ActionFinder):
@@ -161,12 +209,12 @@ class TabulatedActions(ActionFinder):
     ----------
     table
         J_r of the orbits of all stars that are asked for.
-    exact
+    angles
         The finder that computes angles and frequencies.
     """
 
-    def __init__(self, table: ActionTable, exact: SphericalActions) -> None:
-        self.table, self.exact = table, exact
+    def __init__(self, table: ActionTable, angles: SphericalActions) -> None:
+        self.table, self.angles = table, angles
 
     def capped_actions(self, potential: Potential, w: Tensor) -> CappedActions:
         """Return `SphericalActions.capped_actions`; the potential is that of the tables, whatever is given."""
@@ -179,8 +227,12 @@ class TabulatedActions(ActionFinder):
         return CappedActions(combine_actions(first_order_only(J_r), angular), excess)
 
     def actions_angles(self, potential: Potential, w: Tensor) -> ActionAngles:
-        return self.exact.actions_angles(potential, w)
+        return self.angles.actions_angles(potential, w)
+
+    def rough(self) -> TabulatedActions:
+        """Return the same with `SphericalActions.rough`."""
+        return TabulatedActions(self.table, self.angles.rough())
 
     def through(self, change: Callable[[Tensor], Tensor]) -> TabulatedActions:
         """Return the same with every table passed through ``change``."""
-        return TabulatedActions(self.table.through(change), self.exact)
+        return TabulatedActions(self.table.through(change), self.angles)

@@ -225,27 +225,36 @@ def _turning_points_of_rows(profile: RadialProfile, energy: Tensor, l2: Tensor, 
 
 
 @torch.no_grad()
-def turning_points(profile: RadialProfile, energy: Tensor, l2: Tensor, s_c: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ln r of pericentre and apocentre, without gradients.
+def turning_points(
+    profile: RadialProfile, energy: Tensor, l2: Tensor, s_c: Tensor, start: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Return ln r of pericentre and apocentre, without gradients.
 
-    Roots of ln[2 (E - Phi) r^2 / L^2], nearly straight in ln r on both sides of the circular radius s_c.
+    Roots of ln[2 (E - Phi) r^2 / L^2] within the circular radius s_c and of 2 (E - Phi) - (L/r)^2 outside, which are
+    nearly straight in ln r there. Sought from ``start`` (2, ...), by default from :math:`r^p = r_c^p (1 \mp e)` with
+    :math:`e^2 = 1 - (L/L_c)^2` and :math:`p^2 = 2 + d\ln v_c^2/d\ln r` at r_c, which holds for Kepler's, for harmonic
+    and for nearly circular orbits.
     """
     s_c = s_c.expand(torch.broadcast_shapes(s_c.shape, l2.shape))
     ln_l2 = l2.log()
     ln_eta = (ln_l2 / 2 - profile.ln_lc_at(s_c)).clamp(max=0)
-    # both in one array: a table is so small that the cost is the number of operations
-    sign = torch.tensor([1.0, -1.0], dtype=s_c.dtype).reshape(2, *[1] * s_c.dim())
 
     def rising(s: Tensor) -> tuple[Tensor, Tensor]:
         phi, vc2 = profile.phi_and_vc2(s)
         kinetic = 2 * (energy - phi)
-        # beyond the zero-velocity radius the slope is NaN, which sends the root finder to bisection
-        value = torch.where(kinetic > 0, kinetic, 1e-300).log() + 2 * s - ln_l2
-        return sign * value, torch.where(kinetic > 0, sign * (2 - 2 * vc2 / kinetic), torch.nan)
+        inner = kinetic[0].clamp(min=1e-300)
+        centrifugal = l2 * (-2 * s[1]).exp()
+        value = torch.stack([inner.log() + 2 * s[0] - ln_l2, centrifugal - kinetic[1]])
+        return value, torch.stack([2 - 2 * vc2[0] / inner, 2 * (vc2[1] - centrifugal)])
 
     # the apocentre is at most 2 r_c (Kepler's radial orbit)
     low, high = torch.stack([s_c + 4 * ln_eta - 4, s_c]), torch.stack([s_c, s_c + 0.7])
-    start = torch.stack([s_c + ln_eta - 0.1, s_c + 0.5])
+    if start is None:
+        e2 = -torch.expm1(2 * ln_eta)
+        e = e2.sqrt()
+        power = (2 + profile.ln_vc2_slope[profile.nodes_at(s_c)]).sqrt()
+        # 1 - e without its cancellation
+        start = s_c + torch.stack([2 * ln_eta - torch.log1p(e), torch.log1p(e)]) / power
     # Newton squares the last step's error, and that of J_r is of second order in the turning points'
     peri, apo = bracketed_newton(rising, low, high, start=start, tolerance=1e-9)
     return peri, apo

@@ -163,9 +163,9 @@ def _mahalanobis(total: Tensor, covariance: Tensor) -> QuadrupoleTest:
 
 
 def _chi2(statistic: float, dof: int) -> QuadrupoleTest:
-    from scipy.stats import chi2
+    from scipy.special import chdtrc
 
-    return QuadrupoleTest(statistic, dof, float(chi2.sf(statistic, dof)) if dof else 1.0)
+    return QuadrupoleTest(statistic, dof, float(chdtrc(dof, statistic)) if dof else 1.0)
 
 
 def symmetry_warnings(potential: str, df: str, test: SymmetryTest) -> list[tuple[int, str]]:

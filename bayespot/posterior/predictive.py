@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bayespot.actions.base import TorusMap
 from bayespot.callers_state import keeps_callers_state
-from bayespot.inference.phase_mixing import angle_statistic
+from bayespot.inference.phase_mixing import AngleTest, angle_statistic, angle_test
 from bayespot.inference.symmetry import directions_and_planes, moments
 from bayespot.likelihood.chain import Chain
 from bayespot.likelihood.errors import ErrorScatter
@@ -142,11 +142,10 @@ def posterior_predictive(
             model, values = few.source(i)
             if id(model) not in replicas:
                 replicas[id(model)] = Replicator(model, catalog)
-            w = replicas[id(model)].draw(values, seed * 1_000_003 + i)
-            fixed = model.at(values)
-            for store, stars in ((observed, catalog.w), (replicated, w)):
-                store["angles"].append(angle_statistic(fixed, stars).statistic)
-            for name, value in (profiles(w.numpy(), edges) | orientations(w)).items():
+            replica, fixed = replicas[id(model)].draw(values, seed * 1_000_003 + i), model.at(values)
+            observed["angles"].append(angle_statistic(fixed, catalog.w).statistic)
+            replicated["angles"].append(replica.angle_test(fixed).statistic)
+            for name, value in (profiles(replica.w.numpy(), edges) | orientations(replica.w)).items():
                 replicated[name].append(value)
                 observed[name].append(observed_profile[name])
             if tick:
@@ -154,6 +153,20 @@ def posterior_predictive(
     seen, drawn = ({k: np.asarray(v) for k, v in store.items()} for store in (observed, replicated))
     p_values = {name: _p_value(seen[name], drawn[name]) for name in seen}
     return Predictive(edges, middle, seen, drawn, p_values, _verdict(p_values, few.n_draws))
+
+
+class Replica(NamedTuple):
+    """A replicated catalogue: ``w (n, 6)`` as observed and, if that is without errors, ``J`` and ``theta (n, 3)``."""
+
+    w: Tensor
+    J: Tensor | None = None
+    theta: Tensor | None = None
+
+    def angle_test(self, fixed: SnapshotModel) -> AngleTest:
+        """Return `angle_statistic` of the replica in the potential that it was drawn in."""
+        if self.J is None or self.theta is None:
+            return angle_statistic(fixed, self.w)
+        return angle_test(self.J, self.theta)
 
 
 class Replicator:
@@ -171,8 +184,8 @@ class Replicator:
         self.model, self.n = model, len(catalog)
         self.scatter = None if model.errors is None else ErrorScatter(catalog)
 
-    def draw(self, values: Mapping[str, Tensor], seed: int) -> Tensor:
-        """Return w ``(n, 6)`` as it would be observed, for one set of values of the sites.
+    def draw(self, values: Mapping[str, Tensor], seed: int) -> Replica:
+        """Return the catalogue as it would be observed, for one set of values of the sites.
 
         Raises
         ------
@@ -180,32 +193,35 @@ class Replicator:
             If the selection keeps less than one star in 10^4 of the population.
         """
         chain, selection = self.model.chain(values), self.model.selection
-        kept: list[Tensor] = []
-        fraction, tried = 1.0, 0
+        kept: list[tuple[Tensor, ...]] = []
+        fraction, tried, found = 1.0, 0, 0
         generator = torch.Generator().manual_seed(seed)
-        while (found := sum(map(len, kept))) < self.n:
+        while found < self.n:
             if tried > 1e4 * (found + 1):
                 raise ValueError(f"{selection} keeps {found} of {tried} stars of the population: nothing to replicate")
             ask = min(int(1.2 * (self.n - found) / fraction) + 50, _BATCH)
-            true, w = self._observed(chain, ask, generator)
+            true, *stars = self._observed(chain, ask, generator)
             if selection is not None:
-                s = selection(true if self.model.selection_sees == "true" else w)
-                w = w[torch.rand(s.shape, generator=generator, dtype=torch.float64) < s]
-            kept.append(w)
+                s = selection(true if self.model.selection_sees == "true" else stars[0])
+                seen = torch.rand(s.shape, generator=generator, dtype=torch.float64) < s
+                stars = [part[seen] for part in stars]
+            kept.append(tuple(stars))
             tried += ask
-            fraction = max(sum(map(len, kept)), 1) / tried
-        return torch.cat(kept)[: self.n]
+            found += len(stars[0])
+            fraction = max(found, 1) / tried
+        w, J, theta = (torch.cat(parts)[: self.n] for parts in zip(*kept, strict=True))
+        return Replica(w, J, theta) if self.scatter is None else Replica(w)
 
-    def _observed(self, chain: Chain, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return true and observed w of about n stars, without selection."""
+    def _observed(self, chain: Chain, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return true and observed w, J and theta of about n stars, without selection."""
         # seeds of their own: equal ones would tie actions, angles and errors together
         first, second = torch.randint(2**31, (2,), generator=generator).tolist()
-        torus_map = cast("TorusMap", chain.finder)
+        torus_map = cast("TorusMap", chain.finder.rough())
         J = chain.df.sample(n, first)
         J = J[torus_map.reaches(chain.potential, J)]
         theta = 2 * math.pi * torch.rand(J.shape, generator=generator, dtype=torch.float64)
         true = torus_map.phase_space(chain.potential, J, theta)
-        return true, true if self.scatter is None else self.scatter(true, second)
+        return true, true if self.scatter is None else self.scatter(true, second), J, theta
 
 
 @takes(w="phase_space", edges="length")

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from bayespot.numerics import (
-    bracketed_newton,
     cubic_coefficients,
     gather_rows,
     horner,
@@ -270,14 +269,10 @@ class RadialProfile:
     @takes_tensors(ln_lc="number")
     @torch.no_grad()
     def s_of_ln_lc(self, ln_lc: Tensor) -> Tensor:
-        """Return s = ln r of the circular orbit with angular momentum exp(ln_lc), without gradients."""
-
-        def residual(s: Tensor) -> tuple[Tensor, Tensor]:
-            here = self.ln_lc_at(s)
-            return here - ln_lc, (self.ln_lc_at(s + 1e-5) - here) / 1e-5
-
-        low, high = torch.full_like(ln_lc, self.s_first), torch.full_like(ln_lc, self.s_last)
-        return bracketed_newton(residual, low, high)
+        """Return s = ln r of the circular orbit with angular momentum exp(ln_lc), on the grid, without gradients."""
+        index = (torch.searchsorted(self.ln_lc_nodes, ln_lc.contiguous()) - 1).clamp(0, len(self.vc2) - 2)
+        cubics = gather_rows(self.circular_cubics, index)[..., 4:]
+        return self.s_first + self.ds * (index + inverted_cubics(cubics, ln_lc))
 
 
 def _limit(phi: Tensor, vc2: Tensor, q: Tensor) -> Tensor:

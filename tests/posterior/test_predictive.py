@@ -261,7 +261,7 @@ def at_map(result: FitResult, catalog: Catalog, seed: int, **parts) -> torch.Ten
     """A replica at the MAP, with other parts of the model."""
     model = SnapshotModel(result.model.potential, result.model.df, finder=FINDER, **parts)
     with torch.no_grad():
-        return Replicator(model, catalog).draw(result.map, seed)
+        return Replicator(model, catalog).draw(result.map, seed).w
 
 
 def test_replicas_are_the_population(calm):
@@ -292,7 +292,7 @@ def test_orbits_beyond_the_map_are_left_out(calm):
 
     model = SnapshotModel(result.model.potential, result.model.df, finder=Short())
     with torch.no_grad():
-        w = Replicator(model, catalog).draw(result.map, 1)
+        w = Replicator(model, catalog).draw(result.map, 1).w
         J = FINDER.actions(result.model.at(result.map).potential, w)
     assert len(w) == len(catalog)
     assert float(J[:, 0].max()) < 200.01
