@@ -149,7 +149,8 @@ class RadialOrbits(NamedTuple):
         """Return time and azimuth since pericentre as series in psi, from one quadrature.
 
         Their slopes are even about both turning points: series of cosines, whose coefficients the values at the
-        midpoints give. The integrals are series of sines. Exact to the quadrature's error; `since_pericentre` is at any psi.
+        midpoints give. The integrals are series of sines, as exact as the quadrature;
+        `since_pericentre` is so at any psi.
         """
         x = midpoint_angles(self.n_points) + torch.pi / 2
         order = torch.arange(1, self.n_points, dtype=x.dtype)

@@ -127,6 +127,6 @@ def reweighted_where_it_matters(
     except ValueError:  # a run of a version that did not keep weights
         return None
     after = posterior.reweighted()
-    old, new = before.field("circular_speed", radii), after.field("circular_speed", radii)
+    old, new = (one.radial_fields(radii, ["circular_speed"])["circular_speed"] for one in (before, after))
     change = np.maximum(np.abs(new.mean - old.mean), np.abs(new.sd - old.sd)) / old.sd
     return after if float(change.max()) > WORTH_SHOWING else None
