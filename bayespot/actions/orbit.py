@@ -92,6 +92,20 @@ def integrate(
     return _forward(potential, weights, n_substeps, intervals, w)
 
 
+@takes_tensors(w="phase_space", time="time")
+@torch.no_grad()
+def advance(potential: Potential, w: Tensor, time: Tensor, method: Method = "yoshida4", n_steps: int = 1) -> Tensor:
+    """Return ``w (*batch, 6)`` after a time of its own for every star, ``time (*batch)`` in kpc/(km/s).
+
+    In ``n_steps`` equal steps and without derivatives; see `integrate` for the methods.
+    """
+    weights, step = _weights(method), (time / n_steps)[..., None]
+    x, v = w[..., :3], w[..., 3:]
+    for _ in range(n_steps):
+        x, v = _step(potential, x, v, step, weights)
+    return torch.cat([x, v], -1)
+
+
 class TransformedOrbit(NamedTuple):
     """``times (n_out, *batch)`` in kpc/(km/s), ``w (n_out, *batch, 6)`` and ``rate (n_out, *batch)`` = dt/ds."""
 

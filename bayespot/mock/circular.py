@@ -1,0 +1,109 @@
+"""Circular orbits in the plane of an axisymmetric potential, tabulated."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bayespot.potential.base import Potential
+from bayespot.units import Declared, takes
+
+Array = NDArray[np.float64]
+
+#: Radii in kpc that are tabulated, and nodes per unit of ln R.
+R_RANGE, _PER_UNIT = (1e-4, 1e4), 40
+
+
+class CircularOrbit(NamedTuple):
+    """Radius R (kpc), energy E ((km/s)^2), angular momentum L (kpc km/s) and the frequencies (km/s/kpc)."""
+
+    R: Array
+    E: Array
+    L: Array
+    omega: Array
+    kappa: Array
+    nu: Array
+
+
+class CircularOrbits(Declared):
+    r"""Circular orbits in z = 0: their frequencies Omega, kappa and nu, found by radius, energy or angular momentum.
+
+    .. math::
+        \Omega^2 = \frac{1}{R} \frac{\partial\Phi}{\partial R}, \quad
+        \kappa^2 = \frac{\partial^2\Phi}{\partial R^2} + 3 \Omega^2, \quad
+        \nu^2 = \frac{\partial^2\Phi}{\partial z^2}
+
+    Parameters
+    ----------
+    potential
+        Spherical or axisymmetric about z, its parameters numbers.
+
+    Raises
+    ------
+    ValueError
+        If the potential is triaxial, has priors, or a circular orbit between 10^-4 and 10^4 kpc is unstable.
+
+    References
+    ----------
+    Binney & Tremaine (2008), equations 3.79.
+    """
+
+    def __init__(self, potential: Potential) -> None:
+        if potential.symmetry == "triaxial":
+            raise ValueError(f"{type(potential).__name__} is triaxial: it has no circular orbits in z = 0")
+        ln_R = np.linspace(*np.log(R_RANGE), round(_PER_UNIT * math.log(R_RANGE[1] / R_RANGE[0])) + 1)
+        R = torch.as_tensor(np.exp(ln_R))
+        with torch.enable_grad():
+            at = R.clone().requires_grad_()
+            height = torch.zeros_like(R).requires_grad_()
+            phi = potential.phi(torch.stack([at, torch.zeros_like(at), height], -1))
+            slope_R, slope_z = torch.autograd.grad(phi.sum(), (at, height), create_graph=True)
+            (phi_RR,) = torch.autograd.grad(slope_R.sum(), at, retain_graph=True)
+            (phi_zz,) = torch.autograd.grad(slope_z.sum(), height)
+        phi, slope_R = phi.detach(), slope_R.detach()
+        omega2 = slope_R / R
+        squares = {"Omega": omega2, "kappa": phi_RR + 3 * omega2, "nu": phi_zz}
+        for name, square in squares.items():
+            bad = ~(square > 0)
+            if bool(bad.any()):
+                raise ValueError(
+                    f"circular orbits of this potential are unstable at R = {float(R[bad][0]):.4g} kpc, where {name}^2 = "
+                    f"{float(square[bad][0]):.4g} (km/s/kpc)^2"
+                )
+        columns = [phi + R * slope_R / 2, (R**3 * slope_R).sqrt(), *(square.sqrt() for square in squares.values())]
+        self._ln_R = ln_R
+        self._columns = [column.numpy() for column in columns]
+        from scipy.interpolate import CubicSpline
+
+        energy, *others = self._columns
+        self._splines = [CubicSpline(ln_R, energy), *(CubicSpline(ln_R, np.log(column)) for column in others)]
+
+    @takes(R="length")
+    def at(self, R: Array) -> CircularOrbit:
+        """Return the circular orbits of given radii in kpc."""
+        s = np.log(R)
+        energy, *others = (spline(s) for spline in self._splines)
+        return CircularOrbit(np.asarray(R), energy, *(np.exp(other) for other in others))
+
+    @takes(L="action")
+    def radius(self, L: Array) -> Array:
+        """Return the radii (kpc) of the circular orbits of given angular momenta in kpc km/s."""
+        s = np.interp(np.log(np.clip(L, self._columns[1][0], None)), np.log(self._columns[1]), self._ln_R)
+        return np.exp(self._refined(s, 1, np.log(np.clip(L, self._columns[1][0], None))))
+
+    @takes(E="potential")
+    def radius_of_energy(self, E: Array) -> Array:
+        """Return the radii (kpc) of the circular orbits of given energies in (km/s)^2; the ends' beyond the table."""
+        E = np.clip(E, self._columns[0][0], self._columns[0][-1])
+        return np.exp(self._refined(np.interp(E, self._columns[0], self._ln_R), 0, E))
+
+    def _refined(self, s: Array, column: int, target: Array) -> Array:
+        """Newton's method on a spline from where straight lines between the nodes lead."""
+        spline = self._splines[column]
+        for _ in range(4):
+            s = np.clip(s - (spline(s) - target) / spline(s, 1), self._ln_R[0], self._ln_R[-1])
+        return s

@@ -1,0 +1,84 @@
+"""Phase mixing: stars followed along their orbits until their phases are those of an equilibrium."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bayespot.actions.orbit import advance, integrate_transformed
+from bayespot.mock.circular import CircularOrbits
+from bayespot.potential.base import Potential
+from bayespot.units import takes_tensors
+
+#: Steps of the integrator in the shortest period of the circular orbit with a star's energy.
+_STEPS_PER_PERIOD = 80
+#: Steps between two looks at the stars' clocks.
+_CHUNK = 50
+#: Distance from the centre, over the circular radius, within which steps no longer shrink.
+_SOFTENING = 0.02
+
+
+@takes_tensors(w="phase_space")
+@torch.no_grad()
+def phase_mixed(
+    potential: Potential,
+    w: Tensor,
+    seed: int,
+    n_periods: float = 10.0,
+    tick: Callable[[float], None] | None = None,
+) -> Tensor:
+    r"""Return stars after a random time, of ``n_periods / 2`` to ``n_periods`` periods of their own, on their orbits.
+
+    What the stars were drawn from need only be near an equilibrium: averaged over times t to 2t, what is not stationary
+    falls at least as 1/t, and energies and L_z are those of the stars given. The period is that of the circular orbit
+    of the star's energy. Steps are proportional to the distance from the centre, so that plunging orbits are followed
+    as well as round ones.
+
+    Parameters
+    ----------
+    potential
+        Spherical or axisymmetric, its parameters numbers.
+    w : Float[Tensor, "n 6"]
+        Bound stars in kpc and km/s.
+    seed
+        Of the times.
+    n_periods
+        Periods at most.
+    tick
+        Called with the fraction done.
+
+    Raises
+    ------
+    ValueError
+        If the potential is triaxial or has unstable circular orbits, or ``n_periods`` is not positive.
+    """
+    if not 0 < n_periods < math.inf:
+        raise ValueError(f"n_periods must be positive, got {n_periods}")
+    orbits = CircularOrbits(potential)
+    energy = (w[:, 3:] ** 2).sum(-1) / 2 + potential.phi(w[:, :3])
+    near = orbits.at(orbits.radius_of_energy(energy.numpy()))
+    scale, omega = torch.as_tensor(near.R), torch.as_tensor(near.omega)
+    fastest = torch.maximum(omega, torch.maximum(torch.as_tensor(near.kappa), torch.as_tensor(near.nu)))
+    generator = torch.Generator().manual_seed(seed)
+    wanted = math.pi * n_periods * (1 + torch.rand(len(w), generator=generator, dtype=w.dtype)) / omega
+    step = 2 * math.pi / (_STEPS_PER_PERIOD * fastest)
+    left, result, todo = wanted.clone(), w.clone(), torch.arange(len(w))
+    while len(todo):
+        at, clock, length = result[todo], left[todo], step[todo]
+        orbit = integrate_transformed(
+            potential, at, scale[todo], _SOFTENING * scale[todo], length, _CHUNK, method="yoshida4"
+        )
+        # the last output before a star's time is up; from there it is less than a step
+        passed = (orbit.times <= clock).sum(0) - 1
+        index = torch.arange(len(todo))
+        result[todo], left[todo] = orbit.w[passed, index], clock - orbit.times[passed, index]
+        done = passed < _CHUNK
+        stop = todo[done]
+        result[stop] = advance(potential, result[stop], left[stop], n_steps=2)
+        todo = todo[~done]
+        if tick is not None:
+            tick(1 - len(todo) / len(w))
+    return result
