@@ -116,7 +116,9 @@ EXEMPT = {
 KIND_OF = {
     "r": "length", "x": "length", "radii": "length", "points": "length", "positions": "length", "stars_r": "length",
     "observer": "length", "extent": "length", "anisotropy_radius": "length", "r_s": "length", "r_c": "length",
-    "r_0": "length", "r_min": "length", "r_max": "length", "d_min": "length", "d_max": "length", "ro": "length",
+    "r_0": "length", "R": "length", "z_max": "length", "a": "length", "b": "length", "r_d": "length", "h_z": "length",
+    "r_hole": "length", "r_cut": "length", "rho_0": "density", "sigma_0": "surface_density",
+    "r_min": "length", "r_max": "length", "d_min": "length", "d_max": "length", "ro": "length",
     "m_tot": "mass", "m_s": "mass", "m_0": "mass", "mass": "mass", "v_0": "speed", "vo": "speed", "v_error": "speed",
     "times": "time", "at": "time", "w": "phase_space", "J": "action", "theta": "phase", "scale_r": "action",
     "scale_L": "action", "scale_z": "action", "beta": "number", "gamma": "number",
@@ -126,6 +128,7 @@ OTHERWISE = {"ActionChart.smooth_of_uniform.x": "number", "shrinking_sphere.at":
 #: Units that are not the internal ones.
 OTHER = {
     "length": "pc", "mass": "1e9 Msun", "speed": "m / s", "time": "Gyr", "action": "pc km / s", "potential": "m2 / s2",
+    "density": "Msun / pc3", "surface_density": "Msun / pc2",
     "angle": "rad", "phase": "deg", "proper_motion": "arcsec / yr", "parallax": "arcsec", "magnitude": "mmag",
     "minutes": "s", "number": "%",
 }  # fmt: skip
@@ -288,6 +291,15 @@ EXAMPLES = {
     "nfw": (potential.NFW, {"m_s": 8e11, "r_s": 20.0}, speeds),
     "power law": (potential.PowerLaw, {"m_0": 1e10, "r_0": 2.0, "gamma": 1.5}, speeds),
     "core": (potential.CoredPowerLaw, {"m_0": 1e10, "r_c": 2.0, "gamma": 2.5}, speeds),
+    "Miyamoto-Nagai": (potential.MiyamotoNagai, {"m_tot": 7e10, "a": 3.0, "b": 0.3}, speeds),
+    "cut-off": (potential.PowerLawCutoff, {"m_tot": 7e10, "r_c": 2.0, "gamma": 1.8}, speeds),
+    "spheroid": (
+        potential.DoublePowerLaw,
+        {"rho_0": 1e7, "r_s": 20.0, "gamma": 1.0, "beta": 3.0, "q": 0.8, "r_cut": 100.0},
+        speeds,
+    ),
+    "disc": (potential.ExponentialDisc, {"sigma_0": 9e8, "r_d": 2.5, "h_z": 0.3, "r_hole": 0.1}, speeds),
+    "column": (SPHERE.surface_density, {"R": 8.0, "z_max": 1.1}, np.asarray),
     "logarithmic": (potential.Logarithmic, {"v_0": 220.0, "r_c": 1.0, "q": 0.9}, speeds),
     "table": (TabulatedSphere, {"r": GRID, "phi": -G * 1e10 / np.sqrt(1 + GRID**2)}, speeds),
     "masses": (TabulatedSphere.from_mass, {"r": GRID, "mass": 1e10 * GRID**3 * (1 + GRID**2) ** -1.5}, speeds),

@@ -18,10 +18,15 @@ from bayespot.potential.analytic import (
 )
 from bayespot.potential.base import Potential, radius
 from bayespot.potential.callables import CallablePotential
+from bayespot.potential.discs import ExponentialDisc
 from bayespot.potential.exchange import from_gala, from_galpy
 from bayespot.potential.fields import RADIAL_FIELDS, Field, PlaneField, truth_field
+from bayespot.potential.flattened import MiyamotoNagai, Satoh
+from bayespot.potential.galaxies import McMillan17, MWPotential2014
+from bayespot.potential.multipole import MultipoleExpansion
 from bayespot.potential.neural import DirectNetwork, MassSlopeNetwork
 from bayespot.potential.profile import RadialProfile
+from bayespot.potential.spheroids import DoublePowerLaw, PowerLawCutoff
 from bayespot.potential.symbolic import SymbolicPotential
 from bayespot.potential.tabulated import TabulatedSphere
 
@@ -34,17 +39,25 @@ __all__ = [
     "CallablePotential",
     "CoredPowerLaw",
     "DirectNetwork",
+    "DoublePowerLaw",
+    "ExponentialDisc",
     "Field",
     "Hernquist",
     "Isochrone",
     "Jaffe",
     "Logarithmic",
+    "MWPotential2014",
     "MassSlopeNetwork",
+    "McMillan17",
+    "MiyamotoNagai",
+    "MultipoleExpansion",
     "PlaneField",
     "Plummer",
     "Potential",
     "PowerLaw",
+    "PowerLawCutoff",
     "RadialProfile",
+    "Satoh",
     "SumPotential",
     "SymbolicPotential",
     "TabulatedSphere",

@@ -8,14 +8,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from pyro.nn import PyroParam, PyroSample
 from torch import Tensor
-from torch.distributions import Distribution
 
 from bayespot.potential.base import Potential, SumPotential, Symmetry, radius
+from bayespot.potential.parameters import Value, is_number_one, set_checked
 from bayespot.units import G, takes, takes_tensors
-
-Value = float | Tensor | Distribution | PyroSample | PyroParam
 
 
 class AnalyticPotential(Potential, abc.ABC):
@@ -35,15 +32,7 @@ class AnalyticPotential(Potential, abc.ABC):
 
     def _set(self, name: str, value: Value, low: float = 0.0, high: float = math.inf, closed: str = "") -> None:
         """Check ``low < value < high`` (``closed`` names the ends that count as inside) and store it."""
-        if not isinstance(value, Distribution | PyroSample | PyroParam):
-            v = torch.as_tensor(value, dtype=torch.float64).detach()
-            above = v >= low if "[" in closed else v > low
-            below = v <= high if "]" in closed else v < high
-            if not bool((above & below).all()):
-                left, right = "[" if "[" in closed else "(", "]" if "]" in closed else ")"
-                wanted = "positive" if (low, high) == (0.0, math.inf) else f"in {left}{low:g}, {high:g}{right}"
-                raise ValueError(f"{name} of {type(self).__name__} must be {wanted} and finite, got {value}")
-        self._set_parameter(name, value)
+        set_checked(self, name, value, low, high, closed)
 
 
 class AnalyticSphere(AnalyticPotential, abc.ABC):
@@ -370,8 +359,7 @@ class Logarithmic(AnalyticPotential):
         self._set("v_0", v_0)
         self._set("r_c", r_c)
         self._set("q", q)
-        fixed = isinstance(q, int | float) or (type(q) is Tensor and not q.requires_grad)
-        self.symmetry: Symmetry = "spherical" if fixed and bool((self.q == 1).all()) else "axisymmetric"
+        self.symmetry: Symmetry = "spherical" if is_number_one(q) else "axisymmetric"
 
     def phi(self, x: Tensor) -> Tensor:
         m2 = _r2(x) if self.symmetry == "spherical" else _r2(x[..., :2]) + (x[..., 2] / self.q) ** 2

@@ -13,6 +13,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from bayespot.potential.axial import AxialFields
 from bayespot.pyro_modules import AbstractPyroModule, freeze
 from bayespot.units import Declared, G, takes, takes_tensors
 
@@ -24,7 +25,7 @@ Symmetry = Literal["spherical", "axisymmetric", "triaxial"]
 EXPORTS: dict[str, Callable[..., Any]] = {}
 
 
-class Potential(AbstractPyroModule, Declared, abc.ABC):
+class Potential(AbstractPyroModule, AxialFields, Declared, abc.ABC):
     r"""A gravitational potential :math:`\Phi(x)`; subclasses implement `phi` and set `symmetry`.
 
     Acceleration, density, enclosed mass and circular speed follow by automatic differentiation and are
@@ -274,6 +275,15 @@ class SumPotential(Potential):
         total = self.members[0].phi(x)
         for member in self.members[1:]:
             total = total + member.phi(x)
+        return total
+
+    def density(self, x: Tensor) -> Tensor:
+        """Return the mass density; members that know theirs better than the Laplacian does are asked for it."""
+        if all(type(member).density is Potential.density for member in self.members):
+            return super().density(x)
+        total = self.members[0].density(x)
+        for member in self.members[1:]:
+            total = total + member.density(x)
         return total
 
     def register_factors(self) -> None:

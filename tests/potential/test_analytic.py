@@ -21,8 +21,11 @@ from bayespot.potential import (
     Jaffe,
     Logarithmic,
     MassSlopeNetwork,
+    MiyamotoNagai,
     Plummer,
     PowerLaw,
+    PowerLawCutoff,
+    Satoh,
     SumPotential,
     describe,
     from_description,
@@ -248,7 +251,8 @@ def test_sample_sites():
 def test_describe_round_trip():
     """describe -> JSON -> from_description gives the same potential, for every class and a sum."""
     x = points_at(RADII)
-    potentials = [*SPHERES.values(), Logarithmic(200.0, 2.0, 0.8)]
+    flattened = [MiyamotoNagai(7e10, 3.0, 0.3), Satoh(7e10, 3.0, 0.3), Logarithmic(200.0, 2.0, 0.8)]
+    potentials = [*SPHERES.values(), PowerLawCutoff(1e10, 2.0, 1.8), *flattened]
     assert {type(p) for p in potentials} == set(ANALYTIC.values())
     for potential in [*potentials, potentials[0] + potentials[4] + potentials[-1]]:
         again = from_description(json.loads(json.dumps(describe(potential))))
