@@ -57,30 +57,29 @@ class CircularOrbits(Declared):
             raise ValueError(f"{type(potential).__name__} is triaxial: it has no circular orbits in z = 0")
         ln_R = np.linspace(*np.log(R_RANGE), round(_PER_UNIT * math.log(R_RANGE[1] / R_RANGE[0])) + 1)
         R = torch.as_tensor(np.exp(ln_R))
-        with torch.enable_grad():
-            at = R.clone().requires_grad_()
-            height = torch.zeros_like(R).requires_grad_()
-            phi = potential.phi(torch.stack([at, torch.zeros_like(at), height], -1))
-            slope_R, slope_z = torch.autograd.grad(phi.sum(), (at, height), create_graph=True)
-            (phi_RR,) = torch.autograd.grad(slope_R.sum(), at, retain_graph=True)
-            (phi_zz,) = torch.autograd.grad(slope_z.sum(), height)
-        phi, slope_R = phi.detach(), slope_R.detach()
-        omega2 = slope_R / R
-        squares = {"Omega": omega2, "kappa": phi_RR + 3 * omega2, "nu": phi_zz}
-        for name, square in squares.items():
-            bad = ~(square > 0)
+        with torch.no_grad():
+            phi, v_c = potential.phi_r(R), potential.circular_speed(R)
+            found = {
+                "Omega": v_c / R, "kappa": potential.epicycle_frequency(R), "nu": potential.vertical_frequency(R)
+            }  # fmt: skip
+        for name, frequency in found.items():
+            bad = ~(frequency > 0)
             if bool(bad.any()):
                 raise ValueError(
-                    f"circular orbits of this potential are unstable at R = {float(R[bad][0]):.4g} kpc, where {name}^2 = "
-                    f"{float(square[bad][0]):.4g} (km/s/kpc)^2"
+                    f"circular orbits of this potential are unstable at R = {float(R[bad][0]):.4g} kpc: there is no {name}"
                 )
-        columns = [phi + R * slope_R / 2, (R**3 * slope_R).sqrt(), *(square.sqrt() for square in squares.values())]
+        columns = [phi + v_c**2 / 2, R * v_c, *found.values()]
         self._ln_R = ln_R
         self._columns = [column.numpy() for column in columns]
         from scipy.interpolate import CubicSpline
 
         energy, *others = self._columns
         self._splines = [CubicSpline(ln_R, energy), *(CubicSpline(ln_R, np.log(column)) for column in others)]
+
+    @property
+    def largest_energy(self) -> float:
+        """Energy of the outermost circular orbit in (km/s)^2."""
+        return float(self._columns[0][-1])
 
     @takes(R="length")
     def at(self, R: Array) -> CircularOrbit:

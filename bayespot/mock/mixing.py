@@ -53,12 +53,19 @@ def phase_mixed(
     Raises
     ------
     ValueError
-        If the potential is triaxial or has unstable circular orbits, or ``n_periods`` is not positive.
+        If the potential is triaxial or has unstable circular orbits, a star is not bound within 10^4 kpc, or
+        ``n_periods`` is not positive.
     """
     if not 0 < n_periods < math.inf:
         raise ValueError(f"n_periods must be positive, got {n_periods}")
     orbits = CircularOrbits(potential)
     energy = (w[:, 3:] ** 2).sum(-1) / 2 + potential.phi(w[:, :3])
+    free = ~(energy < float(orbits.largest_energy))
+    if bool(free.any()):
+        raise ValueError(
+            f"{int(free.sum())} of {len(w)} stars are not bound (the first at row {int(free.int().argmax())}): they have "
+            "no orbit to spread over; drop them"
+        )
     near = orbits.at(orbits.radius_of_energy(energy.numpy()))
     scale, omega = torch.as_tensor(near.R), torch.as_tensor(near.omega)
     fastest = torch.maximum(omega, torch.maximum(torch.as_tensor(near.kappa), torch.as_tensor(near.nu)))

@@ -6,6 +6,7 @@ import abc
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,10 @@ class OrbitPopulation(Declared, abc.ABC):
     @abc.abstractmethod
     def sample(self, n: int, seed: int) -> Tensor:
         """Return n independent orbits J ``(n, 3)``."""
+
+    @abc.abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return the name and the parameters, for a catalogue's metadata."""
 
 
 class DoublePowerLawOrbits(OrbitPopulation):
@@ -100,6 +105,11 @@ class DoublePowerLawOrbits(OrbitPopulation):
         self.J_0, self.inner, self.outer, self.steepness = float(J_0), float(inner), float(outer), float(steepness)
         self.rotation, self.J_phi_0 = float(rotation), float(J_phi_0)
         self._h, self._g = (_weights(w, name) for w, name in ((inner_weights, "inner"), (outer_weights, "outer")))
+
+    def describe(self) -> dict[str, Any]:
+        names = ("J_0", "inner", "outer", "steepness", "rotation", "J_phi_0")
+        weights = {"inner_weights": self._h[:2].tolist(), "outer_weights": self._g[:2].tolist()}
+        return {"name": "DoublePowerLawOrbits"} | {name: getattr(self, name) for name in names} | weights
 
     @functools.cached_property
     def _ln_norm(self) -> float:
@@ -206,6 +216,10 @@ class QuasiIsothermalOrbits(OrbitPopulation):
         self.r_d, self.r_sigma, self.r_0 = float(r_d), float(r_sigma), float(r_0)
         self.sigma_r, self.sigma_z, self.J_phi_0 = float(sigma_r), float(sigma_z), float(J_phi_0)
 
+    def describe(self) -> dict[str, Any]:
+        names = ("r_d", "r_sigma", "sigma_r", "sigma_z", "r_0", "J_phi_0")
+        return {"name": "QuasiIsothermalOrbits"} | {name: getattr(self, name) for name in names}
+
     def _ln_scales(self, at: CircularOrbit) -> tuple[Array, Array]:
         """ln of the mean J_r and J_z of stars about circular orbits."""
         growth = np.clip(2 * (self.r_0 - at.R) / self.r_sigma, -500, None)
@@ -252,6 +266,10 @@ class MixedOrbits(OrbitPopulation):
         if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
             raise ValueError(f"fractions must be positive and sum to one, got {list(fractions)}")
         self.populations, self.fractions = tuple(populations), tuple(float(f) for f in fractions)
+
+    def describe(self) -> dict[str, Any]:
+        parts = [population.describe() for population in self.populations]
+        return {"name": "MixedOrbits", "populations": parts, "fractions": list(self.fractions)}
 
     def log_prob(self, J: Tensor) -> Tensor:
         parts = zip(self.populations, self.fractions, strict=True)
