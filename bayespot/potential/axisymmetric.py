@@ -7,8 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayespot.numerics import legendre
-from bayespot.potential.multipole import ExpandedPotential, MultipoleTable, checked_degree, half_rule, polar
+from bayespot.potential.multipole import (
+    ExpandedPotential,
+    MultipoleTable,
+    checked_degree,
+    even_legendre,
+    half_rule,
+    polar,
+)
 from bayespot.potential.neural import MassSlopeNetwork, Prior, normal_site
 from bayespot.units import takes, takes_tensors
 
@@ -158,4 +164,4 @@ class AxisymmetricNetwork(ExpandedPotential):
 
 def _even(mu: Tensor, n: int) -> Tensor:
     """P_2 to P_(2 n) on a new last axis."""
-    return legendre(mu, 2 * n + 1)[..., 2::2]
+    return even_legendre(mu, 2 * n)[..., 1:]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from bayespot.numerics import gather_rows, gauss_legendre, horner, legendre
+from bayespot.numerics import gather_rows, gauss_legendre, horner
 from bayespot.potential.base import Potential, Symmetry
 from bayespot.units import G, takes
 
@@ -113,7 +113,7 @@ class MultipoleTable:
         """
         mu, weight = (part.to(s) for part in angles)
         degrees = tuple(range(0, l_max + 1, 2))
-        projection = legendre(mu, l_max + 1)[:, ::2] * (weight[:, None] * (2 * mu.new_tensor(degrees) + 1))
+        projection = even_legendre(mu, l_max) * (weight[:, None] * (2 * mu.new_tensor(degrees) + 1))
         r = s.exp()[:, None]
         rho = density(r * ((1 - mu) * (1 + mu)).sqrt(), r * mu)
         source = (r**2 * rho) @ projection
@@ -132,7 +132,7 @@ class MultipoleTable:
 
     def phi(self, s: Tensor, mu: Tensor) -> Tensor:
         r"""Return :math:`\phi` at s = ln r and mu, the cosine of the polar angle; both of any one shape."""
-        angular = legendre(mu, max(self.degrees[-1] + 1, 2))[..., self.degrees[0] :: 2]
+        angular = even_legendre(mu, self.degrees[-1])[..., self.degrees[0] // 2 :]
         first, last = self.s_first, self.s_last
         fixed = s.detach()
         # the branch that is not taken must not overflow: its derivative would be NaN
@@ -296,6 +296,19 @@ def half_rule(n: int, stretch: int = 1) -> tuple[Tensor, Tensor]:
     t, weight = gauss_legendre(n)
     t = (1 + t) / 2
     return t**stretch, weight / 2 * stretch * t ** (stretch - 1)
+
+
+def even_legendre(mu: Tensor, l_max: int) -> Tensor:
+    """Return P_0, P_2 to P_(l_max) of mu on a new last axis, by a recurrence in mu^2 that leaves the odd ones out."""
+    mu2 = mu**2
+    found = [torch.ones_like(mu), 1.5 * mu2 - 0.5]
+    for n in range(2, l_max, 2):
+        # mu^2 P_n = a P_(n+2) + b P_n + c P_(n-2)
+        a = (n + 1) * (n + 2) / ((2 * n + 1) * (2 * n + 3))
+        c = n * (n - 1) / ((2 * n - 1) * (2 * n + 1))
+        b = 1 - a - c
+        found.append(((mu2 - b) * found[-1] - c * found[-2]) / a)
+    return torch.stack(found[: l_max // 2 + 1], -1)
 
 
 def checked_degree(l_max: int) -> int:
