@@ -16,6 +16,7 @@ from bayespot.potential.analytic import (
     describe,
     from_description,
 )
+from bayespot.potential.axisymmetric import AxisymmetricNetwork
 from bayespot.potential.base import Potential, radius
 from bayespot.potential.callables import CallablePotential
 from bayespot.potential.discs import ExponentialDisc
@@ -36,6 +37,7 @@ __all__ = [
     "RADIAL_FIELDS",
     "AnalyticPotential",
     "AnalyticSphere",
+    "AxisymmetricNetwork",
     "CallablePotential",
     "CoredPowerLaw",
     "DirectNetwork",

@@ -68,8 +68,8 @@ class ExponentialDisc(ExpandedPotential):
 
     References
     ----------
-    Kuijken & Dubinski (1995), MNRAS 277, 1341, section 2; Dehnen & Binney (1998), MNRAS 294, 429, equations 7 to 9;
-    McMillan (2017), MNRAS 465, 76, equations 3 and 4.
+    Kuijken & Dubinski (1995), MNRAS 277, 1341, and Dehnen & Binney (1998), MNRAS 294, 429, for the ansatz; McMillan
+    (2017), MNRAS 465, 76, equations 3 and 4, for the densities.
 
     Examples
     --------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from scipy.special import gammainc
+import torch
 
 from bayespot.potential.analytic import NFW
 from bayespot.potential.base import SumPotential
@@ -31,10 +31,12 @@ def MWPotential2014() -> SumPotential:
     """
     R, v2 = 8.0, 220.0**2
     gamma, r_c, a, b, r_s = 1.8, 1.9, 3.0, 0.28, 16.0
-    bulge = 0.05 * v2 * R / G / gammainc((3 - gamma) / 2, (R / r_c) ** 2)
+    one = torch.ones((), dtype=torch.float64)
+    within = float(torch.special.gammainc((3 - gamma) / 2 * one, (R / r_c) ** 2 * one))
+    bulge = 0.05 * v2 * R / G / within
     disc = 0.60 * v2 * (R**2 + (a + b) ** 2) ** 1.5 / (G * R**2)
     halo = 0.35 * v2 * R / G / (math.log1p(R / r_s) - R / (R + r_s))
-    return SumPotential([PowerLawCutoff(float(bulge), r_c, gamma), MiyamotoNagai(disc, a, b), NFW(halo, r_s)])
+    return SumPotential([PowerLawCutoff(bulge, r_c, gamma), MiyamotoNagai(disc, a, b), NFW(halo, r_s)])
 
 
 def McMillan17(l_max: int = 32) -> SumPotential:

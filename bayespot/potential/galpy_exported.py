@@ -207,8 +207,7 @@ class Exported(_Masses, GalpyPotential):  # type: ignore[misc]
 
     def _dens(self, R: Any, z: Any, phi: Any = 0.0, t: float = 0.0) -> Any:
         x, _, shape = self._frame(R, z, phi)
-        second = self.callables.hessian(x).trace(axis1=1, axis2=2).reshape(shape)
-        return second * self.length**2 / self.speed**2 / (4 * np.pi)
+        return self.callables.density(x).reshape(shape) * G * self.length**2 / self.speed**2
 
 
 def unit_vectors(phi: NDArray[Any]) -> NDArray[Any]:

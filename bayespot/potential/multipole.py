@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from bayespot.numerics import gather_rows, gauss_legendre, horner, legendre
+from bayespot.numerics import gather_rows, gauss_legendre, horner
 from bayespot.potential.base import Potential, Symmetry
 from bayespot.units import G, takes
 
@@ -61,8 +61,8 @@ class MultipoleTable:
     ----------
     s_first, ds
         First node and spacing.
-    degrees : Float[Tensor, "n_l"]
-        The degrees l.
+    degrees
+        The degrees l, even and one after the other.
     cells : Float[Tensor, "n - 1, 6 n_l"]
         Coefficients of :math:`\phi_l` in each cell's coordinate, those of one l side by side.
     inner, outer
@@ -71,20 +71,25 @@ class MultipoleTable:
 
     s_first: float
     ds: float
-    degrees: Tensor
+    degrees: tuple[int, ...]
     cells: Tensor
     inner: Edge
     outer: Edge
 
     @classmethod
-    def of(cls, source: Tensor, degrees: tuple[int, ...], s_first: float, ds: float) -> MultipoleTable:
-        r"""Solve for ``source`` ``(n_l, n + 4)``: :math:`r^2 \rho_l` on the nodes and on two more beyond either end."""
+    def of(
+        cls, source: Tensor, degrees: tuple[int, ...], s_first: float, ds: float, monopole: Tensor | None = None
+    ) -> MultipoleTable:
+        r"""Solve for ``source`` ``(n_l, n + 4)``: :math:`r^2 \rho_l` on the nodes and on two more beyond either end.
+
+        The power laws at the ends are those of ``monopole`` ``(n + 4,)``, by default the first row.
+        """
         l = torch.tensor(degrees, dtype=source.dtype, device=source.device)[:, None]
         weights_in, weights_out = (w.to(source) for w in _cell_weights(degrees, ds))
         pieces = source.unfold(-1, 2 * _GHOSTS + 2, 1)
         q = source[:, _GHOSTS:-_GHOSTS]
-        p_in = _power(q[0, 0], q[0, 1], ds)
-        p_out = _power(q[0, -2], q[0, -1], ds)
+        mean = q[0] if monopole is None else monopole[_GHOSTS:-_GHOSTS]
+        p_in, p_out = _power(mean[0], mean[1], ds), _power(mean[-2], mean[-1], ds)
         start = _integral_of_power(q[:, :1], p_in + l + 1)
         end = _integral_of_power(q[:, -1:], l - p_out)
         inward = _decaying_sums(
@@ -98,7 +103,7 @@ class MultipoleTable:
         cells = _quintic_coefficients(value, slope * ds, bend * ds**2)
         inner = Edge(q[:, 0], p_in, outward[:, 0], inward[:, 0])
         outer = Edge(q[:, -1], p_out, inward[:, -1], outward[:, -1])
-        return cls(s_first, ds, l[:, 0], cells.permute(1, 0, 2).flatten(1), inner, outer)
+        return cls(s_first, ds, degrees, cells.permute(1, 0, 2).flatten(1), inner, outer)
 
     @classmethod
     def of_density(cls, density: Density, s: Tensor, angles: tuple[Tensor, Tensor], l_max: int) -> MultipoleTable:
@@ -108,7 +113,7 @@ class MultipoleTable:
         """
         mu, weight = (part.to(s) for part in angles)
         degrees = tuple(range(0, l_max + 1, 2))
-        projection = legendre(mu, l_max + 1)[:, ::2] * (weight[:, None] * (2 * mu.new_tensor(degrees) + 1))
+        projection = even_legendre(mu, l_max) * (weight[:, None] * (2 * mu.new_tensor(degrees) + 1))
         r = s.exp()[:, None]
         rho = density(r * ((1 - mu) * (1 + mu)).sqrt(), r * mu)
         source = (r**2 * rho) @ projection
@@ -127,7 +132,7 @@ class MultipoleTable:
 
     def phi(self, s: Tensor, mu: Tensor) -> Tensor:
         r"""Return :math:`\phi` at s = ln r and mu, the cosine of the polar angle; both of any one shape."""
-        angular = legendre(mu, 2 * len(self.degrees))[..., ::2]
+        angular = even_legendre(mu, self.degrees[-1])[..., self.degrees[0] // 2 :]
         first, last = self.s_first, self.s_last
         fixed = s.detach()
         # the branch that is not taken must not overflow: its derivative would be NaN
@@ -143,13 +148,13 @@ class MultipoleTable:
 
     def _below(self, d: Tensor) -> Tensor:
         """phi_l at s_first + d, d <= 0."""
-        l, edge, d = self.degrees, self.inner, d[..., None]
+        l, edge, d = d.new_tensor(self.degrees), self.inner, d[..., None]
         outside = edge.near * torch.exp(l * d) + edge.source * _between(-d, l, edge.power)
         return -(edge.far * torch.exp(edge.power * d) + outside) / (2 * l + 1)
 
     def _above(self, d: Tensor) -> Tensor:
         """phi_l at s_last + d, d >= 0."""
-        l, edge, d = self.degrees, self.outer, d[..., None]
+        l, edge, d = d.new_tensor(self.degrees), self.outer, d[..., None]
         inside = edge.near * torch.exp(-(l + 1) * d) + edge.source * _between(d, l + 1, -edge.power)
         return -(inside + edge.far * torch.exp(edge.power * d)) / (2 * l + 1)
 
@@ -291,6 +296,19 @@ def half_rule(n: int, stretch: int = 1) -> tuple[Tensor, Tensor]:
     t, weight = gauss_legendre(n)
     t = (1 + t) / 2
     return t**stretch, weight / 2 * stretch * t ** (stretch - 1)
+
+
+def even_legendre(mu: Tensor, l_max: int) -> Tensor:
+    """Return P_0, P_2 to P_(l_max) of mu on a new last axis, by a recurrence in mu^2 that leaves the odd ones out."""
+    mu2 = mu**2
+    found = [torch.ones_like(mu), 1.5 * mu2 - 0.5]
+    for n in range(2, l_max, 2):
+        # mu^2 P_n = a P_(n+2) + b P_n + c P_(n-2)
+        a = (n + 1) * (n + 2) / ((2 * n + 1) * (2 * n + 3))
+        c = n * (n - 1) / ((2 * n - 1) * (2 * n + 1))
+        b = 1 - a - c
+        found.append(((mu2 - b) * found[-1] - c * found[-2]) / a)
+    return torch.stack(found[: l_max // 2 + 1], -1)
 
 
 def checked_degree(l_max: int) -> int:

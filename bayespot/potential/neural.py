@@ -91,12 +91,12 @@ class MassSlopeNetwork(Potential):
             "ln_mass": torch.tensor(ln_mass, dtype=torch.float64),
             "slope_weights": torch.zeros_like(weight_sds),
         }
-        self.ln_mass: Any = _normal_site(torch.tensor(ln_mass, dtype=torch.float64), torch.tensor(mass_sd), flat)
-        self.slope_weights: Any = _normal_site(torch.zeros_like(weight_sds), weight_sds, flat)
+        self.ln_mass: Any = normal_site(torch.tensor(ln_mass, dtype=torch.float64), torch.tensor(mass_sd), flat)
+        self.slope_weights: Any = normal_site(torch.zeros_like(weight_sds), weight_sds, flat)
         if prior == "all":
             self._start |= {"centres": centres, "ln_width": ln_width}
-            self.centres: Any = _normal_site(centres, torch.full_like(centres, 0.3 * spacing), False)
-            self.ln_width: Any = _normal_site(ln_width, torch.tensor(0.2), False)
+            self.centres: Any = normal_site(centres, torch.full_like(centres, 0.3 * spacing), False)
+            self.ln_width: Any = normal_site(ln_width, torch.tensor(0.2), False)
         else:
             self.register_buffer("centres", centres)
             self.register_buffer("ln_width", ln_width)
@@ -268,7 +268,7 @@ class DirectNetwork(Potential):
 
     def _add(self, name: str, mean: Tensor, sd: Tensor, bayesian: bool, prior: Prior) -> None:
         if bayesian:
-            setattr(self, name, _normal_site(mean, sd, False))
+            setattr(self, name, normal_site(mean, sd, False))
         elif prior == "none":
             setattr(self, name, torch.nn.Parameter(mean))
         else:
@@ -313,7 +313,8 @@ def _slopes(s: Tensor, out_start: float, weights: Tensor, centres: Tensor, ln_wi
     return 3 * torch.sigmoid(logit - torch.nn.functional.softplus(s - out_start))
 
 
-def _normal_site(mean: Tensor, sd: Tensor, flat: bool) -> PyroSample:
+def normal_site(mean: Tensor, sd: Tensor, flat: bool) -> PyroSample:
+    """Return a sample site with independent normal priors, or flat ones."""
     sd = sd.to(mean).expand_as(mean)
     if flat:
         return PyroSample(dist.ImproperUniform(constraints.real, (), mean.shape))

@@ -100,7 +100,7 @@ class DoublePowerLaw(ExpandedPotential):
         Density scale in Msun/kpc^3 and scale radius in kpc.
     gamma, beta
         Negative logarithmic slopes of the inner and outer density: 0 <= gamma < 3, and beta > 2 unless there is a
-        cut-off (Phi vanishes at infinity).
+        cut-off (Phi vanishes at infinity). Where a prior reaches beyond, Phi is NaN.
     q
         Axis ratio of the surfaces of equal density, z over R; the number 1 makes a sphere.
     r_cut

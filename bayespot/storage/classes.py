@@ -17,6 +17,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "bayespot.potential.analytic": (
         "CoredPowerLaw", "Hernquist", "Isochrone", "Jaffe", "Logarithmic", "NFW", "Plummer", "PowerLaw",
     ),
+    "bayespot.potential.axisymmetric": ("AxisymmetricNetwork",),
     "bayespot.potential.base": ("SumPotential",),
     "bayespot.potential.callables": ("CallablePotential",),
     "bayespot.potential.discs": ("ExponentialDisc",),

@@ -75,7 +75,7 @@ def test_sech2_by_direct_integration():
     """Force of a sech^2 disc as the integral over razor-thin exponential discs at all heights, in the plane: 1e-4.
 
     A thin disc's force at height d: -2 pi G Sigma_0 int k (1 + k^2)^(-3/2) J_1(kR) e^(-k d) dk (Binney & Tremaine 2008,
-    equation 2.170); the sech^2 layer's transform is pi k h / sin(pi k h) for k h < 1, else by quadrature over z.
+    section 2.6.2); the sum over heights by Gauss-Legendre.
     """
     h = 0.1
     disc = ExponentialDisc(1e9, 1.0, h, vertical="sech2", l_max=48)

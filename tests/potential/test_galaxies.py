@@ -129,6 +129,17 @@ def test_poisson():
     assert math.isfinite(float(galaxy.phi([0.0, 0.0, 0.0])))
 
 
+def test_export_to_galpy():
+    """Phi, force and the density (the given one, not the multipoles' Laplacian) of an exported disc: 1e-12."""
+    pytest.importorskip("galpy")
+    disc = ExponentialDisc(9e8, 2.5, 0.3)
+    exported = disc.to_galpy(ro=8.0, vo=220.0)
+    x = torch.tensor([8.0, 0.0, 0.4], dtype=torch.float64)
+    found = [method(1.0, 0.05, use_physical=False) for method in (exported, exported.zforce, exported.dens)]
+    expected = float(disc.phi(x)), float(disc.acceleration(x)[2]) * 8, float(disc.density(x)) * G * 64
+    assert found == pytest.approx([value / 220**2 for value in expected], rel=1e-12)
+
+
 def test_storage(tmp_path):
     """Both come back from a file with the same numbers, without tables in it."""
     for build in (MWPotential2014, McMillan17):

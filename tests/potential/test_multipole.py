@@ -13,6 +13,7 @@ import pytest
 import torch
 from contracts.potential import check_acceleration, check_batches, check_circular_speed, check_no_graph, points_at
 from pyro.nn import PyroModule, PyroSample
+from scipy.special import eval_legendre
 from torch import Tensor
 
 from bayespot.potential import (
@@ -26,7 +27,7 @@ from bayespot.potential import (
     PowerLaw,
     multipole,
 )
-from bayespot.potential.multipole import MultipoleTable, half_rule
+from bayespot.potential.multipole import MultipoleTable, even_legendre, half_rule
 from bayespot.pyro_modules import freeze
 from bayespot.units import G
 
@@ -244,11 +245,15 @@ def test_tables_are_made_once(monkeypatch):
 
 
 def test_rules():
-    """Half-range rules integrate t^k to rounding; the table's own sums are those of a dense matrix."""
+    """Half-range rules integrate t^k to rounding; polynomials are scipy's (1e-13); sums are those of a dense matrix."""
     for stretch in (1, 3):
         mu, weight = half_rule(40, stretch)
         for k in (0, 2, 16):
             assert float((weight * mu**k).sum()) == pytest.approx(1 / (k + 1), rel=1e-13)
+    mu = torch.linspace(-1, 1, 41, dtype=torch.float64)
+    for l_max in (0, 2, 64):
+        expected = np.stack([eval_legendre(l, mu.numpy()) for l in range(0, l_max + 1, 2)], -1)
+        torch.testing.assert_close(even_legendre(mu, l_max), torch.as_tensor(expected), rtol=0.0, atol=1e-13)
     terms = torch.randn(3, 37, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     factor = torch.tensor([[1.0], [0.9], [0.2]], dtype=torch.float64)
     lag = torch.arange(37)[:, None] - torch.arange(37)

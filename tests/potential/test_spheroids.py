@@ -159,6 +159,15 @@ def test_priors():
     assert DoublePowerLaw(RHO, R_S, 1.0, 3.0, torch.nn.Parameter(torch.ones(()).double())).symmetry == "axisymmetric"
 
 
+def test_draws_out_of_range():
+    """A prior that reaches where no potential vanishes at infinity, or the mass is infinite, gives NaN, no number."""
+    x, one = points_at(RADII), torch.ones((), dtype=torch.float64)
+    free = DoublePowerLaw(RHO, R_S, dist.Uniform(0.0, 4.0), dist.Uniform(1.0, 4.0), 0.8)
+    for gamma, beta, exists in ((1.0, 1.9, False), (1.0, 2.1, True), (2.9, 4.0, True), (3.1, 4.0, False)):
+        phi = freeze(free, {"gamma": gamma * one, "beta": beta * one}).phi(x)
+        assert bool((phi < 0).all()) if exists else bool(phi.isnan().all()), (gamma, beta)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

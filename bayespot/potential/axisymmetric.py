@@ -1,0 +1,167 @@
+"""The free-form axisymmetric potential: the mass-slope network's monopole and a free angular density."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayespot.potential.multipole import (
+    ExpandedPotential,
+    MultipoleTable,
+    checked_degree,
+    even_legendre,
+    half_rule,
+    polar,
+)
+from bayespot.potential.neural import MassSlopeNetwork, Prior, normal_site
+from bayespot.units import takes, takes_tensors
+
+#: Width of the partition's bumps in their spacing.
+_WIDTH = 0.6
+#: Nodes in mu of one hemisphere beyond the largest degree of the multipoles.
+_MORE_ANGLES = 16
+
+
+class AxisymmetricNetwork(ExpandedPotential):
+    r"""Free-form axisymmetric potential: a monopole by `MassSlopeNetwork` times a free angular density.
+
+    .. math::
+        \rho(r, \mu) = \bar\rho(r)\, p(\mu \mid s), \qquad
+        p = \frac{e^{g(s, \mu)}}{\int_0^1 e^{g(s, \mu')} d\mu'}, \qquad
+        g = \sum_{j, k} w_{jk}\, B_j(s)\, P_{2k}(\mu)
+
+    with s = ln r, :math:`\mu = |\cos\theta|` and a smooth partition of unity B_j (normalised Gaussian bumps in s,
+    constant beyond the first and last). The density is positive by construction; its average over every sphere, hence
+    the enclosed mass, is the monopole's, whose prior is kept; and w = 0 is the sphere. Phi is the monopole's plus the
+    multipoles of degree 2 to ``l_max`` of rho (`bayespot.potential.multipole.MultipoleTable`). Of four draws of the
+    prior at 400 places between 0.01 and 1000 kpc, 95 % of the forces are within 1.5, 0.23 and 0.04 % of those with
+    l_max = 48 at l_max 8, 12 and 16 (the worst draw).
+
+    A thin disc is beyond so few degrees: add one of fixed shape and free mass, as a sum with
+    ``ExponentialDisc(dist.LogNormal(...), r_d, h_z)``, whose table is made once.
+
+    Sites: the monopole's, ``monopole.ln_mass`` and ``monopole.slope_weights``, and ``shape_weights``
+    ``(n_shapes, n_degrees)``.
+
+    Parameters
+    ----------
+    monopole
+        The network of the enclosed mass; its range of s is that of the bumps.
+    n_shapes, n_degrees
+        Number of bumps in s, and of even Legendre polynomials: P_2 to P_(2 n_degrees).
+    shape_sd
+        Prior standard deviation of the weights w, of mean zero; None: flat.
+    l_max
+        Largest degree of the potential's multipoles, even.
+
+    Raises
+    ------
+    ValueError
+        If a count is not positive, the standard deviation is not, or l_max is not an even number from 2.
+
+    Examples
+    --------
+    >>> from bayespot.pyro_modules import freeze
+    >>> free = AxisymmetricNetwork(MassSlopeNetwork(1.0, -2.0, 5.0, 25.0))
+    >>> sphere = freeze(free, free.initial_values())
+    >>> round(sphere.potential_flattening(8.0).item(), 9)
+    1.0
+    """
+
+    @takes(shape_sd="number")
+    def __init__(
+        self,
+        monopole: MassSlopeNetwork,
+        n_shapes: int = 6,
+        n_degrees: int = 3,
+        shape_sd: float | None = 0.7,
+        l_max: int = 12,
+    ) -> None:
+        super().__init__()
+        if not isinstance(monopole, MassSlopeNetwork):
+            raise ValueError(f"monopole must be a MassSlopeNetwork, got {monopole!r}")
+        if n_shapes < 2 or n_degrees < 1:
+            raise ValueError(f"need n_shapes >= 2 and n_degrees >= 1, got {n_shapes} and {n_degrees}")
+        if shape_sd is not None and not shape_sd > 0:
+            raise ValueError(f"shape_sd must be positive, got {shape_sd}")
+        if checked_degree(l_max) < 2:
+            raise ValueError(f"l_max must be at least 2, got {l_max}: l_max = 0 is the MassSlopeNetwork itself")
+        self.monopole = monopole
+        self.l_max = l_max
+        weights = torch.zeros(n_shapes, n_degrees, dtype=torch.float64)
+        sd = torch.full_like(weights, 1.0 if shape_sd is None else shape_sd)
+        self.shape_weights: Any = normal_site(weights, sd, shape_sd is None)
+        self._n = (n_shapes, n_degrees)
+        self.register_buffer("_centres", torch.linspace(monopole.s_inner, monopole.s_outer, n_shapes).double())
+
+    @classmethod
+    @takes_tensors(w="phase_space")
+    def for_stars(
+        cls, w: Tensor, n_features: int = 10, prior: Prior = "last_layer", n_shapes: int = 6, n_degrees: int = 3
+    ) -> AxisymmetricNetwork:
+        """Place monopole and bumps by the stars' radii and speeds; see `MassSlopeNetwork.for_stars`.
+
+        Parameters
+        ----------
+        w : Float[Tensor, "n 6"]
+            Phase-space positions in kpc and km/s.
+        n_features, prior
+            Of the monopole; with ``"none"`` the weights of the shape have a flat prior as well.
+        n_shapes, n_degrees
+            As for the class.
+        """
+        monopole = MassSlopeNetwork.for_stars(w, n_features, prior)
+        return cls(monopole, n_shapes, n_degrees, None if prior == "none" else 0.7)
+
+    def initial_values(self) -> dict[str, Tensor]:
+        """Start at the monopole's start, as a sphere."""
+        start = {f"monopole.{name}": value for name, value in self.monopole.initial_values().items()}
+        return start | {"shape_weights": torch.zeros(self._n, dtype=torch.float64)}
+
+    @takes_tensors(s="number", mu="number")
+    def angular_density(self, s: Tensor, mu: Tensor) -> Tensor:
+        r"""Return :math:`p(\mu \mid s)`, the density over its average on the sphere; s = ln(r/kpc) and mu broadcast."""
+        weights = self.shape_weights
+        s, mu = torch.broadcast_tensors(s, mu)
+        bumps = self._bumps(s) @ weights
+        nodes, rule = (part.to(s) for part in half_rule(self.l_max + _MORE_ANGLES))
+        norm = (torch.exp(bumps @ _even(nodes, weights.shape[1]).T) * rule).sum(-1)
+        return torch.exp((bumps * _even(mu, weights.shape[1])).sum(-1)) / norm
+
+    def phi(self, x: Tensor) -> Tensor:
+        monopole, weights = self.monopole, self.shape_weights
+        key = (weights, monopole.slope_weights, monopole.ln_mass, monopole.centres, monopole.ln_width)
+        r, mu = polar(x)
+        table = self._kept_table(key, lambda: self._build(weights))
+        return monopole.phi(x) + table.phi(r.log(), mu)
+
+    def density(self, x: Tensor) -> Tensor:
+        r, mu = polar(x)
+        return self.monopole.density(x) * self.angular_density(r.log(), mu)
+
+    def enclosed_mass(self, r: Tensor) -> Tensor:
+        return self.monopole.enclosed_mass(r)
+
+    def _bumps(self, s: Tensor) -> Tensor:
+        """The partition of unity B_j(s) on a new last axis."""
+        width = _WIDTH * (self._centres[1] - self._centres[0])
+        return torch.softmax(-(((s[..., None] - self._centres) / width) ** 2) / 2, -1)
+
+    def _build(self, weights: Tensor) -> MultipoleTable:
+        """Multipoles from 2 on: of 4 pi G rho r^2 = (G M / r) gamma p, on the monopole's own nodes."""
+        profile = self.monopole.profile()
+        s = profile.s_nodes.to(weights)
+        mean = profile.vc2 * self.monopole.mass_slope(s)
+        mu, rule = (part.to(s) for part in half_rule(self.l_max + _MORE_ANGLES))
+        p = torch.exp(self._bumps(s) @ weights @ _even(mu, weights.shape[1]).T) * rule
+        degrees = tuple(range(2, self.l_max + 1, 2))
+        projection = _even(mu, self.l_max // 2) * (2 * mu.new_tensor(degrees) + 1)
+        source = mean[:, None] * (p @ projection) / p.sum(-1, keepdim=True)
+        return MultipoleTable.of(source.T, degrees, profile.s_first + 2 * profile.ds, profile.ds, mean)
+
+
+def _even(mu: Tensor, n: int) -> Tensor:
+    """P_2 to P_(2 n) on a new last axis."""
+    return even_legendre(mu, 2 * n)[..., 1:]
