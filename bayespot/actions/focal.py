@@ -66,7 +66,7 @@ class FocalTable:
         if not self.varies:
             return safe_sqrt(self.squares).expand(s.shape)
         position = ((s - self.s_first) / _DS).clamp(0, len(self.squares) - 1)
-        i = position.detach().long().clamp(max=len(self.squares) - 2)
+        i = position.detach().long().clamp(0, len(self.squares) - 2)
         low, high = self.squares[i], self.squares[i + 1]
         return safe_sqrt(low + (position - i) * (high - low))
 

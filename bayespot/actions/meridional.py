@@ -99,8 +99,8 @@ class TabulatedField:
         position = ((0.5 / _DS) * r2.log() - self.s_first / _DS).clamp(0, self.n_s - 1)
         q = z.abs() * r2.rsqrt() * (1 / _THIN)
         height = (q + (q * q + 1).sqrt()).log() * (_N_LATITUDE / _STRETCH)
-        i = position.detach().long().clamp(max=self.n_s - 2)
-        j = height.detach().long().clamp(max=_N_LATITUDE - 1)
+        i = position.detach().long().clamp(0, self.n_s - 2)
+        j = height.detach().long().clamp(0, _N_LATITUDE - 1)
         return i * _N_LATITUDE + j, position - i, height - j, r2, q
 
     def phi(self, R: Tensor, z: Tensor) -> Tensor:

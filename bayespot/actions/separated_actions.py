@@ -44,8 +44,11 @@ def radial_action(motion: Separated, points: TurningPoints, n: int) -> Tensor:
     c_inner, c_outer = (points.inner + D).sqrt(), (points.outer + D).sqrt()
     first, last = (c_inner + S).log(), (c_outer + S).log()
     mid, half = (last + first) / 2, ((last - first) / 2).clamp(min=0)
-    narrow = half < LEAST_HALF
-    half = half.clamp(min=LEAST_HALF)
+    # the focal segment, a = 0, is where the variable ends
+    room = mid - (motion.delta.detach() + S).log()
+    least = LEAST_HALF * room.clamp(max=1)
+    narrow = half < least
+    half = torch.maximum(half, least)
     psi = midpoints(n, mid)
     many = motion.spread()
 
@@ -64,7 +67,7 @@ def radial_action(motion: Separated, points: TurningPoints, n: int) -> Tensor:
             ends = torch.where(narrow, many.along_u(at).mean(-1), ends)
     J = _sum(weight, square, ends)
     # poles at a = 0, or further in where there is no focal distance
-    at_axis = (mid - (motion.delta.detach() + S).log()) / half
+    at_axis = room / half
     inside = (mid - S.clamp(min=1e-300).log()) / half
     pole = motion.lz / 2
     return J - pole * missed(n, at_axis) - (safe_sqrt(motion.A) - pole) * missed(n, inside)

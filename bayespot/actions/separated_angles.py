@@ -12,6 +12,7 @@ theta_z from the plane on the way up.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,10 @@ _N = 64
 _EDGE = 1e-15
 
 
+Pair = tuple[Tensor, Tensor]
+Series = Callable[[Tensor], tuple[Pair, Pair]]
+
+
 class Derivatives(NamedTuple):
     """Derivatives of J_r, of J_z or of W by E, I and L_z; at L_z = 0 those of L_z > 0."""
 
@@ -40,7 +45,7 @@ class Derivatives(NamedTuple):
 class Torus(NamedTuple):
     """One star's torus: both motions' extents, J and its derivatives; fields have the shape of the stars.
 
-    Along u ln c = ``mid`` + ``half`` sin(psi); along v asinh(y / EPS) = ``top`` sin(chi). ``below`` and ``above`` are
+    Along u ln(c / Delta) = ``mid`` + ``half`` sin(psi); along v asinh(y / EPS) = ``top`` sin(chi). ``below`` and ``above`` are
     what x p_u^2 and t p_v^2 are at the ends of an interval that was widened, otherwise zero.
     """
 
@@ -61,10 +66,11 @@ class Torus(NamedTuple):
         """Return the torus, with turning points that have the derivatives of the implicit-function theorem."""
         inner, outer, y = _differentiable(motion, points)
         D = motion.delta**2
-        first, last = (inner + D).log() / 2, (outer + D).log() / 2
+        first, last = torch.log1p(inner / D) / 2, torch.log1p(outer / D) / 2
         mid, half = (first + last) / 2, (last - first) / 2
-        narrow, flat = half < LEAST_HALF, y < LEAST_Y
-        half = torch.where(narrow, LEAST_HALF, half)
+        least = LEAST_HALF * mid.detach().clamp(max=1)
+        narrow, flat = half < least, y < LEAST_Y
+        half = torch.where(narrow, least, half)
         top = torch.asinh(torch.where(flat, LEAST_Y, y) / EPS)
         zero = torch.zeros_like(mid)
         empty = Derivatives(zero, zero, zero)
@@ -78,12 +84,17 @@ class Torus(NamedTuple):
             new = new._replace(below=below, above=torch.where(flat, at_top, 0.0))
         return new._integrated()
 
+    def place(self, psi: Tensor) -> Tensor:
+        """Return x at psi, which has nodes on a trailing axis."""
+        D = self.motion.delta[..., None] ** 2
+        return (D * torch.expm1(2 * (self.mid[..., None] + self.half[..., None] * psi.sin()))).clamp(min=1e-300)
+
     def _along_u(self, psi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x, x p_u^2 and dpsi-weight of sqrt(x p_u^2) in p_u du, at psi on a trailing axis."""
         motion = self.motion.spread()
-        c = (self.mid[..., None] + self.half[..., None] * psi.sin()).exp()
-        x = ((c - motion.delta) * (c + motion.delta)).clamp(min=1e-300)
+        x = self.place(psi)
         square = motion.along_u(x) - self.below[..., None]
+        c = (x + motion.delta**2).sqrt()
         return x, square.clamp(min=1e-300), self.half[..., None] * psi.cos() * c / x
 
     def _along_v(self, chi: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -108,7 +119,7 @@ class Torus(NamedTuple):
         lost = missed(_N, self._pole()) / 2
         time = weight / root
         J_r = (weight * root).mean(-1) - lz * lost
-        J_r = torch.where(self.below != 0, (J_r + self.below * time.mean(-1) / 2).clamp(min=0), J_r)
+        J_r = torch.where(self.below != 0, J_r + (self.below * time.mean(-1) / 2).detach(), J_r)
         by_L = -lz * D * time.mean(-1) - lost
         of_r = Derivatives((x * x * time).mean(-1), -(x * time).mean(-1), self.sign * by_L)
 
@@ -117,14 +128,14 @@ class Torus(NamedTuple):
         lost = missed(_N, self._pole_of_v())
         time = weight / root
         J_z = (weight * root).mean(-1) - lz * lost
-        J_z = torch.where(self.above != 0, (J_z + self.above * time.mean(-1) / 2).clamp(min=0), J_z)
+        J_z = torch.where(self.above != 0, J_z + (self.above * time.mean(-1) / 2).detach(), J_z)
         by_L = -lz * time.mean(-1) - lost
         of_z = Derivatives(D * (t * t * time).mean(-1), (t * time).mean(-1), self.sign * by_L)
         return self._replace(J_r=J_r, J_z=J_z, of_r=of_r, of_z=of_z)
 
     def _pole(self) -> Tensor:
         """C of the pole at the axis along u, -C in sin(psi)."""
-        return ((self.mid - self.motion.delta.clamp(min=1e-150).log()) / self.half).clamp(min=1)
+        return (self.mid / self.half).clamp(min=1)
 
     def _pole_of_v(self) -> Tensor:
         return (torch.asinh(torch.ones_like(self.top) / EPS) / self.top).clamp(min=1)
@@ -146,7 +157,7 @@ class Torus(NamedTuple):
 
     def phases(self, x: Tensor, y: Tensor, outward: Tensor, upward: Tensor) -> tuple[Tensor, Tensor]:
         """Return psi and chi of stars; psi in (-pi, pi] is negative inwards, chi beyond +- pi/2 on the way down."""
-        ln_c = (x + self.motion.delta**2).log() / 2
+        ln_c = torch.log1p(x / self.motion.delta**2) / 2
         psi = ((ln_c - self.mid) / self.half).clamp(-1 + _EDGE, 1 - _EDGE).asin()
         chi = (torch.asinh(y / EPS) / self.top).clamp(-1 + _EDGE, 1 - _EDGE).asin()
         return torch.where(outward, psi, -torch.pi - psi), torch.where(upward, chi, torch.pi - chi)
@@ -163,6 +174,37 @@ class Torus(NamedTuple):
         W[2] = W[2] + phi
         theta = [sum(w * part for w, part in zip(W, parts, strict=True)) for parts in self.integrals()]
         return wrap(torch.stack(torch.broadcast_tensors(*theta), -1))
+
+    @staticmethod
+    def wrapped(psi: Tensor, chi: Tensor) -> tuple[Tensor, Tensor]:
+        """Return unwrapped phases in the ranges of `phases`."""
+        psi = torch.remainder(psi + 1.5 * torch.pi, 2 * torch.pi) - 1.5 * torch.pi
+        return psi, torch.remainder(chi + torch.pi / 2, 2 * torch.pi) - torch.pi / 2
+
+    @torch.no_grad()
+    def series(self) -> tuple[Series, Series]:
+        """Return the derivatives of int p_u du by E and I since pericentre, as functions of psi + pi/2, and those of
+        int p_v dv since the plane, as functions of chi; each with its slope, at any phase, and exact to the quadrature.
+        """
+        psi = midpoints(_N, self.mid)
+        x, square, weight = self._along_u(psi)
+        time = weight * x / square.sqrt()
+        u = _cosines(psi + torch.pi / 2, x * time), _cosines(psi + torch.pi / 2, -time)
+        t, square, weight, _ = self._along_v(psi)
+        time = weight * t / square.sqrt()
+        D = self.motion.delta[..., None] ** 2
+        v = _cosines(psi + torch.pi / 2, D * t * time), _cosines(psi + torch.pi / 2, time)
+        quarter = torch.full_like(self.mid, torch.pi / 2)
+        start = [at(quarter)[0] for at in v]
+
+        def along_u(eta: Tensor) -> tuple[Pair, Pair]:
+            return u[0](eta), u[1](eta)
+
+        def along_v(chi: Tensor) -> tuple[Pair, Pair]:
+            (a, da), (b, db) = (at(chi + torch.pi / 2) for at in v)
+            return (a - start[0], da), (b - start[1], db)
+
+        return along_u, along_v
 
     def _of_u(self, psi: Tensor) -> Derivatives:
         """Derivatives of int p_u du from pericentre to psi."""
@@ -220,3 +262,17 @@ def _differentiable(motion: Separated, points: TurningPoints) -> tuple[Tensor, T
     for x, slope in zip((points.inner, points.outer), slopes, strict=True):
         out.append(implicit_root(x, motion.along_u(x), slope).clamp(min=1e-300))
     return out[0], out[1], implicit_root(y, motion.along_v(y, t), of_y)
+
+
+def _cosines(at: Tensor, rate: Tensor) -> Callable[[Tensor], Pair]:
+    """Return the integral from zero, and itself, of a function even about 0 and pi with values at midpoints between."""
+    order = torch.arange(1, len(at), dtype=at.dtype, device=at.device)
+    mean = rate.mean(-1)
+    coefficients = rate @ (torch.cos(at[:, None] * order) * (2 / len(at)))
+
+    def value(phase: Tensor) -> Pair:
+        turns = phase[..., None] * order
+        slope = mean + (coefficients * turns.cos()).sum(-1)
+        return mean * phase + (coefficients / order * turns.sin()).sum(-1), slope
+
+    return value

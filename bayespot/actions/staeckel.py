@@ -12,8 +12,10 @@ from bayespot.actions.base import ActionAngles, ActionFinder, CappedActions, Tor
 from bayespot.actions.focal import FocalTable
 from bayespot.actions.fudge import Surroundings, blockwise_actions
 from bayespot.actions.meridional import DirectField, Equatorial, TabulatedField, require_axisymmetric
-from bayespot.actions.plane import split
+from bayespot.actions.plane import check_actions, split
 from bayespot.actions.separated_angles import Torus
+from bayespot.actions.spherical import SphericalActions
+from bayespot.actions.staeckel_map import place
 from bayespot.actions.turning import turning_points
 from bayespot.numerics import first_order_only
 from bayespot.potential.base import Potential, radius
@@ -27,6 +29,8 @@ _DS = 0.05
 _INNER, _OUTER = 12.0, 0.7
 #: Last step of the turning points in ln x and y where angles are asked for.
 _EXACT = 1e-9
+#: Largest condition number of d(J, theta)/dw of stars for which Newton's step is taken.
+_WORST = 1e9
 
 
 class StaeckelFudge(ActionFinder, TorusMap):
@@ -45,19 +49,28 @@ class StaeckelFudge(ActionFinder, TorusMap):
         return self.tabulated(potential, w).capped_actions(potential, w)
 
     def actions_angles(self, potential: Potential, w: Tensor) -> ActionAngles:
-        surroundings, *_ = self._surroundings(potential, w)
-        star, separated, guide, excess = surroundings.motion(w.reshape(-1, 6))
-        torus = Torus.of(separated, turning_points(separated.detached(), guide, _EXACT), star.Lz)
-        psi, chi = torus.phases(star.x, star.y, star.p_u >= 0, star.p_beta >= 0)
-        J = torch.stack([torus.J_r, star.Lz, torus.J_z], -1)
-        parts = (J, torus.angles(psi, chi, star.phi), torus.frequencies())
-        unbound = excess[..., None] > 0
-        return ActionAngles(
-            *(first_order_only(torch.where(unbound, torch.nan, part)).reshape(*w.shape[:-1], 3) for part in parts)
-        )
+        around, *_ = self._surroundings(potential, w)
+        J, theta, Omega, excess = _exact(around, w.reshape(-1, 6))
+        unbound = (excess > 0)[:, None]
+        parts = (torch.where(unbound, torch.nan, part) for part in (J, theta, Omega))
+        return ActionAngles(*(first_order_only(part).reshape(*w.shape[:-1], 3) for part in parts))
 
     def phase_space(self, potential: Potential, J: Tensor, theta: Tensor) -> Tensor:
-        raise NotImplementedError
+        check_actions(J)
+        J, theta = torch.broadcast_tensors(J, theta)
+        shape = J.shape[:-1]
+        J, theta = J.reshape(-1, 3), theta.reshape(-1, 3)
+        with torch.no_grad():
+            guess = SphericalActions().phase_space(Equatorial(potential, J), J, theta)
+        around, *_ = self._surroundings(potential, guess)
+        w = place(around, J.detach(), theta.detach(), guess)
+        # Newton's step squares the error that is left, and has the derivatives of the implicit-function theorem
+        for last in (False, True):
+            w = _newton(around, w, J, theta) if last else _newton(around, w, J.detach(), theta.detach()).detach()
+        return first_order_only(w).reshape(*shape, 6)
+
+    def reaches(self, potential: Potential, J: Tensor) -> Tensor:
+        return SphericalActions().reaches(Equatorial(potential, J), J)
 
     def _surroundings(self, potential: Potential, w: Tensor) -> tuple[Surroundings, float, float]:
         """Return the potential's circular orbits and focal distances, and ln r between which the orbits stay."""
@@ -111,3 +124,32 @@ class TabulatedFudge(ActionFinder):
     def through(self, change: Callable[[Tensor], Tensor]) -> TabulatedFudge:
         """Return the same with every table passed through ``change``."""
         return TabulatedFudge(self.tables.through(change), self.exact)
+
+
+def _exact(around: Surroundings, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return J, theta, Omega and the excess energy of stars ``w (n, 6)``."""
+    star, separated, guide, excess = around.motion(w)
+    torus = Torus.of(separated, turning_points(separated.detached(), guide, _EXACT), star.Lz)
+    psi, chi = torus.phases(star.x, star.y, star.p_u >= 0, star.p_beta >= 0)
+    J = torch.stack([torus.J_r.clamp(min=0), star.Lz, torus.J_z.clamp(min=0)], -1)
+    return J, torus.angles(psi, chi, star.phi), torus.frequencies(), excess
+
+
+def _newton(around: Surroundings, w: Tensor, J: Tensor, theta: Tensor) -> Tensor:
+    """Return w after one step towards J and theta; unchanged where an angle does not exist."""
+    with torch.enable_grad():
+        at = w.detach().requires_grad_()
+        found_J, found_theta, *_ = _exact(around, at)
+        columns = [*found_J.unbind(-1), *found_theta.unbind(-1)]
+        rows = [torch.autograd.grad(column.sum(), at, retain_graph=True)[0] for column in columns]
+    jacobian = torch.stack(rows, -2).detach()
+    turn = torch.remainder(theta - found_theta + math.pi, 2 * math.pi) - math.pi
+    miss = torch.cat([J - found_J, turn], -1)
+    # in units of each star's own size, speed and actions
+    size = torch.cat([part.norm(dim=-1, keepdim=True).expand(-1, 3) for part in w.detach().split(3, -1)], -1)
+    unit = torch.cat([found_J.detach().abs().sum(-1, keepdim=True).expand(-1, 3), torch.ones_like(turn)], -1)
+    scaled = jacobian * size[:, None, :] / unit[:, :, None]
+    usable = torch.isfinite(scaled).all(-1).all(-1) & (torch.linalg.cond(scaled.nan_to_num(0.0)) < _WORST)
+    scaled = torch.where(usable[:, None, None], scaled, torch.eye(6, dtype=w.dtype, device=w.device))
+    step = size * torch.linalg.solve(scaled, miss / unit)
+    return torch.where(usable[:, None], w.detach() + step, w.detach())

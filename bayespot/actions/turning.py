@@ -12,6 +12,8 @@ from bayespot.actions.separated import Separated
 from bayespot.potential.profile import RadialProfile
 
 _MOST_ITERATIONS = 60
+#: Halvings of the bracket of the peak of p_u^2.
+_PEAK_STEPS = 40
 #: Least x = a^2 at a turning point over the square of the orbit's size, and least t.
 _LEAST = 1e-20
 
@@ -43,13 +45,41 @@ class Guide(NamedTuple):
 @torch.no_grad()
 def turning_points(motion: Separated, guide: Guide, tolerance: float) -> TurningPoints:
     """Return the turning points; ``guide`` says where to begin, ``tolerance`` is that of ln x and y."""
+    here = motion.x0.clamp(min=_LEAST * (2 * guide.s_c).exp()).log()
+    return _between(motion, guide, here, motion.y0.abs(), tolerance)
+
+
+@torch.no_grad()
+def torus_points(motion: Separated, guide: Guide, tolerance: float) -> TurningPoints:
+    """Return the turning points of motion that no star is known of; both at the peak of p_u^2 if that is negative."""
+    radius2 = (2 * guide.s_c).exp()
+    low = (_LEAST**0.5 * radius2).log()
+    high = (2 * guide.s_largest).clamp(max=(2 * guide.s_c) + 3) + 0.1
+    x = (radius2 - motion.delta**2).clamp(min=0.05 * radius2).log()
+    # p_u^2 rises inside its peak and falls outside: bisection, then the secant through both sides
+    for _ in range(_PEAK_STEPS):
+        _, slope, _ = _outer(motion, x)
+        inside = slope < 0
+        low, high = torch.where(inside, x, low), torch.where(inside, high, x)
+        x = (low + high) / 2
+    f, _, _ = _outer(motion, x)
+    points = _between(motion, guide, x, torch.zeros_like(x), tolerance)
+    none = f > 0
+    peak = x.exp()
+    f, _, _ = _vertical(motion, torch.zeros_like(x))
+    y = torch.where(f > 0, 0.0, points.y)
+    return TurningPoints(
+        torch.where(none, peak, points.inner), torch.where(none, peak, points.outer), y, torch.where(f > 0, 1.0, points.t)
+    )
+
+
+def _between(motion: Separated, guide: Guide, here: Tensor, low: Tensor, tolerance: float) -> TurningPoints:
+    """Return the turning points on both sides of a place inside: ln x and abs(y)."""
     least = _LEAST * (2 * guide.s_c).exp()
-    here = motion.x0.clamp(min=least).log()
     nearer, farther = _first_guess(motion, guide, here, least)
     lowest, infinite = least.log(), torch.full_like(here, torch.inf)
     inner = _root(_inner, motion, nearer, lowest, here, tolerance, False).exp()
     outer = _root(_outer, motion, farther, here, infinite, tolerance, True).exp()
-    low = motion.y0.abs()
     y = _root(_vertical, motion, _first_height(motion, low), low, torch.ones_like(low), tolerance, True)
     # t = L_z^2 / g keeps its digits where an orbit comes close to the axis
     t = (1 - y) * (1 + y)
