@@ -42,7 +42,7 @@ class Motion(NamedTuple):
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What the fudge needs of a potential: Phi in the meridional plane, focal distances, circular orbits of the plane."""
+    """What the fudge needs of a potential: Phi, focal distances, and the circular orbits in the plane."""
 
     field: Any
     focal: FocalTable
@@ -51,7 +51,10 @@ class Surroundings:
     def through(self, change: Callable[[Tensor], Tensor]) -> Surroundings:
         """Return the same with the numbers of every table passed through ``change``."""
         return replace(
-            self, field=self.field.through(change), focal=self.focal.through(change), profile=self.profile.through(change)
+            self,
+            field=self.field.through(change),
+            focal=self.focal.through(change),
+            profile=self.profile.through(change),
         )
 
     def motion(self, w: Tensor) -> Motion:
@@ -124,10 +127,10 @@ class _Blockwise(torch.autograd.Function):
             found = list(torch.autograd.grad(value, asked, allow_unused=True))
             if wanted[0]:
                 of_w.append(found.pop(0))
-            sums = [new if old is None else old if new is None else old + new for old, new in zip(sums, found, strict=True)]
+            sums = [
+                new if old is None else old if new is None else old + new for old, new in zip(sums, found, strict=True)
+            ]
         totals = iter(sums)
         gradients = [next(totals) if want else None for want in wanted[1:]]
         refused = [None if g is None else refuse_again(g, part) for g, part in zip(gradients, parts, strict=True)]
         return None, refuse_again(torch.cat(of_w), w) if wanted[0] else None, *refused
-
-

@@ -1,4 +1,4 @@
-r"""Motion in u and v of one star, as if its potential separated: Binney's fudge, and the two radial and vertical integrals.
+r"""Motion in u and v of one star, as if its potential separated: Binney's fudge.
 
 In the notation of `spheroidal`, with x = a^2, the fudge takes for the potential along u that at the star's own y_0,
 and for the potential along v that at the star's own x_0:
@@ -7,15 +7,14 @@ and for the potential along v that at the star's own x_0:
     p_u^2 = 2 (x + \Delta^2 t_0) [E - \Phi(x, y_0)] - A - L_z^2 \Delta^2 / x, \qquad
     p_v^2 = 2 (x_0 + \Delta^2 t) [E - \Phi(x_0, y)] - B - L_z^2 / t,
 
-with A = p_v^2 + L_z^2 / t and B = p_u^2 + L_z^2 Delta^2 / x at the star (Binney 2012, MNRAS 426, 1324: equations 8 to 12,
-in another gauge). In a sphere A = L^2. Both are exact in a potential of Staeckel's form.
+with A = p_v^2 + L_z^2 / t and B = p_u^2 + L_z^2 Delta^2 / x at the star (Binney 2012, MNRAS 426, 1324: equations 8 to
+12, in another gauge). In a sphere A = L^2. Both are exact in a potential of Staeckel's form.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from bayespot.actions.spheroidal import Spheroidal
@@ -34,8 +33,8 @@ class Field(Protocol):
 class Separated(NamedTuple):
     """One star's separated motion; every field but the first has the shape of the stars.
 
-    ``energy`` E and ``kinetic`` = E - Phi at the place (x0, y0), (km/s)^2; ``A`` and ``lift`` = A - L_z^2, (kpc km/s)^2;
-    ``lz`` = abs(L_z); ``delta``; ``scale``, a radius (kpc) far inside which no star spends time.
+    ``energy`` E and ``kinetic`` = E - Phi at the place (x0, y0), (km/s)^2; ``A`` and ``lift`` = A - L_z^2, in
+    (kpc km/s)^2; ``lz`` = abs(L_z); ``delta``; ``scale``, a radius (kpc) far inside which no star spends time.
     """
 
     field: Field

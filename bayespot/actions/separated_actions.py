@@ -70,7 +70,8 @@ def radial_action(motion: Separated, points: TurningPoints, n: int) -> Tensor:
     at_axis = room / half
     inside = (mid - S.clamp(min=1e-300).log()) / half
     pole = motion.lz / 2
-    return J - pole * missed(n, at_axis) - (safe_sqrt(motion.A) - pole) * missed(n, inside)
+    J = J - pole * missed(n, at_axis) - (safe_sqrt(motion.A) - pole) * missed(n, inside)
+    return J.clamp(min=0)
 
 
 def vertical_action(motion: Separated, points: TurningPoints, n: int) -> Tensor:
@@ -80,22 +81,21 @@ def vertical_action(motion: Separated, points: TurningPoints, n: int) -> Tensor:
     psi = (midpoints(2 * n, top))[n:]
     many = motion.spread()
 
-    def place(sine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        sigma = top[..., None] * sine
-        y = EPS * torch.sinh(sigma)
-        return sigma, y, ((1 - y) * (1 + y)).clamp(min=1e-30)
+    def place(sine: Tensor) -> tuple[Tensor, Tensor]:
+        y = EPS * torch.sinh(top[..., None] * sine)
+        return y, ((1 - y) * (1 + y)).clamp(min=1e-30)
 
-    sigma, y, t = place(psi.sin())
+    y, t = place(psi.sin())
     weight = top[..., None] * psi.cos() * (y**2 + EPS**2).sqrt() / t / n
     square = many.along_v(y, t)
     ends = torch.zeros_like(top)
     if bool(flat.any()):
         with torch.no_grad():
-            _, y, t = place(psi.new_tensor([1.0]))
+            y, t = place(psi.new_tensor([1.0]))
             ends = torch.where(flat, many.along_v(y, t)[..., 0], ends)
     J = _sum(weight, square, ends)
     pole = torch.asinh(torch.ones_like(top) / EPS) / top
-    return J - motion.lz * missed(2 * n, pole)
+    return (J - motion.lz * missed(2 * n, pole)).clamp(min=0)
 
 
 def _sum(weight: Tensor, square: Tensor, ends: Tensor) -> Tensor:

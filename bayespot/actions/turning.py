@@ -69,7 +69,10 @@ def torus_points(motion: Separated, guide: Guide, tolerance: float) -> TurningPo
     f, _, _ = _vertical(motion, torch.zeros_like(x))
     y = torch.where(f > 0, 0.0, points.y)
     return TurningPoints(
-        torch.where(none, peak, points.inner), torch.where(none, peak, points.outer), y, torch.where(f > 0, 1.0, points.t)
+        torch.where(none, peak, points.inner),
+        torch.where(none, peak, points.outer),
+        y,
+        torch.where(f > 0, 1.0, points.t),
     )
 
 
@@ -138,11 +141,11 @@ def _along_u(motion: Separated, ln_x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _inner(motion: Separated, ln_x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return ln x - ln X(K): for constant K p_u = 0 is a quadratic equation for x, whose positive root is X."""
-    x, K, rise = _along_u(motion, ln_x)
+    _, K, rise = _along_u(motion, ln_x)
     X, root = _quadratic(motion, K)
     floor = _LEAST * motion.scale**2
     ln_X = torch.maximum(X, floor).log()
-    slope = torch.where(X > floor, 1 - (X + motion.delta**2 * motion.t0) / root * rise, 1.0)
+    slope = torch.where(floor < X, 1 - (X + motion.delta**2 * motion.t0) / root * rise, 1.0)
     return ln_x - ln_X, slope, ln_X
 
 
