@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from bayespot.actions.plane import safe_sqrt
 from bayespot.actions.spheroidal import Spheroidal
 
 
@@ -71,11 +72,11 @@ class Separated(NamedTuple):
 
     def phi_along_u(self, x: Tensor) -> Tensor:
         """Return Phi at x = a^2 and the star's y."""
-        return self.field.phi((x * self.t0).clamp(min=0).sqrt(), (x + self.delta**2).sqrt() * self.y0)
+        return self.field.phi(safe_sqrt(x * self.t0), (x + self.delta**2).sqrt() * self.y0)
 
     def phi_along_v(self, y: Tensor, t: Tensor) -> Tensor:
         """Return Phi at y and the star's x."""
-        return self.field.phi((self.x0 * t).clamp(min=0).sqrt(), (self.x0 + self.delta**2).sqrt() * y)
+        return self.field.phi(safe_sqrt(self.x0 * t), (self.x0 + self.delta**2).sqrt() * y)
 
     def along_u(self, x: Tensor) -> Tensor:
         """Return x p_u^2."""

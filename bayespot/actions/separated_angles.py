@@ -45,8 +45,8 @@ class Derivatives(NamedTuple):
 class Torus(NamedTuple):
     """One star's torus: both motions' extents, J and its derivatives; fields have the shape of the stars.
 
-    Along u ln(c / Delta) = ``mid`` + ``half`` sin(psi); along v asinh(y / EPS) = ``top`` sin(chi). ``below`` and ``above``
-    are what x p_u^2 and t p_v^2 are at the ends of an interval that was widened, otherwise zero.
+    Along u ln(c / Delta) = ``mid`` + ``half`` sin(psi), along v asinh(y / EPS) = ``top`` sin(chi). ``below`` and
+    ``above`` are what x p_u^2 and t p_v^2 are at the ends of an interval that was widened, otherwise zero.
     """
 
     motion: Separated
