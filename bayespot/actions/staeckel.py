@@ -62,8 +62,8 @@ class StaeckelFudge(ActionFinder, TorusMap):
     differentiating twice raises RuntimeError. J of a star does not depend on its company.
 
     On an orbit in the plane z = 0 theta_z has no meaning, on a circular one theta_r; a polar orbit (L_z = 0) is the
-    limit of L_z > 0, and on either side of the change from loops to boxes in the meridional plane J differs
-    by a jump that is the fudge's own. `capped_actions` slows a star that would escape down to just below the escape speed, L_z included.
+    limit of L_z > 0. Where loops in the meridional plane become boxes J jumps. `capped_actions` slows a star
+    that would escape down to just below the escape speed, L_z included.
 
     Parameters
     ----------

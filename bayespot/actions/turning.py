@@ -13,7 +13,7 @@ from bayespot.potential.profile import RadialProfile
 
 _MOST_ITERATIONS = 60
 #: Halvings of the bracket of the peak of p_u^2.
-_PEAK_STEPS = 40
+_PEAK_STEPS = 16
 #: Least x = a^2 at a turning point over the square of the orbit's size, and least t.
 _LEAST = 1e-20
 
@@ -53,10 +53,9 @@ def turning_points(motion: Separated, guide: Guide, tolerance: float) -> Turning
 def torus_points(motion: Separated, guide: Guide, tolerance: float) -> TurningPoints:
     """Return the turning points of motion that no star is known of; both at the peak of p_u^2 if that is negative."""
     radius2 = (2 * guide.s_c).exp()
-    low = (_LEAST**0.5 * radius2).log()
-    high = (2 * guide.s_largest).clamp(max=(2 * guide.s_c) + 3) + 0.1
     x = (radius2 - motion.delta**2).clamp(min=0.05 * radius2).log()
-    # p_u^2 rises inside its peak and falls outside: bisection, then the secant through both sides
+    low, high = x - 4, torch.minimum(2 * guide.s_largest, 2 * guide.s_c + 3) + 0.1
+    # p_u^2 rises inside its peak and falls outside
     for _ in range(_PEAK_STEPS):
         _, slope, _ = _outer(motion, x)
         inside = slope < 0

@@ -49,7 +49,7 @@ def milky_way(disc: float | Tensor = 6e10, bulge: float | Tensor = 1e10, halo: f
 
 
 def disc_stars(potential: Potential, n: int, seed: int) -> Tensor:
-    """Return ``w (n, 6)`` at 4 to 12 kpc: heights of 0.3 kpc, dispersions 35, 25 and 20 km/s about the circular speed."""
+    """Return ``w (n, 6)`` at 4 to 12 kpc: 0.3 kpc high, dispersions 35, 25, 20 km/s about the circular speed."""
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand(2, n, generator=generator, dtype=torch.float64)
     z, v_R, v_phi, v_z = torch.randn(4, n, generator=generator, dtype=torch.float64)
