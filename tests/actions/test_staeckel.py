@@ -298,3 +298,26 @@ def test_refusals():
         finder.phase_space(GALAXY, torch.tensor([1.0, 1.0, -1.0]).double(), torch.zeros(3).double())
     with pytest.raises(ValueError, match="n_periods must be positive"):
         finder.scatter(GALAXY, w, 0.0)
+
+
+def test_tables_cut_from_the_graph():
+    """`through` passes on every number: cut tables give the same J and the whole derivative."""
+    w = disc_stars(GALAXY, 20, 3)
+    disc = torch.tensor(6e10, dtype=torch.float64, requires_grad=True)
+    whole = StaeckelFudge().tabulated(milky_way(disc), w)
+    J = whole.capped_actions(GALAXY, w).J
+    (expected,) = torch.autograd.grad(J.sum(), disc, retain_graph=True)
+    parts, leaves = [], []
+
+    def cut(part):
+        parts.append(part)
+        leaves.append(part.detach().requires_grad_(part.requires_grad))
+        return leaves[-1]
+
+    cut_J = whole.through(cut).capped_actions(GALAXY, w).J
+    torch.testing.assert_close(cut_J, J, rtol=1e-12, atol=0)
+    kept = [(part, leaf) for part, leaf in zip(parts, leaves, strict=True) if leaf.requires_grad]
+    into = torch.autograd.grad(cut_J.sum(), [leaf for _, leaf in kept], allow_unused=True)
+    used = [(part, gradient) for (part, _), gradient in zip(kept, into, strict=True) if gradient is not None]
+    (found,) = torch.autograd.grad([part for part, _ in used], disc, [gradient for _, gradient in used])
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=0)
