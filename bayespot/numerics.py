@@ -214,7 +214,7 @@ def node_slopes(f: Tensor, even_start: bool = False, width: int = 7) -> Tensor:
     With ``even_start`` f is continued as f(-x) = f(x) through the first node; otherwise the stencil is
     one-sided at the edges.
     """
-    half, W = width // 2, _stencils(width)
+    half, W = width // 2, _stencils(width).to(f)
     if even_start:
         f = torch.cat([f[..., 1 : half + 1].flip(-1), f], -1)
     middle = f.unfold(-1, width, 1) @ W[half]

@@ -5,6 +5,7 @@ from bayespot.actions.genfunc import GeneratingFunctionActions
 from bayespot.actions.isochrone import IsochroneActions
 from bayespot.actions.orbit import integrate
 from bayespot.actions.spherical import SphericalActions
+from bayespot.actions.staeckel import StaeckelFudge
 
 __all__ = [
     "ActionAngles",
@@ -12,6 +13,7 @@ __all__ = [
     "GeneratingFunctionActions",
     "IsochroneActions",
     "SphericalActions",
+    "StaeckelFudge",
     "TorusMap",
     "integrate",
 ]

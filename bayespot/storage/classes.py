@@ -31,6 +31,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "bayespot.actions.genfunc": ("GeneratingFunctionActions",),
     "bayespot.actions.isochrone": ("IsochroneActions",),
     "bayespot.actions.spherical": ("SphericalActions",),
+    "bayespot.actions.staeckel": ("StaeckelFudge",),
     "bayespot.df.chart": ("ActionChart",),
     "bayespot.df.diffusion": ("DiffusionDensity", "ScoreNetwork"),
     "bayespot.df.energy": ("EnergyDensity", "EnergyNetwork"),
