@@ -52,13 +52,18 @@ def radial_action(motion: Separated, points: TurningPoints, n: int) -> Tensor:
     psi = midpoints(n, mid)
     many = motion.spread()
 
+    fixed = many.delta.detach()
+
     def place(sine: Tensor) -> tuple[Tensor, Tensor]:
         e = (mid[..., None] + half[..., None] * sine).exp()
         c = e - S[..., None]
-        return e, ((c - many.delta) * (c + many.delta)).clamp(min=1e-300)
+        return e, ((c - fixed) * (c + fixed)).clamp(min=1e-300)
 
     e, x = place(psi.sin())
-    weight = half[..., None] * psi.cos() * e / x / n
+    # where Delta changes nodes keep their x, and so their distances from the pole: else the part that is missed there
+    # would change, without bound as L_z vanishes. du = dx / (2 a c)
+    c = (x + many.delta**2).sqrt()
+    weight = half[..., None] * psi.cos() * e * (c.detach() / c) / x / n
     square = many.along_u(x)
     ends = torch.zeros_like(mid)
     if bool(narrow.any()):

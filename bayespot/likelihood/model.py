@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bayespot.actions.base import ActionFinder
 from bayespot.actions.spherical import SphericalActions
+from bayespot.actions.staeckel import StaeckelFudge
 from bayespot.callers_state import keeps_callers_state
 from bayespot.catalog.catalog import Catalog
 from bayespot.df import TrainedDensity
@@ -44,7 +45,7 @@ class SnapshotModel(PyroModule):
     potential, df
         Potential and density of orbits, with their priors.
     finder
-        Action finder; `SphericalActions` by default.
+        Action finder; by default `SphericalActions` for a spherical potential, `StaeckelFudge` for an axisymmetric one.
     likelihood
         ``"jeans"``, the closed form of the phase-mixed density, or ``"augmented"``, a smooth density of stars
         sampled by the chain; or a `Smoothing`, the latter with its settings.
@@ -65,7 +66,8 @@ class SnapshotModel(PyroModule):
     Raises
     ------
     ValueError
-        If ``likelihood``, ``selection_sees`` or ``outliers`` is unknown.
+        If ``likelihood``, ``selection_sees`` or ``outliers`` is unknown, or the potential is triaxial and no finder is
+        given.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class SnapshotModel(PyroModule):
             raise ValueError(f"selection_sees must be 'observed' or 'true', got {selection_sees!r}")
         self.potential = potential
         self.df = df
-        self.finder = SphericalActions() if finder is None else finder
+        self.finder = _finder_of(potential) if finder is None else finder
         self.smoothing = Smoothing() if likelihood == "augmented" else None
         if isinstance(likelihood, Smoothing):
             self.smoothing = likelihood
@@ -378,6 +380,15 @@ class SnapshotModel(PyroModule):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return {name: prior.sample(torch.Size([n])) for name, prior in self.sites().items()}
+
+
+def _finder_of(potential: Potential) -> ActionFinder:
+    if potential.symmetry == "triaxial":
+        raise ValueError(
+            f"{type(potential).__name__} is triaxial, and no action finder of fits serves such potentials: take a "
+            "spherical or axisymmetric one, or give a finder of your own"
+        )
+    return SphericalActions() if potential.symmetry == "spherical" else StaeckelFudge()
 
 
 def _centre(name: str, prior: torch.distributions.Distribution) -> Tensor:
