@@ -26,18 +26,21 @@ def simulate(
     min_latitude: Annotated[float | None, typer.Option(help="Keep Galactic latitudes beyond this, deg.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
 ) -> None:
-    """Write an exact equilibrium snapshot with known truth.
+    """Write an equilibrium snapshot with known truth.
 
-    With --observed it is what a survey from the Sun would list; n-stars counts the stars before cuts.
+    `halo`, `disc` and `disc+halo` are stars of a flattened galaxy, placed by approximate actions and followed along their
+    orbits until they are in equilibrium (a minute for some thousand); the other systems are exact spheres. With --observed it is what a survey from the Sun would list; n-stars counts the stars before cuts.
 
     Example: `bayespot simulate hernquist-in-nfw --n-stars 10000 --seed 3 -o stars.fits`
 
     Example: `bayespot simulate isochrone --n-stars 20000 --observed --max-distance 10 --min-latitude 15 -o gaia.fits`
     """
+    from bayespot.mock.flattened import GALAXY_STARS, galaxy_mock
     from bayespot.mock.sample import MOCKS, mock
+    from bayespot.progress import Progress
 
     if name == "list":
-        typer.echo("\n".join(MOCKS))
+        typer.echo("\n".join([*MOCKS, *GALAXY_STARS]))
         return
     if output is None:
         raise ValueError("give the file to write with -o, for instance -o stars.ecsv")
@@ -46,7 +49,20 @@ def simulate(
     check_file_place(output, overwrite)
     if not observed and (max_distance is not None or min_latitude is not None):
         raise ValueError("--max-distance and --min-latitude are cuts on what is observed: add --observed")
-    catalog = mock(name, n_stars=n_stars, seed=seed, anisotropy_radius=anisotropy_radius)
+    if name in GALAXY_STARS:
+        if anisotropy_radius is not None:
+            raise ValueError(f"{name} has no anisotropy radius: leave --anisotropy-radius out")
+        with Progress("lines") as bar:
+            bar.stage("placing stars and following their orbits", 1000)
+            done = [0]
+
+            def tick(fraction: float) -> None:
+                bar.step(n=round(1000 * fraction) - done[0])
+                done[0] = round(1000 * fraction)
+
+            catalog = galaxy_mock(name, n_stars=n_stars, seed=seed, tick=tick)
+    else:
+        catalog = mock(name, n_stars=n_stars, seed=seed, anisotropy_radius=anisotropy_radius)
     if observed:
         from bayespot.likelihood.selection import GalacticLatitude, HeliocentricDistance
         from bayespot.mock.observe import observe

@@ -67,7 +67,7 @@ class Chain:
         if not isinstance(finder, TorusMap):
             raise ValueError(
                 f"{type(finder).__name__} has no inverse (J, theta) -> (x, v), which the chain needs; use "
-                "SphericalActions or IsochroneActions"
+                "SphericalActions, IsochroneActions or StaeckelFudge"
             )
         self.potential, self.df, self.finder = potential, df, finder
         self._map: TorusMap = finder

@@ -8,18 +8,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bayespot.actions.base import TorusMap
+from bayespot.actions.meridional import Equatorial
 from bayespot.actions.spherical import SphericalActions
 from bayespot.actions.staeckel import StaeckelFudge
 from bayespot.callers_state import keeps_callers_state
 from bayespot.catalog.catalog import Catalog
+from bayespot.mock.circular import CircularOrbits
 from bayespot.mock.mixing import phase_mixed
 from bayespot.mock.orbits import DoublePowerLawOrbits, MixedOrbits, OrbitPopulation, QuasiIsothermalOrbits
 from bayespot.potential.analytic import describe
 from bayespot.potential.base import Potential
 from bayespot.potential.galaxies import MWPotential2014
 
-#: Stars mapped and followed at a time.
+#: Stars drawn and followed at a time.
 _AT_ONCE = 20_000
 
 
@@ -42,7 +43,7 @@ GALAXY_STARS: dict[str, Callable[[Potential], OrbitPopulation]] = {"halo": _halo
 
 
 def galaxy_mock(
-    name: str, *, n_stars: int, seed: int, n_periods: float = 10.0, tick: Callable[[float], None] | None = None
+    name: str, *, n_stars: int, seed: int, n_periods: float = 6.0, tick: Callable[[float], None] | None = None
 ) -> Catalog:
     """Return `orbit_mock` of one of `GALAXY_STARS` in `MWPotential2014`.
 
@@ -65,15 +66,15 @@ def orbit_mock(
     *,
     n_stars: int,
     seed: int,
-    n_periods: float = 10.0,
+    n_periods: float = 6.0,
     tick: Callable[[float], None] | None = None,
 ) -> Catalog:
     """Return a snapshot of stars in equilibrium in a spherical or axisymmetric potential.
 
-    Independent orbits are drawn from f(J) and placed at random angles, by the exact map in a sphere and by the inverse of
-    the Staeckel fudge elsewhere, which misses an equilibrium by the few per cent by which its actions vary along
-    orbits. Followed for `phase_mixed`'s times the stars are then an equilibrium of the potential itself, with the
-    energies and L_z that they were drawn with; their f differs from the given one by as little.
+    Stars are independent draws of f(J(w)) with the actions of the Staeckel fudge (`orbit_sample`; exact ones in a
+    sphere), which misses an equilibrium by the per cent or so by which they vary along orbits. Followed for
+    `phase_mixed`'s times the stars are then an equilibrium of the potential itself, with the energies and L_z that they were
+    drawn with.
 
     Parameters
     ----------
@@ -96,26 +97,103 @@ def orbit_mock(
     Raises
     ------
     ValueError
-        If the potential is triaxial, or a number is out of range.
+        If the potential is triaxial, a number is out of range, or hardly any orbit has a place in the potential.
     """
     if n_stars < 1:
         raise ValueError(f"n_stars must be at least 1, got {n_stars}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}; choose 0 or more")
-    finder: TorusMap = SphericalActions() if potential.symmetry == "spherical" else StaeckelFudge()
-    generator = torch.Generator().manual_seed(seed)
+    drawn = orbit_sample(potential, population, n_stars, seed)
     found: list[Tensor] = []
-    done = 0
-    with torch.no_grad():
-        while done < n_stars:
-            n = min(_AT_ONCE, n_stars - done)
-            first, second = torch.randint(2**31, (2,), generator=generator).tolist()
-            J = population.sample(n, first)
-            J = J[finder.reaches(potential, J)]
-            theta = 2 * math.pi * torch.rand(J.shape, generator=generator, dtype=J.dtype)
-            w = finder.phase_space(potential, J, theta)
-            share = (lambda f, before=done, n=n: tick((before + f * n) / n_stars)) if tick else None
-            found.append(phase_mixed(potential, w, second, n_periods, share))
-            done += len(w)
+    for block in drawn.split(_AT_ONCE):
+        done = sum(map(len, found))
+        share = (lambda f, done=done, n=len(block): tick((done + f * n) / n_stars)) if tick else None
+        found.append(phase_mixed(potential, block, seed + done + 1, n_periods, share))
     truth = {"potential": describe(potential), "orbits": population.describe(), "seed": seed}
-    return Catalog(torch.cat(found)[:n_stars], meta={"truth": truth})
+    return Catalog(torch.cat(found), meta={"truth": truth})
+
+
+@keeps_callers_state
+def orbit_sample(potential: Potential, population: OrbitPopulation, n: int, seed: int) -> Tensor:
+    r"""Return n independent stars ``w (n, 6)`` with the phase-space density :math:`f(J(w)) / (2\pi)^3`, by rejection.
+
+    J are the actions of `StaeckelFudge`, or exact ones in a sphere. Proposed are stars of the same f in the sphere whose
+    potential is that of the plane z = 0, half of them with z and v_z changed by the canonical map that makes vertical
+    oscillations about a circular orbit those of the potential itself. The bound of the ratio is the largest found: where
+    a larger one turns up, stars that were kept before are thinned.
+
+    Parameters
+    ----------
+    potential
+        Spherical or axisymmetric, its parameters numbers.
+    population
+        Density of orbits.
+    n, seed
+        Number of stars and seed.
+
+    Raises
+    ------
+    ValueError
+        If the potential is triaxial, or less than one proposal in a thousand is kept.
+    """
+    proposals = _Proposals(potential, population)
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.empty(0, 6, dtype=torch.float64)
+    bound, tried, share = 0.0, 0, 0.3
+    with torch.no_grad():
+        while len(kept) < n:
+            if tried > 10_000 and len(kept) < tried / 1000:
+                raise ValueError(
+                    f"of {tried} orbits of {type(population).__name__} only {len(kept)} have a place in this potential: "
+                    "lower its actions, or take a deeper potential"
+                )
+            ask = min(max(int(1.1 * (n - len(kept)) / share), 1000), _AT_ONCE)
+            w, ratio = proposals.draw(ask, generator)
+            if float(ratio.max()) > bound:
+                larger = float(ratio.max())
+                stay = torch.rand(len(kept), generator=generator, dtype=torch.float64) * larger < bound
+                kept, bound = kept[stay], larger
+            chosen = torch.rand(len(w), generator=generator, dtype=torch.float64) * bound < ratio
+            kept = torch.cat([kept, w[chosen]])
+            tried += ask
+            share = max(len(kept) / tried, 1e-3)
+    return kept[:n]
+
+
+class _Proposals:
+    """Stars near those of a population, with the ratio of the wanted density to theirs."""
+
+    def __init__(self, potential: Potential, population: OrbitPopulation) -> None:
+        self.potential, self.population = potential, population
+        self.circular = CircularOrbits(potential)
+        self.sphere = Equatorial(potential, torch.zeros(1, dtype=torch.float64))
+        self.exact = potential.symmetry == "spherical"
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return about n stars and f(J) over the density that they were drawn from."""
+        first = int(torch.randint(2**31, (1,), generator=generator))
+        finder = SphericalActions()
+        J = self.population.sample(n, first)
+        J = J[finder.reaches(self.sphere, J)]
+        theta = 2 * math.pi * torch.rand(J.shape, generator=generator, dtype=J.dtype)
+        w = finder.phase_space(self.sphere, J, theta)
+        if self.exact:
+            return w, torch.ones_like(w[:, 0])
+        turned = torch.rand(len(w), generator=generator, dtype=w.dtype) < 0.5
+        w = torch.where(turned[:, None], self._stretched(w, 1.0), w)
+        before = [finder.actions(self.sphere, one) for one in (w, self._stretched(w, -1.0))]
+        # a star may be bound in the one potential and not in the other
+        drawn_from = torch.logaddexp(*(self._log_f(J) for J in before)) - math.log(2)
+        ln_ratio = self._log_f(StaeckelFudge().actions(self.potential, w)) - drawn_from
+        return w, ln_ratio.exp().nan_to_num(0.0, 0.0)
+
+    def _log_f(self, J: Tensor) -> Tensor:
+        bound = torch.isfinite(J).all(-1)
+        return torch.where(bound, self.population.log_prob(torch.where(bound[:, None], J, 1.0)), -torch.inf)
+
+    def _stretched(self, w: Tensor, power: float) -> Tensor:
+        """Return stars with z smaller and v_z larger by (nu / Omega)^(power / 2) of the circular orbit of their L_z."""
+        Lz = (w[:, 0] * w[:, 4] - w[:, 1] * w[:, 3]).abs()
+        at = self.circular.at(self.circular.radius(Lz.numpy()))
+        factor = torch.as_tensor(at.nu / at.omega) ** (power / 2)
+        return torch.stack([w[:, 0], w[:, 1], w[:, 2] / factor, w[:, 3], w[:, 4], w[:, 5] * factor], -1)

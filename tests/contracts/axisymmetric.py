@@ -1,27 +1,13 @@
-"""Axisymmetric potentials that tests compare with, written out: Miyamoto-Nagai's, and two of Staeckel's form."""
+"""Axisymmetric potentials that tests compare with: one of Staeckel's form, written out, and a galaxy with a disc."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from bayespot.potential import NFW, Hernquist, SumPotential
+from bayespot.potential import NFW, Hernquist, MiyamotoNagai, SumPotential
 from bayespot.potential.base import Potential
 from bayespot.units import G
-
-
-class MiyamotoNagai(Potential):
-    r"""Phi = -G M / sqrt(R^2 + (a + sqrt(z^2 + b^2))^2) (Miyamoto & Nagai 1975)."""
-
-    symmetry = "axisymmetric"
-
-    def __init__(self, m_tot, a, b):
-        super().__init__()
-        self.m_tot, self.a, self.b = m_tot, a, b
-
-    def phi(self, x: Tensor) -> Tensor:
-        R2 = x[..., 0] ** 2 + x[..., 1] ** 2
-        return -G * self.m_tot / (R2 + (self.a + (x[..., 2] ** 2 + self.b**2).sqrt()) ** 2).sqrt()
 
 
 class KuzminKutuzov(Potential):

@@ -1,0 +1,96 @@
+"""Stars of flattened galaxies: their orbits, the equilibrium that they are in, and what is refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy.stats import kstest
+
+from bayespot.actions import SphericalActions, StaeckelFudge
+from bayespot.df import ActionMixture
+from bayespot.mock import DoublePowerLawOrbits, QuasiIsothermalOrbits, equilibrium, galaxy_mock, orbit_mock, truth_potential
+from bayespot.mock.flattened import orbit_sample
+from bayespot.potential import NFW, DirectNetwork, Hernquist, MiyamotoNagai
+from bayespot.pyro_modules import freeze
+
+GALAXY = Hernquist(5e9, 0.4) + MiyamotoNagai(6.8e10, 3.0, 0.28) + NFW(4.4e11, 16.0)
+HALO = DoublePowerLawOrbits(1500.0, 1.2, 5.0)
+
+
+@pytest.fixture(scope="module")
+def halo():
+    return orbit_mock(GALAXY, HALO, n_stars=1500, seed=1, n_periods=4.0)
+
+
+def test_stars_are_on_the_orbits_drawn(halo):
+    """All three actions are distributed as f(J), the fudge's before phase mixing and after; the truth is in meta."""
+    finder = StaeckelFudge()
+    before = orbit_sample(GALAXY, HALO, len(halo), seed=1)
+    drawn = HALO.sample(20_000, seed=9)
+    for stars in (before, halo.w):
+        J = finder.actions(GALAXY, stars)
+        for i in range(3):
+            assert kstest(J[:, i].detach().numpy(), drawn[:, i].numpy()).pvalue > 0.001
+    truth = halo.meta["truth"]
+    assert truth["orbits"] == HALO.describe()
+    torch.testing.assert_close(truth_potential(halo).phi(halo.x), GALAXY.phi(halo.x))
+    with pytest.raises(ValueError, match="orbits"):
+        equilibrium(halo)
+
+
+def test_stars_are_in_equilibrium(halo):
+    """Angles uniform; the virial ratio is one, and the score of the true mass and flattening zero, within 4 sigma.
+
+    The score is that of a mixture fitted to the actions; by the score identity its error does not matter.
+    """
+    theta = StaeckelFudge().actions_angles(GALAXY, halo.w).theta
+    assert all(kstest(theta[:, i].detach().numpy() / (2 * math.pi), "uniform").pvalue > 0.001 for i in range(3))
+    with torch.no_grad():
+        kinetic, virial = (halo.v**2).sum(-1), -(halo.x * GALAXY.acceleration(halo.x)).sum(-1)
+    excess = kinetic - virial
+    assert abs(float(excess.mean())) < 4 * float(excess.std()) / len(halo) ** 0.5
+    scale = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    disc = MiyamotoNagai(6.8e10 * scale[0], 3.0, 0.28 * scale[1])
+    potential = Hernquist(5e9, 0.4) + disc + NFW(4.4e11, 16.0)
+    J = StaeckelFudge().actions(potential, halo.w)
+    mixture = ActionMixture().resolved(2, J.detach())
+    density = freeze(mixture, mixture.fit_actions(J.detach(), seed=0))
+    scores = [torch.autograd.grad(one, scale, retain_graph=True)[0] for one in density.log_prob(J[:400])]
+    score = torch.stack(scores)
+    assert bool((score.mean(0).abs() < 4 * score.std(0) / len(score) ** 0.5).all())
+
+
+def test_disc_stars():
+    """A warm disc rotates, is thin, and has the velocity dispersions of its f(J) at the Sun's radius, 20 %."""
+    disc = QuasiIsothermalOrbits(GALAXY, sigma_r=40.0, sigma_z=25.0)
+    stars = orbit_mock(GALAXY, disc, n_stars=1500, seed=2, n_periods=2.0)
+    x, v = stars.x, stars.v
+    R = torch.linalg.vector_norm(x[:, :2], dim=-1)
+    assert float(x[:, 2].abs().median()) < 0.4
+    assert float(((x[:, 0] * v[:, 1] - x[:, 1] * v[:, 0]) > 0).double().mean()) > 0.97
+    near = (R > 5) & (R < 11)
+    v_R = (x[near, :2] * v[near, :2]).sum(-1) / R[near]
+    growth = torch.exp((8.0 - R[near]) / 8.0)
+    assert float((v_R / growth).std()) == pytest.approx(40.0, rel=0.2)
+    assert float((v[near, 2] / growth).std()) == pytest.approx(25.0, rel=0.2)
+
+
+def test_spheres_have_exact_orbits():
+    """In a sphere J is that drawn, star by star, whatever time has passed; the same seed gives the same stars."""
+    sphere = NFW(8e11, 16.0)
+    one, again = (orbit_mock(sphere, HALO, n_stars=100, seed=3, n_periods=2.0) for _ in range(2))
+    assert torch.equal(one.w, again.w)
+    J = SphericalActions().actions(sphere, one.w)
+    assert kstest(J[:, 0].detach().numpy(), HALO.sample(20_000, seed=9)[:, 0].numpy()).pvalue > 0.001
+
+
+def test_refusals():
+    """Unknown stars, triaxial potentials, no stars."""
+    with pytest.raises(ValueError, match=r"choose one of halo, disc, disc\+halo"):
+        galaxy_mock("bulge", n_stars=10, seed=0)
+    with pytest.raises(ValueError, match="n_stars"):
+        orbit_mock(GALAXY, HALO, n_stars=0, seed=0)
+    with pytest.raises(ValueError, match="triaxial"):
+        orbit_mock(DirectNetwork(3.0, 25.0, "triaxial", prior="none"), HALO, n_stars=5, seed=0)
