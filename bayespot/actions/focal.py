@@ -110,7 +110,9 @@ def _squares(potential: Potential, a: Tensor) -> Tensor:
         D = torch.where(solved, (low + high) / 2, a**2)
         slope = (excess(D * (1 + _STEP)) - excess(D * (1 - _STEP))) / (2 * _STEP * D)
     residual = (sides(D, torch.is_grad_enabled()) * mean).sum(-1)
-    D = torch.where(solved, implicit_root(D, residual, torch.where(solved, slope, 1.0)), 0.0)
+    # far outside a potential is a sphere but for rounding: both sides are equal at every Delta, and there is no slope
+    sound = solved & torch.isfinite(slope) & (slope != 0)
+    D = torch.where(sound, implicit_root(D, residual, torch.where(sound, slope, 1.0)), torch.where(solved, D, 0.0))
     return _filled(D, solved | round_enough, a)
 
 

@@ -142,7 +142,9 @@ def equilibrium(catalog: Catalog | Mapping[str, Any]) -> Equilibrium:
     if truth is None:
         raise ValueError("the catalogue's metadata hold no truth; only mocks have an exact distribution function")
     if "tracers" not in truth:
-        raise ValueError("the stars were drawn by their orbits: their f(J) is in meta['truth']['orbits'], as f(E, L) unknown")
+        raise ValueError(
+            "the stars were drawn by their orbits: their f(J) is in meta['truth']['orbits'], as f(E, L) unknown"
+        )
     potential, tracers = (from_description(truth[key]) for key in ("potential", "tracers"))
     return Equilibrium(potential, tracers, truth["anisotropy_radius"], truth["beta"])
 

@@ -27,6 +27,7 @@ from bayespot.actions.separated_actions import radial_action
 from bayespot.actions.turning import turning_points
 from bayespot.potential import NFW, Hernquist, Logarithmic, MiyamotoNagai, SumPotential
 from bayespot.potential.base import Potential
+from bayespot.potential.extent import escape_energy
 from bayespot.units import G
 
 STAECKEL = KuzminKutuzov(1e11, 3.0, 1.0)
@@ -207,6 +208,22 @@ def test_gradients_of_the_fast_path(delta):
             difference = (total(values + step, w) - total(values - step, w))[::10] / 2e-5
         error = (rows * values.detach()[j] - difference).abs() / (1 + difference.abs())
         assert float(error.median()) < 1e-7
+
+
+def test_orbits_that_all_but_escape():
+    """Actions and their gradients are finite up to the escape speed: far out no focal distance can be told from zero."""
+    x = torch.tensor([6.0, 2.0, 1.5], dtype=torch.float64)
+    direction = torch.nn.functional.normalize(torch.tensor([0.6, 0.5, 0.4], dtype=torch.float64), dim=0)
+    with torch.no_grad():
+        escape = (2 * (escape_energy(GALAXY) - GALAXY.phi(x))).sqrt()
+    share = 1 - torch.logspace(-1, -7, 25, dtype=torch.float64)
+    w = torch.cat([x.expand(25, 3), share[:, None] * escape * direction], -1)
+    scale = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    J = StaeckelFudge().capped_actions(milky_way(6e10 * scale), w).J
+    assert bool(torch.isfinite(J).all())
+    assert bool((J[:, 0].diff() >= 0).all())
+    (slope,) = torch.autograd.grad(J.log().sum(), scale)
+    assert bool(torch.isfinite(slope))
 
 
 def test_gradients_of_orbits_close_to_the_axis():

@@ -10,7 +10,14 @@ from scipy.stats import kstest
 
 from bayespot.actions import SphericalActions, StaeckelFudge
 from bayespot.df import ActionMixture
-from bayespot.mock import DoublePowerLawOrbits, QuasiIsothermalOrbits, equilibrium, galaxy_mock, orbit_mock, truth_potential
+from bayespot.mock import (
+    DoublePowerLawOrbits,
+    QuasiIsothermalOrbits,
+    equilibrium,
+    galaxy_mock,
+    orbit_mock,
+    truth_potential,
+)
 from bayespot.mock.flattened import orbit_sample
 from bayespot.potential import NFW, DirectNetwork, Hernquist, MiyamotoNagai
 from bayespot.pyro_modules import freeze
