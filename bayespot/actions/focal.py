@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from bayespot.actions.plane import safe_sqrt
-from bayespot.numerics import implicit_root
+from bayespot.numerics import bracketed_newton, implicit_root
 from bayespot.potential.base import Potential
 
 #: Distance of the table's radii in ln r.
 _DS = 0.5
 #: y = sin(latitude) of the places compared with the plane.
 _Y = (0.2, 0.4, 0.6, 0.8)
-#: (Delta / radius)^2 that are tried, and steps of the root finder between two of them.
+#: (Delta / radius)^2 that are tried, and most steps of Newton's method between two of them.
 _TRIED = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1e3, 1e4)
 _STEPS = 30
 #: Difference of the two sides, over their size, that counts as none: a sphere's.
@@ -103,12 +103,13 @@ def _squares(potential: Potential, a: Tensor) -> Tensor:
         solved = crossed.any(0)
         k = crossed.to(torch.int8).argmax(0)[None]
         low, high = tried.gather(0, k)[0], tried.gather(0, k + 1)[0]
-        for _ in range(_STEPS):
-            middle = (low + high) / 2
-            below = excess(middle) < 0
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        D = torch.where(solved, (low + high) / 2, a**2)
-        slope = (excess(D * (1 + _STEP)) - excess(D * (1 - _STEP))) / (2 * _STEP * D)
+
+        def rising(D: Tensor) -> tuple[Tensor, Tensor]:
+            ahead, here, behind = excess(torch.stack([D * (1 + _STEP), D, D * (1 - _STEP)]))
+            return here, (ahead - behind) / (2 * _STEP * D)
+
+        D = torch.where(solved, bracketed_newton(rising, low, high, n_iter=_STEPS, tolerance=1e-8), a**2)
+        _, slope = rising(D)
     residual = (sides(D, torch.is_grad_enabled()) * mean).sum(-1)
     # far outside a potential is a sphere but for rounding: both sides are equal at every Delta, and there is no slope
     sound = solved & torch.isfinite(slope) & (slope != 0)

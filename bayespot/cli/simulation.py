@@ -28,8 +28,9 @@ def simulate(
 ) -> None:
     """Write an equilibrium snapshot with known truth.
 
-    `halo`, `disc` and `disc+halo` are stars of a flattened galaxy, placed by approximate actions and followed along their
-    orbits until they are in equilibrium (a minute for some thousand); the other systems are exact spheres. With --observed it is what a survey from the Sun would list; n-stars counts the stars before cuts.
+    `halo`, `disc` and `disc+halo` are stars of a flattened galaxy, drawn by approximate actions and followed along
+    their orbits until they are in equilibrium (half a minute for some thousand); the other systems are exact spheres.
+    With --observed it is what a survey from the Sun would list; n-stars counts the stars before cuts.
 
     Example: `bayespot simulate hernquist-in-nfw --n-stars 10000 --seed 3 -o stars.fits`
 

@@ -55,7 +55,8 @@ class CircularOrbits(Declared):
     def __init__(self, potential: Potential) -> None:
         if potential.symmetry == "triaxial":
             raise ValueError(f"{type(potential).__name__} is triaxial: it has no circular orbits in z = 0")
-        ln_R = np.linspace(*np.log(R_RANGE), round(_PER_UNIT * math.log(R_RANGE[1] / R_RANGE[0])) + 1)
+        first, last = (math.log(R) for R in R_RANGE)
+        ln_R = np.linspace(first, last, round(_PER_UNIT * (last - first)) + 1)
         R = torch.as_tensor(np.exp(ln_R))
         with torch.no_grad():
             phi, v_c = potential.phi_r(R), potential.circular_speed(R)
@@ -66,7 +67,7 @@ class CircularOrbits(Declared):
             bad = ~(frequency > 0)
             if bool(bad.any()):
                 raise ValueError(
-                    f"circular orbits of this potential are unstable at R = {float(R[bad][0]):.4g} kpc: there is no {name}"
+                    f"circular orbits of this potential are unstable: no {name} at R = {float(R[bad][0]):.4g} kpc"
                 )
         columns = [phi + v_c**2 / 2, R * v_c, *found.values()]
         self._ln_R = ln_R

@@ -73,8 +73,8 @@ def orbit_mock(
 
     Stars are independent draws of f(J(w)) with the actions of the Staeckel fudge (`orbit_sample`; exact ones in a
     sphere), which misses an equilibrium by the per cent or so by which they vary along orbits. Followed for
-    `phase_mixed`'s times the stars are then an equilibrium of the potential itself, with the energies and L_z that they were
-    drawn with.
+    `phase_mixed`'s times the stars are then an equilibrium of the potential itself, with the energies and L_z that they
+    were drawn with.
 
     Parameters
     ----------
@@ -106,8 +106,8 @@ def orbit_mock(
     drawn = orbit_sample(potential, population, n_stars, seed)
     found: list[Tensor] = []
     for block in drawn.split(_AT_ONCE):
-        done = sum(map(len, found))
-        share = (lambda f, done=done, n=len(block): tick((done + f * n) / n_stars)) if tick else None
+        done, size = sum(map(len, found)), len(block)
+        share = (lambda f, done=done, size=size: tick((done + f * size) / n_stars)) if tick else None
         found.append(phase_mixed(potential, block, seed + done + 1, n_periods, share))
     truth = {"potential": describe(potential), "orbits": population.describe(), "seed": seed}
     return Catalog(torch.cat(found), meta={"truth": truth})
@@ -117,10 +117,10 @@ def orbit_mock(
 def orbit_sample(potential: Potential, population: OrbitPopulation, n: int, seed: int) -> Tensor:
     r"""Return n independent stars ``w (n, 6)`` with the phase-space density :math:`f(J(w)) / (2\pi)^3`, by rejection.
 
-    J are the actions of `StaeckelFudge`, or exact ones in a sphere. Proposed are stars of the same f in the sphere whose
-    potential is that of the plane z = 0, half of them with z and v_z changed by the canonical map that makes vertical
-    oscillations about a circular orbit those of the potential itself. The bound of the ratio is the largest found: where
-    a larger one turns up, stars that were kept before are thinned.
+    J are the actions of `StaeckelFudge`, or exact ones in a sphere. Proposed are stars of the same f in the sphere
+    whose potential is that of the plane z = 0, half of them with z and v_z changed by the canonical map that makes
+    vertical oscillations about a circular orbit those of the potential itself. The bound of the ratio is the largest
+    found: where a larger one turns up, stars that were kept before are thinned.
 
     Parameters
     ----------
@@ -144,8 +144,8 @@ def orbit_sample(potential: Potential, population: OrbitPopulation, n: int, seed
         while len(kept) < n:
             if tried > 10_000 and len(kept) < tried / 1000:
                 raise ValueError(
-                    f"of {tried} orbits of {type(population).__name__} only {len(kept)} have a place in this potential: "
-                    "lower its actions, or take a deeper potential"
+                    f"of {tried} orbits of {type(population).__name__} only {len(kept)} have a place in this "
+                    "potential: lower its actions, or take a deeper potential"
                 )
             ask = min(max(int(1.1 * (n - len(kept)) / share), 1000), _AT_ONCE)
             w, ratio = proposals.draw(ask, generator)

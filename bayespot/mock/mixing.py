@@ -19,8 +19,8 @@ from bayespot.units import takes_tensors
 _STEPS_PER_PERIOD = 120
 #: Steps between two looks at the stars' clocks.
 _CHUNK = 50
-#: e-foldings of radius tabulated inside the least circular radius, and beyond the largest: an apocentre is at most twice
-#: as far in the plane, and an orbit goes a little farther off it.
+#: e-foldings of radius tabulated inside the least circular radius, and beyond the largest: an apocentre is at most
+#: twice as far in the plane, and an orbit goes a little farther off it.
 _INNER, _OUTER = 8.0, 1.5
 #: Distance from the centre, over the circular radius, within which steps no longer shrink.
 _SOFTENING = 0.02
@@ -85,8 +85,8 @@ def phase_mixed(
     free = ~(energy < float(orbits.largest_energy))
     if bool(free.any()):
         raise ValueError(
-            f"{int(free.sum())} of {len(w)} stars are not bound (the first at row {int(free.int().argmax())}): they have "
-            "no orbit to spread over; drop them"
+            f"{int(free.sum())} of {len(w)} stars are not bound (the first at row {int(free.int().argmax())}): they "
+            "have no orbit to spread over; drop them"
         )
     near = orbits.at(orbits.radius_of_energy(energy.numpy()))
     scale, omega = torch.as_tensor(near.R), torch.as_tensor(near.omega)

@@ -211,7 +211,7 @@ def test_gradients_of_the_fast_path(delta):
 
 
 def test_orbits_that_all_but_escape():
-    """Actions and their gradients are finite up to the escape speed: far out no focal distance can be told from zero."""
+    """Actions and gradients are finite up to the escape speed: far out no focal distance can be told from zero."""
     x = torch.tensor([6.0, 2.0, 1.5], dtype=torch.float64)
     direction = torch.nn.functional.normalize(torch.tensor([0.6, 0.5, 0.4], dtype=torch.float64), dim=0)
     with torch.no_grad():
