@@ -19,6 +19,7 @@ from bayespot.mock.orbits import DoublePowerLawOrbits, MixedOrbits, OrbitPopulat
 from bayespot.potential.analytic import describe
 from bayespot.potential.base import Potential
 from bayespot.potential.galaxies import MWPotential2014
+from bayespot.units import takes
 
 #: Stars drawn and followed at a time.
 _AT_ONCE = 20_000
@@ -42,6 +43,7 @@ def _both(potential: Potential) -> OrbitPopulation:
 GALAXY_STARS: dict[str, Callable[[Potential], OrbitPopulation]] = {"halo": _halo, "disc": _disc, "disc+halo": _both}
 
 
+@takes(n_periods="number")
 def galaxy_mock(
     name: str, *, n_stars: int, seed: int, n_periods: float = 6.0, tick: Callable[[float], None] | None = None
 ) -> Catalog:
@@ -59,6 +61,7 @@ def galaxy_mock(
     return orbit_mock(potential, population, n_stars=n_stars, seed=seed, n_periods=n_periods, tick=tick)
 
 
+@takes(n_periods="number")
 @keeps_callers_state
 def orbit_mock(
     potential: Potential,

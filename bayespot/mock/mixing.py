@@ -13,7 +13,7 @@ from bayespot.actions.meridional import TabulatedField
 from bayespot.actions.orbit import advance, integrate_transformed
 from bayespot.mock.circular import CircularOrbits
 from bayespot.potential.base import Potential
-from bayespot.units import takes_tensors
+from bayespot.units import takes, takes_tensors
 
 #: Steps of the integrator in the shortest period of the circular orbit with a star's energy.
 _STEPS_PER_PERIOD = 120
@@ -43,6 +43,7 @@ class _TabulatedForces:
         return torch.stack([across * x[..., 0], across * x[..., 1], up], -1)
 
 
+@takes(n_periods="number")
 @takes_tensors(w="phase_space")
 @torch.no_grad()
 def phase_mixed(
