@@ -171,7 +171,12 @@ def _system(potential: str | Potential, parameters: Mapping[str, float]) -> Mock
     elif potential.lower() in ANALYTIC:
         return MockSystem(from_description({"name": potential, **parameters}))
     else:
-        raise ValueError(f"unknown system {potential!r}; choose one of {', '.join([*MOCKS, *ANALYTIC])}")
+        from bayespot.mock.flattened import GALAXY_STARS
+
+        raise ValueError(
+            f"unknown system {potential!r}; choose one of {', '.join([*MOCKS, *ANALYTIC])}, or for a flattened galaxy "
+            f"(galaxy_mock) of {', '.join(GALAXY_STARS)}"
+        )
     if not parameters:
         return system
     description = describe(system.potential)

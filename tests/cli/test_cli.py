@@ -65,7 +65,8 @@ def test_existing_files_are_kept(session):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("simulate", "disc", "-o", "a.ecsv"), "disc"),
+        (("simulate", "bulge", "-o", "a.ecsv"), "disc+halo"),
+        (("simulate", "disc", "--anisotropy-radius", "3", "-o", "a.ecsv"), "--anisotropy-radius"),
         (("fit", "isochron", "stars.ecsv", "-o", "new"), "isochrone"),
         (("fit", "isochrone", "none.csv", "-o", "new"), "none.csv"),
         (("fit", "nofile.py", "stars.ecsv", "-o", "new"), "no such model file"),
