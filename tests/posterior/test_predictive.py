@@ -31,7 +31,7 @@ from bayespot import (
     load_run,
     save_run,
 )
-from bayespot.actions import IsochroneActions
+from bayespot.actions import IsochroneActions, SphericalActions
 from bayespot.cli import check as check_command
 from bayespot.df import SphericalMixture
 from bayespot.inference import ALARM, AngleTest, FitResult, angle_statistic
@@ -40,7 +40,7 @@ from bayespot.inference.symmetry import symmetry_test
 from bayespot.likelihood import Custom, MeasurementErrors, SphericalShell
 from bayespot.mock import mock
 from bayespot.posterior import Predictive, posterior_predictive
-from bayespot.posterior.predictive import Replicator, _p_value, orientations, profiles
+from bayespot.posterior.predictive import Replica, Replicator, _p_value, orientations, profiles
 from bayespot.report import RunError, plots
 from bayespot.report.runs import save_predictive
 
@@ -280,6 +280,25 @@ def test_replicas_are_the_population(calm):
         assert abs(below - 0.5) < 5 * 0.5 / len(J) ** 0.5, (k, below)
     assert torch.equal(replicas[4], at_map(result, catalog, 4))
     assert not torch.equal(replicas[4], replicas[5])
+
+
+def test_replicas_know_their_angles(calm):
+    """J and theta as drawn are those of the stars that a selection keeps, 1e-4; with errors they are not given."""
+    catalog, result = calm
+    shell = SphericalShell(2.0, 30.0)
+    model = SnapshotModel(result.model.potential, result.model.df, finder=SphericalActions(), selection=shell)
+    fixed = model.at(result.map)
+    with torch.no_grad():
+        replica = Replicator(model, catalog).draw(result.map, 3)
+        J, theta, _ = SphericalActions().actions_angles(fixed.potential, replica.w)
+    r = torch.linalg.vector_norm(replica.w[:, :3], dim=-1)
+    assert len(replica.w) == len(catalog)
+    assert 2 <= float(r.min()) < float(r.max()) <= 30
+    torch.testing.assert_close(replica.J, J, rtol=1e-4, atol=1e-3)
+    turn = torch.remainder(replica.theta - theta + torch.pi, 2 * torch.pi) - torch.pi
+    assert float(turn.abs().max()) < 1e-4
+    assert replica.angle_test(fixed).statistic == pytest.approx(angle_statistic(fixed, replica.w).statistic, rel=1e-4)
+    assert Replica(replica.w).angle_test(fixed).statistic == angle_statistic(fixed, replica.w).statistic
 
 
 def test_orbits_beyond_the_map_are_left_out(calm):
