@@ -45,7 +45,8 @@ class SnapshotModel(PyroModule):
     potential, df
         Potential and density of orbits, with their priors.
     finder
-        Action finder; by default `SphericalActions` for a spherical potential, `StaeckelFudge` for an axisymmetric one.
+        Action finder; by default `StaeckelFudge` for an axisymmetric potential, else `SphericalActions`, which refuses
+        triaxial ones.
     likelihood
         ``"jeans"``, the closed form of the phase-mixed density, or ``"augmented"``, a smooth density of stars
         sampled by the chain; or a `Smoothing`, the latter with its settings.
@@ -66,8 +67,7 @@ class SnapshotModel(PyroModule):
     Raises
     ------
     ValueError
-        If ``likelihood``, ``selection_sees`` or ``outliers`` is unknown, or the potential is triaxial and no finder is
-        given.
+        If ``likelihood``, ``selection_sees`` or ``outliers`` is unknown.
     """
 
     def __init__(
@@ -91,7 +91,8 @@ class SnapshotModel(PyroModule):
             raise ValueError(f"selection_sees must be 'observed' or 'true', got {selection_sees!r}")
         self.potential = potential
         self.df = df
-        self.finder = _finder_of(potential) if finder is None else finder
+        default = StaeckelFudge if potential.symmetry == "axisymmetric" else SphericalActions
+        self.finder: ActionFinder = default() if finder is None else finder
         self.smoothing = Smoothing() if likelihood == "augmented" else None
         if isinstance(likelihood, Smoothing):
             self.smoothing = likelihood
@@ -380,15 +381,6 @@ class SnapshotModel(PyroModule):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return {name: prior.sample(torch.Size([n])) for name, prior in self.sites().items()}
-
-
-def _finder_of(potential: Potential) -> ActionFinder:
-    if potential.symmetry == "triaxial":
-        raise ValueError(
-            f"{type(potential).__name__} is triaxial, and no action finder of fits serves such potentials: take a "
-            "spherical or axisymmetric one, or give a finder of your own"
-        )
-    return SphericalActions() if potential.symmetry == "spherical" else StaeckelFudge()
 
 
 def _centre(name: str, prior: torch.distributions.Distribution) -> Tensor:

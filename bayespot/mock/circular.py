@@ -15,7 +15,7 @@ from bayespot.units import Declared, takes
 Array = NDArray[np.float64]
 
 #: Radii in kpc that are tabulated, and nodes per unit of ln R.
-R_RANGE, _PER_UNIT = (1e-4, 1e4), 40
+R_RANGE, _PER_UNIT = (1e-4, 1e6), 40
 
 
 class CircularOrbit(NamedTuple):
@@ -45,7 +45,7 @@ class CircularOrbits(Declared):
     Raises
     ------
     ValueError
-        If the potential is triaxial, has priors, or a circular orbit between 10^-4 and 10^4 kpc is unstable.
+        If the potential is triaxial, has priors, or a circular orbit between 10^-4 and 10^6 kpc is unstable.
 
     References
     ----------

@@ -76,8 +76,8 @@ def phase_mixed(
     Raises
     ------
     ValueError
-        If the potential is triaxial or has unstable circular orbits, a star is not bound within 10^4 kpc, or
-        ``n_periods`` is not positive.
+        If the potential is triaxial or has unstable circular orbits, a star has more energy than a circular orbit of
+        10^6 kpc, or ``n_periods`` is not positive.
     """
     if not 0 < n_periods < math.inf:
         raise ValueError(f"n_periods must be positive, got {n_periods}")

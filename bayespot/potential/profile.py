@@ -286,5 +286,5 @@ def require_spherical(potential: Potential) -> None:
     if potential.symmetry != "spherical":
         raise ValueError(
             f"{type(potential).__name__} is {potential.symmetry}: spherical actions need a spherical potential; "
-            "use one with symmetry='spherical'"
+            "use one with symmetry='spherical', or StaeckelFudge for an axisymmetric potential"
         )

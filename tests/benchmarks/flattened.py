@@ -6,8 +6,8 @@
 Stars of `bayespot.mock.galaxy_mock`, in the Milky Way of `MWPotential2014`, fitted with the true family and the masses
 of disc and halo and the halo's scale radius free: priors LogNormal about half the mass and twice the radius, sd 1. A
 row per fit: z-scores of v_c in the plane at the radii that hold 5 to 95 % of the stars, and of the vertical force
-1.1 kpc above; whether the 68 and 95 % bands hold the truth; k-hat; the seconds of mock and fit. Rows that exist are kept: an
-interrupted run goes on.
+1.1 kpc above; whether the 68 and 95 % bands hold the truth; k-hat; the seconds of mock and fit. Rows that exist are
+kept: an interrupted run goes on.
 """
 
 from __future__ import annotations
