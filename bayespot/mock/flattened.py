@@ -152,8 +152,8 @@ def orbit_sample(potential: Potential, population: OrbitPopulation, n: int, seed
                 )
             ask = min(max(int(1.1 * (n - len(kept)) / share), 1000), _AT_ONCE)
             w, ratio = proposals.draw(ask, generator)
-            if float(ratio.max()) > bound:
-                larger = float(ratio.max())
+            larger = max(ratio.tolist(), default=0.0)
+            if larger > bound:
                 stay = torch.rand(len(kept), generator=generator, dtype=torch.float64) * larger < bound
                 kept, bound = kept[stay], larger
             chosen = torch.rand(len(w), generator=generator, dtype=torch.float64) * bound < ratio
@@ -178,6 +178,8 @@ class _Proposals:
         finder = SphericalActions()
         J = self.population.sample(n, first)
         J = J[finder.reaches(self.sphere, J)]
+        if not len(J):
+            return torch.empty(0, 6, dtype=J.dtype), torch.empty(0, dtype=J.dtype)
         theta = 2 * math.pi * torch.rand(J.shape, generator=generator, dtype=J.dtype)
         w = finder.phase_space(self.sphere, J, theta)
         if self.exact:

@@ -58,7 +58,7 @@ def phase_mixed(
     What the stars were drawn from need only be near an equilibrium: averaged over times t to 2t, what is not stationary
     falls at least as 1/t, and energies and L_z are those of the stars given. The period is that of the circular orbit
     of the star's energy. Steps are proportional to the distance from the centre, so that plunging orbits are followed
-    as well as round ones; forces are interpolated in a table of Phi (relative error 1e-6).
+    as well as round ones; forces are interpolated in a table of Phi (relative error below 1e-6 in the median).
 
     Parameters
     ----------

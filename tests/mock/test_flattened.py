@@ -97,6 +97,8 @@ def test_refusals():
     """Unknown stars, triaxial potentials, no stars."""
     with pytest.raises(ValueError, match=r"choose one of halo, disc, disc\+halo"):
         galaxy_mock("bulge", n_stars=10, seed=0)
+    with pytest.raises(ValueError, match="deeper potential"):
+        orbit_sample(Hernquist(1e-6, 1.0), HALO, 5, seed=0)
     with pytest.raises(ValueError, match="n_stars"):
         orbit_mock(GALAXY, HALO, n_stars=0, seed=0)
     with pytest.raises(ValueError, match="triaxial"):
