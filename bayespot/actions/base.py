@@ -69,6 +69,15 @@ class ActionFinder(Declared, abc.ABC):
         """
         return self
 
+    @takes_tensors(w="phase_space")
+    def settled(self, potential: Potential, w: Tensor) -> ActionFinder:
+        """Return a finder that keeps the choices it would make for the stars ``w (n, 6)`` in this potential.
+
+        Finders that choose something by the potential, as a focal distance, are spared it in potentials near this one;
+        the others return themselves.
+        """
+        return self
+
     def rough(self) -> ActionFinder:
         """Return a finder for statistics of many stars: J and theta to 1e-5, at less cost where that exists."""
         return self

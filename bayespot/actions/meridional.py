@@ -65,6 +65,9 @@ class DirectField:
             by_R, by_z = torch.autograd.grad(phi.sum(), (R, z))
         return phi.detach(), R.detach() * by_R, z.detach() * by_z
 
+    def taken(self, index: Tensor) -> DirectField:
+        return self
+
 
 @dataclass(frozen=True)
 class TabulatedField:
@@ -82,13 +85,32 @@ class TabulatedField:
     def of(cls, potential: Potential, s_first: float, s_last: float, like: Tensor) -> TabulatedField:
         """Tabulate between two radii (ln kpc), on the device of ``like``; the graph of parameters is kept."""
         first, last = math.floor(s_first / _DS) - _EDGE, math.ceil(s_last / _DS) + _EDGE
-        s = _DS * torch.arange(first, last + 1, dtype=like.dtype, device=like.device)[:, None]
-        tau = torch.linspace(0, 1, _N_LATITUDE + 1, dtype=like.dtype, device=like.device)
-        mu = (_THIN * torch.sinh(_STRETCH * tau)).clamp(max=1)
-        r = s.exp()
-        R, z = r * ((1 - mu) * (1 + mu)).sqrt(), r * mu
-        phi = potential.phi(torch.stack([R, torch.zeros_like(R), z], -1))
-        return cls(bicubic_coefficients(phi, even_start=True), first * _DS, len(s))
+        phi = potential.phi_on_grid(*_nodes(first, last - first + 1, like))
+        return cls(bicubic_coefficients(phi, even_start=True), first * _DS, len(phi))
+
+    @property
+    def n_nodes(self) -> int:
+        """Number of the places where Phi was tabulated."""
+        return self.n_s * (_N_LATITUDE + 1)
+
+    def nodes(self) -> tuple[Tensor, Tensor]:
+        """Return ln r ``(n_s,)`` and z/r of the nodes."""
+        return _nodes(round(self.s_first / _DS), self.n_s, self.coefficients)
+
+    def stencil(self, R: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the 16 nodes about each place, and the weights with which their values make the one there.
+
+        Cubic interpolation of values alone: of a smooth change of Phi, not as exact as `phi` is of Phi itself.
+        """
+        cell, u, v, *_ = self._cells(R, z)
+        i, j = cell // _N_LATITUDE, cell % _N_LATITUDE
+        i, along_s = _four(i, u, self.n_s, even=False)
+        j, along_tau = _four(j, v, _N_LATITUDE + 1, even=True)
+        index = i[..., :, None] * (_N_LATITUDE + 1) + j[..., None, :]
+        return index.flatten(-2), (along_s[..., :, None] * along_tau[..., None, :]).flatten(-2)
+
+    def taken(self, index: Tensor) -> TabulatedField:
+        return self
 
     def through(self, change: Callable[[Tensor], Tensor]) -> TabulatedField:
         """Return the table with its numbers passed through ``change``."""
@@ -117,6 +139,26 @@ class TabulatedField:
         by_ln_mu = by_v * (_N_LATITUDE / _STRETCH) * q * (q * q + 1).rsqrt()
         mu2 = z * z / r2
         return phi, (1 - mu2) * (by_s - by_ln_mu), mu2 * by_s + (1 - mu2) * by_ln_mu
+
+
+def _nodes(first: int, n: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return s ``(n,)`` and mu of a table whose first row is number ``first``."""
+    s = _DS * torch.arange(first, first + n, dtype=like.dtype, device=like.device)
+    tau = torch.linspace(0, 1, _N_LATITUDE + 1, dtype=like.dtype, device=like.device)
+    return s, (_THIN * torch.sinh(_STRETCH * tau)).clamp(max=1)
+
+
+def _four(cell: Tensor, u: Tensor, n: int, even: bool) -> tuple[Tensor, Tensor]:
+    """Return four of n nodes about a place in a cell, and the weights of the cubic through them.
+
+    Beyond the first node a function that is ``even`` goes on; beyond an end that it does not the nodes are shifted.
+    """
+    first = (cell - 1).clamp(max=n - 4) if even else (cell - 1).clamp(0, n - 4)
+    at = u + (cell - first)
+    k = torch.arange(4, device=u.device)
+    others = torch.stack([k[k != own] for own in range(4)])
+    ratio = (at[..., None, None] - others) / (k[:, None] - others)
+    return (first[..., None] + k).abs(), ratio.prod(-1)
 
 
 def _values(rows: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

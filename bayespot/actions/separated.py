@@ -30,6 +30,9 @@ class Field(Protocol):
     def slopes(self, R: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return Phi, R dPhi/dR and z dPhi/dz, without gradients."""
 
+    def taken(self, index: Tensor) -> Field:
+        """Return the field for some of the stars that ask; it matters to fields that remember who did."""
+
 
 class Separated(NamedTuple):
     """One star's separated motion; every field but the first has the shape of the stars.
@@ -64,7 +67,7 @@ class Separated(NamedTuple):
 
     def taken(self, index: Tensor) -> Separated:
         """Return some of the stars."""
-        return Separated(self.field, *(part[index] for part in self[1:]))
+        return Separated(self.field.taken(index), *(part[index] for part in self[1:]))
 
     def detached(self) -> Separated:
         """Return the same without gradients."""

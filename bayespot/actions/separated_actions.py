@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bayespot.actions.plane import safe_sqrt
 from bayespot.actions.separated import Separated
-from bayespot.actions.turning import TurningPoints
+from bayespot.actions.turning import TurningPoints, lower_height
 
 #: Height, over c, inside which the vertical variable is linear: nodes fall as densely on a thin disc as above it.
 EPS = 0.05
@@ -100,7 +100,24 @@ def vertical_action(motion: Separated, points: TurningPoints, n: int) -> Tensor:
             ends = torch.where(flat, many.along_v(y, t)[..., 0], ends)
     J = _sum(weight, square, ends)
     pole = torch.asinh(torch.ones_like(top) / EPS) / top
-    return (J - motion.lz * missed(2 * n, pole)).clamp(min=0)
+    J = (J - motion.lz * missed(2 * n, pole)).clamp(min=0)
+    aside = (square.detach()[..., 0] < 0) & ~flat
+    if bool(aside.any()):
+        index = torch.nonzero(aside)[:, 0]
+        off_plane = _off_plane(motion.taken(index), y.detach()[index, 0], points.y[index], n)
+        J = J.index_put((index,), off_plane)
+    return J
+
+
+def _off_plane(motion: Separated, below: Tensor, upper: Tensor, n: int) -> Tensor:
+    """Return J_z of motion between a lower turning point, farther out than ``below``, and the upper one."""
+    lower = lower_height(motion.detached(), below)
+    mid, half = (upper + lower) / 2, ((upper - lower) / 2).clamp(min=0)
+    psi = midpoints(n, mid)
+    y = mid[:, None] + half[:, None] * psi.sin()
+    t = ((1 - y) * (1 + y)).clamp(min=1e-30)
+    root = motion.spread().along_v(y, t).clamp(min=1e-300).sqrt()
+    return (2 / n) * (half[:, None] * psi.cos() / t * root).sum(-1)
 
 
 def _sum(weight: Tensor, square: Tensor, ends: Tensor) -> Tensor:

@@ -68,8 +68,9 @@ class StaeckelFudge(ActionFinder, TorusMap):
     Parameters
     ----------
     delta
-        Focal distance in kpc, the same for all stars. None: that of shell orbits, as a function of energy
-        (`focal_distance`). Within 25 % is close enough; zero biases flattening and disc mass.
+        Focal distance in kpc, the same for all stars, or a table of it (`settled`). None: that of shell orbits in the
+        potential at hand, as a function of energy (`focal_distance`). Within 25 % is close enough; zero biases
+        flattening and disc mass.
 
     Raises
     ------
@@ -95,10 +96,22 @@ class StaeckelFudge(ActionFinder, TorusMap):
     """
 
     @takes(delta="length")
-    def __init__(self, delta: float | None = None) -> None:
-        if delta is not None and not 0 <= delta < math.inf:
+    def __init__(self, delta: float | FocalTable | None = None) -> None:
+        if not isinstance(delta, FocalTable | None) and not 0 <= delta < math.inf:
             raise ValueError(f"delta must be a length >= 0 in kpc, got {delta}; None lets the potential decide")
         self.delta = delta
+
+    def settled(self, potential: Potential, w: Tensor) -> StaeckelFudge:
+        """Return the finder with the focal distances of this potential, for all potentials near it.
+
+        They then are numbers, without derivatives: a fit spares itself to solve for them in every potential that it
+        tries. Given focal distances stay.
+        """
+        if self.delta is not None or potential.symmetry != "axisymmetric":
+            return self
+        with torch.no_grad():
+            around, *_ = self._surroundings(potential, w)
+        return StaeckelFudge(around.focal.through(lambda part: part.detach().to("cpu", torch.float64)))
 
     def tabulated(self, potential: Potential, w: Tensor) -> TabulatedFudge:
         """Return the finder with the tables of this potential, for ``w`` and any part of it."""
@@ -161,9 +174,15 @@ class StaeckelFudge(ActionFinder, TorusMap):
         if potential.symmetry == "triaxial":
             raise ValueError(f"{type(potential).__name__} is triaxial: focal distances are those of symmetry about z")
         s = log_radius(r)
+        return self._focal(potential, float(s.detach().min()), float(s.detach().max()), s).at(s)
+
+    def _focal(self, potential: Potential, s_first: float, s_last: float, like: Tensor) -> FocalTable:
+        """Return the focal distances of orbits of these energies (ln of the circular radius)."""
+        if isinstance(self.delta, FocalTable):
+            return self.delta.through(lambda part: part.to(like))
         if self.delta is not None or potential.symmetry == "spherical":
-            return FocalTable.constant(self.delta or 0.0, s).at(s)
-        return FocalTable.of(potential, float(s.detach().min()), float(s.detach().max()), s).at(s)
+            return FocalTable.constant(self.delta or 0.0, like)
+        return FocalTable.of(potential, s_first, s_last, like)
 
     @takes_tensors(w="phase_space")
     @takes(n_periods="number")
@@ -218,18 +237,19 @@ class StaeckelFudge(ActionFinder, TorusMap):
                 raise ValueError("no star has finite coordinates: there is nothing to compute actions of")
             s, phi, kinetic = (part[finite].to("cpu", torch.float64) for part in (s, phi, kinetic))
         extent = Extent(sphere, s)
-        require_axisymmetric(potential, extent.profile, w)
+        if not isinstance(self.delta, FocalTable):  # else it was when the table was made
+            require_axisymmetric(potential, extent.profile, w)
         with torch.no_grad():
             energy, _ = cap_energy(kinetic + phi, phi, extent.escape_energy)
             s_first, s_last = extent.enclosing(torch.stack([energy.min(), energy.max()]))
             largest = float(extent.profile.s_of_phi(energy.max()))
+            if not math.isfinite(s_first + s_last + largest):
+                # a trial step of a fit may overflow the potential: there actions are NaN
+                s_first, s_last, largest = float(s.min()), float(s.max()), float(s.max())
         profile = extent.tabulate(sphere, s_first - 1, s_last + 2, _DS)
         if profile.vc2.device != w.device or profile.vc2.dtype != w.dtype:
             profile = profile.through(lambda part: part.to(w))
-        if self.delta is not None or potential.symmetry == "spherical":
-            focal = FocalTable.constant(self.delta or 0.0, w)
-        else:
-            focal = FocalTable.of(potential, s_first, s_last, w)
+        focal = self._focal(potential, s_first, s_last, w)
         return Surroundings(DirectField(potential), focal, profile), s_first - _INNER, largest + _OUTER
 
 

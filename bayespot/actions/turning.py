@@ -82,7 +82,7 @@ def _between(motion: Separated, guide: Guide, here: Tensor, low: Tensor, toleran
     lowest, infinite = least.log(), torch.full_like(here, torch.inf)
     inner = _root(_inner, motion, nearer, lowest, here, tolerance, False).exp()
     outer = _root(_outer, motion, farther, here, infinite, tolerance, True).exp()
-    y = _root(_vertical, motion, _first_height(motion, low), low, torch.ones_like(low), tolerance, True)
+    y = _root(_vertical, motion, _first_height(motion, low), low, torch.ones_like(low), tolerance, None)
     # t = L_z^2 / g keeps its digits where an orbit comes close to the axis
     t = (1 - y) * (1 + y)
     g = motion.A + _rise(motion, t, motion.phi_along_v(y, t))
@@ -91,24 +91,38 @@ def _between(motion: Separated, guide: Guide, here: Tensor, low: Tensor, toleran
     return TurningPoints(inner, outer, y, t.clamp(_LEAST, 1))
 
 
+@torch.no_grad()
+def lower_height(motion: Separated, y: Tensor) -> Tensor:
+    """Return y of the lower turning point of orbits that keep to one side of the plane.
+
+    ``y`` is that of a place below it, where p_v^2 is negative; at the stars it is not.
+    """
+    low, high = y, motion.y0.abs()
+    for _ in range(_MOST_ITERATIONS):
+        y = (low + high) / 2
+        f, _, _ = _vertical(motion, y)
+        low, high = torch.where(f > 0, y, low), torch.where(f > 0, high, y)
+    return high
+
+
 #: Value and slope of a function that rises through its root, and where to go if Newton's step is of no use (NaN: the
 #: middle of the bracket).
 Function = Callable[[Separated, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 def _root(
-    function: Function, motion: Separated, x: Tensor, low: Tensor, high: Tensor, tolerance: float, outwards: bool
+    function: Function, motion: Separated, x: Tensor, low: Tensor, high: Tensor, tolerance: float, outwards: bool | None
 ) -> Tensor:
     """Return the roots of a rising function of stars, each between ``low`` and ``high``; those found are set aside.
 
     Where the function falls the point lies on the other side of its extreme, and the root farther ``outwards``
-    or inwards.
+    or inwards; None: it is negative at ``low`` and may rise and fall, and the root is where it changes sign.
     """
     found, index = x.clone(), None
     for _ in range(_MOST_ITERATIONS):
         f, slope, other = function(motion, x)
         rises = slope > 0
-        below = torch.where(rises, f < 0, outwards)
+        below = f < 0 if outwards is None else torch.where(rises, f < 0, outwards)
         low, high = torch.where(below, x, low), torch.where(below, high, x)
         new = torch.minimum(x - f / slope, x + 1.0)
         other = torch.where((other >= low) & (other <= high), other, (low + high) / 2)

@@ -24,11 +24,13 @@ from bayespot.inference.checkpoint import Checkpoints
 from bayespot.inference.diagnose import ANGLE_STARS, Draws, diagnose
 from bayespot.inference.guides import Family, WhitenedGuide
 from bayespot.inference.latent import OUTLIERS, LatentSpace
+from bayespot.inference.linearised import Responder, gauss_newton, responds
 from bayespot.inference.map import Climb
 from bayespot.inference.membership import named, outlier_probability, unremarkable
 from bayespot.inference.optimise import Report, adam_until_bound, count_unbound, lbfgs
 from bayespot.inference.result import FitConfig, FitError, FitResult
 from bayespot.inference.samplers import Chain, WhitenedPosterior, check_svgd_size, nuts, svgd
+from bayespot.inference.spherical_start import spherical_start
 from bayespot.inference.svi import maximise_elbo, step_seed
 from bayespot.likelihood.errors import ignored_errors
 from bayespot.likelihood.model import SnapshotModel
@@ -115,6 +117,8 @@ class _Fit:
         if trained is not None:
             require_plain(model)
             model.df = trained.start()
+        #: The finder before its choices are settled, see `_settle`.
+        self.finder = model.finder
         self.w = catalog.w
         #: The stars as the likelihood sees them; w are their coordinates.
         self.data = model.prepare(catalog, config.seed)
@@ -206,13 +210,16 @@ class _Fit:
             check_svgd_size(sum(v.numel() for v in values.values()))  # before work that would be in vain
         wanted = self.config.n_components or self.model.df.n_components
         # a flexible f(J) is not needed to bind the stars, nor is its number of components known yet
-        values = self._with_df(values, min(wanted or 3, 3), self.core)
         bar.stage("start: binding the stars")
 
         def report(u: Tensor, note: str) -> None:
             bar.step(note)
 
+        values = spherical_start(self.model, values, self.core, self.config, report)
+        self._settle(values)
+        values = self._with_df(values, min(wanted or 3, 3), self.core)
         values = values | self._rough(values, report)
+        self._settle(values)
         if self.model.selection is not None:
             bar.stage("start: allowing for the selection")
             climb = self._climb(report)
@@ -232,6 +239,11 @@ class _Fit:
             check_svgd_size(space.size if self._joint else space.n_potential)
         self.state["u"] = space.vector(values)
 
+    def _settle(self, values: Mapping[str, Tensor]) -> None:
+        """Let the finder choose by the potential at ``values``: on the way from there it chooses no more."""
+        potential = self.model.at(values).potential
+        self.model.finder = self.finder.settled(potential, self.w)
+
     def _scattered(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Displace the start at random by ``start_scatter`` in unconstrained coordinates."""
         if self.config.start_scatter == 0:
@@ -250,8 +262,10 @@ class _Fit:
         config, space = self.config, LatentSpace(self.model.plain())
         advice = "check the units (kpc, km/s), the frame (Galactocentric) and the prior of the mass"
         u = space.vector(dict(values))
+        # a start from the sphere that the stars feel binds them already
+        steps = 0 if responds(space) and count_unbound(space, u, self.core) == 0 else config.adam_steps
         try:
-            u = adam_until_bound(space, u, self.core, config.adam_steps, config.adam_learning_rate, report)
+            u = adam_until_bound(space, u, self.core, steps, config.adam_learning_rate, report)
         except ValueError as error:
             # so torch says of f(J) without a scale that a step made NaN
             if "within the support" not in str(error):
@@ -262,17 +276,28 @@ class _Fit:
             unbound, steps = count_unbound(space, u, self.few), 10 * config.adam_steps
             raise FitError(f"{unbound} of {len(self.few)} stars stay unbound after {steps} steps: {advice}")
         if self.model.smoothing is None:
-            information = space.fisher(u, self.core, 3000, config.seed)
-            u, _, _ = lbfgs(space, u, self.core, information, 0.3, 60, report)
+            information, u = self._climbed(space, u, self.core, report)
         values = space.values(u)
         if self.model.outliers is not None:
             space = LatentSpace(self.model.plain(outliers=True))
             u = space.vector(values | {OUTLIERS: torch.tensor(_START_FRACTION, dtype=torch.float64)})
             # the fraction comes last, and its information is that of a count
             count = torch.tensor([[_START_FRACTION * len(self.few)]], dtype=torch.float64)
-            u, _, _ = lbfgs(space, u, self.few, torch.block_diag(information, count), 0.3, 60, report)
+            if responds(space):
+                u, _, _ = gauss_newton(space, u, self.few, 0.3, 10, report, 3000)
+            else:
+                u, _, _ = lbfgs(space, u, self.few, torch.block_diag(information, count), 0.3, 60, report)
             values = space.values(u)
         return values
+
+    def _climbed(self, space: LatentSpace, u: Tensor, w: Tensor, report: Report) -> tuple[Tensor, Tensor]:
+        """Return the information of a plain model at or near u, and where a short climb leads."""
+        if responds(space):
+            u, _, _ = gauss_newton(space, u, w, 0.3, 10, report, 3000)
+            return space.fisher(u, w, 3000, self.config.seed, responder=Responder(space, u, w)), u
+        information = space.fisher(u, w, 3000, self.config.seed)
+        u, _, _ = lbfgs(space, u, w, information, 0.3, 60, report)
+        return information, u
 
     def _members(self, values: Mapping[str, Tensor]) -> Tensor:
         """The subset's stars that are more likely members than outliers."""
@@ -354,10 +379,15 @@ class _Fit:
         for k, data in enumerate(sets):
             # the maximum of a subset is as far from that of ten times as many stars as three of its standard deviations
             tolerance = config.map_tolerance if data is self.data else _SUBSET_TOLERANCE
+            self._settle(LatentSpace(self.model).values(u))
             u = climb.towards(u, data, tolerance) if k == 0 else climb.onwards(u, data, tolerance)
         if self.model.selection is None:
             bar.stage("Fisher information")
-            information = climb.information(u, self.data, config.fisher_stars, bar.step)
+            # outer products of scores are not the curvature where orbits change family: bands take the latter
+            if responds(LatentSpace(climb.model)):
+                information = climb.curvature(u, self.data, bar.step)
+            else:
+                information = climb.information(u, self.data, config.fisher_stars, bar.step)
         else:
             u, information, n_points, error = climb.normalised_finely(u, bar.stage)
             self.state.update(selection_points=n_points, selection_error=error)

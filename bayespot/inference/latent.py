@@ -12,13 +12,17 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from bayespot.actions.base import ActionAngles, ActionFinder, CappedActions
+from bayespot.actions.response import Response
+from bayespot.df.base import DistributionFunction
 from bayespot.inference.blocks import BLOCK, Cut, mapped, stars_in
 from bayespot.likelihood.model import SnapshotModel
-from bayespot.likelihood.phase_mixed import ObservedStars
+from bayespot.likelihood.phase_mixed import UNBOUND_STEEPNESS, ObservedStars
 from bayespot.potential.base import Potential
 
 #: Stars per block of a literal likelihood.
 _LITERAL_BLOCK = 100_000
+#: Differences for the curvature, in standard deviations, and its least value over that of the information.
+_CURVATURE_STEP, _LEAST_CURVATURE = 0.25, 0.05
 #: The site of the outliers' fraction.
 OUTLIERS = "outliers.fraction"
 
@@ -193,8 +197,13 @@ class LatentSpace:
         """
         return torch.cat(list(mapped(self._scorer(u, w, step), w)))
 
-    def _scorer(self, u: Tensor, w: Tensor, step: float = 1e-4) -> Callable[[Tensor], Tensor]:
-        """Return what computes the scores of blocks of the stars ``w``; tables are computed once for all blocks."""
+    def _scorer(
+        self, u: Tensor, w: Tensor, step: float = 1e-4, responder: Callable[[Tensor], Response] | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """Return what computes the scores of blocks of the stars ``w``; tables are computed once for all blocks.
+
+        A ``responder`` knows the actions of stars and their derivatives by the potential.
+        """
         values = self.values(u)
         here = self.model.at(values).tabulated(w)
         # without errors or selection f(J) is all that depends on the df's sites
@@ -218,6 +227,8 @@ class LatentSpace:
                 model.finder = here.finder
             return model
 
+        if responder is not None:
+            apart.append(range(self.n_potential))
         pairs = {k: (moved(k, step), moved(k, -step)) for k in sorted(set(range(self.size)).difference(*apart))}
         log_z = {
             k: [model.density().log_z for model in pair] for k, pair in pairs.items() if self.model.points is not None
@@ -232,13 +243,19 @@ class LatentSpace:
                 # in u, the logit, the derivative is that of a mixture's weight
                 columns[:, of_outliers.start] = outlier - values[OUTLIERS]
             remembered = _RememberedActions(here.finder)
-            J = here.finder.capped_actions(here.potential, block).J if plain else None
+            J = None
+            if responder is not None:
+                found = responder(block)
+                J = found.J
+                columns[:, : self.n_potential] = member[..., None] * _potential_scores(here.df, found)
+            elif plain:
+                J = here.finder.capped_actions(here.potential, block).J
             for k, pair in pairs.items():
                 if k >= self.n_potential and J is not None:
                     plus, minus = (model.df.log_prob(J) for model in pair)
                     columns[:, k] = member * (plus - minus) / (2 * step)
                     continue
-                found = []
+                both = []
                 for i, model in enumerate(pair):
                     one = model
                     if k >= self.n_potential and model.smoothing is None:
@@ -247,17 +264,26 @@ class LatentSpace:
                     of_one = one.density()
                     if k in log_z:
                         of_one.log_z = log_z[k][i]
-                    found.append(of_one.log_prob(block))
-                columns[:, k] = (found[0] - found[1]) / (2 * step)
+                    both.append(of_one.log_prob(block))
+                columns[:, k] = (both[0] - both[1]) / (2 * step)
             return columns
 
         return scores
 
     @torch.no_grad()
-    def fisher(self, u: Tensor, w: Tensor, max_stars: int, seed: int, tick: Callable[[], None] | None = None) -> Tensor:
+    def fisher(
+        self,
+        u: Tensor,
+        w: Tensor,
+        max_stars: int,
+        seed: int,
+        tick: Callable[[], None] | None = None,
+        responder: Callable[[Tensor], Response] | None = None,
+    ) -> Tensor:
         """Return the outer-product Fisher information of the data plus the prior's curvature, in u.
 
-        More than ``max_stars`` stars are represented by a random subset, scaled up. The curvature of the
+        More than ``max_stars`` stars are represented by a random subset, scaled up. A ``responder`` spares the
+        differences by the potential's latents, see `bayespot.inference.linearised`. The curvature of the
         prior and of the streams is that of their log-density (central differences of the gradient), with the
         absolute values of its eigenvalues, which are positive at a maximum.
         """
@@ -266,7 +292,7 @@ class LatentSpace:
             w = w[torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:max_stars]]
         information = torch.zeros(self.size, self.size, dtype=torch.float64)
         curvature = 0.0
-        scorer = self._scorer(u, w)
+        scorer = self._scorer(u, w, responder=responder)
 
         def one(block: Tensor) -> tuple[Tensor, float]:
             scores = scorer(block)
@@ -280,6 +306,53 @@ class LatentSpace:
         if (own := self.slices.get(OUTLIERS)) is not None:
             information[own, own] = information[own, own].clamp(min=curvature)
         return information * (n / len(w)) + self.prior_curvature(u)
+
+    def curvature(
+        self,
+        u: Tensor,
+        w: Tensor,
+        information: Tensor,
+        max_stars: int,
+        seed: int,
+        tick: Callable[[], None] | None = None,
+    ) -> Tensor:
+        r"""Return minus the second derivatives of the log posterior by the potential's latents, in u.
+
+        By differences of the gradient over a quarter of a standard deviation either way: where outer products of scores
+        are another thing, as for the shape of a potential whose orbits change family, this is what the width of the
+        posterior is. Those by the other latents alone are the outer products' in ``information``. Directions in which
+        the posterior is flat or convex get the least curvature that is possible, `_LEAST_CURVATURE` of that of the
+        information.
+
+        Parameters
+        ----------
+        information
+            `fisher` there.
+        max_stars, seed
+            More stars are represented by a random part, scaled up.
+        """
+        n = len(w)
+        if n > max_stars:
+            w = w[torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:max_stars]]
+        scale = n / len(w)
+        found = information.clone()
+        steps = _CURVATURE_STEP * information.diagonal().clamp(min=1e-12).rsqrt()
+        for k in range(self.n_potential):
+            shift = torch.zeros_like(u)
+            shift[k] = steps[k]
+            slopes = [
+                scale * self.likelihood_gradient(at, w)[1] + self.prior_gradient(at)[1] for at in (u - shift, u + shift)
+            ]
+            found[k] = (slopes[0] - slopes[1]) / (2 * steps[k])
+            if tick:
+                tick()
+        own = slice(0, self.n_potential)
+        found[own, own] = (found[own, own] + found[own, own].T) / 2
+        found[self.n_potential :, own] = found[own, self.n_potential :].T
+        C = whitening(information)
+        values, vectors = torch.linalg.eigh(C.T @ found @ C)
+        unwhite = torch.linalg.solve(C.T, vectors)
+        return (unwhite * values.clamp(min=_LEAST_CURVATURE)) @ unwhite.T
 
     def _fraction_curvature(self, u: Tensor, scores: Tensor) -> float:
         """Minus the second derivative of ln p in the logit of the outliers' fraction, summed over stars.
@@ -299,14 +372,28 @@ class LatentSpace:
         def slope(v: Tensor) -> Tensor:
             return self.prior_gradient(v)[1]
 
-        rows = []
-        for k in range(self.size):
+        normal = self._normal
+        known = torch.zeros(self.size, dtype=torch.bool)
+        rows = torch.zeros(self.size, self.size, dtype=torch.float64)
+        if not self.model.has_factors:
+            known[normal.rows] = True
+            rows[normal.rows, normal.rows] = normal.sd**-2
+        for k in torch.nonzero(~known)[:, 0]:
             shift = torch.zeros_like(u)
             shift[k] = step
-            rows.append((slope(u - shift) - slope(u + shift)) / (2 * step))
-        curvature = torch.stack(rows)
+            rows[k] = (slope(u - shift) - slope(u + shift)) / (2 * step)
+        curvature = rows
         values, vectors = torch.linalg.eigh((curvature + curvature.T) / 2)
         return (vectors * values.abs()) @ vectors.T
+
+
+def _potential_scores(df: DistributionFunction, response: Response) -> Tensor:
+    """Return d ln p(w)/da ``(n, k)`` of members: ln f at actions that respond to the potential."""
+    with torch.enable_grad():
+        J = response.J.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(df.log_prob(J).sum(), J)
+    scores = (slope[:, ::2, None] * response.of_J).sum(1)
+    return scores - UNBOUND_STEEPNESS * (response.excess > 0)[:, None] * response.of_excess
 
 
 class _NormalPriors:

@@ -10,6 +10,7 @@ from torch import Tensor
 from bayespot.catalog.catalog import Catalog
 from bayespot.inference.blocks import stars_in
 from bayespot.inference.latent import LatentSpace
+from bayespot.inference.linearised import Responder, gauss_newton, responds
 from bayespot.inference.optimise import Report, displacement, lbfgs
 from bayespot.inference.result import FitConfig
 from bayespot.likelihood.model import SnapshotModel
@@ -22,6 +23,10 @@ _ROUNDS = 4
 _REFRESHED = 17
 #: Of the seeds of the finer points with which points are compared, beyond the fit's.
 _OTHER_POINTS = 7_001
+#: Stars that give the information on the way, and most linearisations of the actions.
+_MOST_STARS, _LINEARISATIONS = 25_000, 12
+#: Distance from the maximum, in posterior standard deviations, from which the curvature leads on.
+_NEAR = 1.0
 
 
 class Climb:
@@ -65,7 +70,9 @@ class Climb:
         That of the literal likelihood is that of its limit, which costs a hundred times less.
         """
         closed = LatentSpace(self.model.closed_form())
-        return closed.fisher(u, data, max(stars_in(data, n_rows), min(len(data), 4000)), self.config.seed, tick)
+        responder = Responder(closed, u, data) if responds(closed) else None
+        n_stars = max(stars_in(data, n_rows), min(len(data), 4000))
+        return closed.fisher(u, data, n_stars, self.config.seed, tick, responder)
 
     def selected(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Move to where the selection is allowed for, a few stars at a time."""
@@ -83,6 +90,8 @@ class Climb:
 
         ``tolerance`` in place of `FitConfig.map_tolerance`.
         """
+        if responds(LatentSpace(self.model)):
+            return self.to_maximum(u, data, _FEW_POINTS, tolerance)
         rounds = 1 if self.model.selection is None else _ROUNDS
         for _ in range(rounds):
             space = self.space(u)
@@ -109,16 +118,38 @@ class Climb:
         away, the climb comes to a halt before the top, or takes twice as long.
         """
         tolerance = self.config.map_tolerance if tolerance is None else tolerance
+        if responds(space := LatentSpace(self.model)):
+            return self._to_curved_maximum(space, u, data, tolerance)
         left = self.config.map_iterations
         while left > 0:
             space = self.space(u, n_points)
-            information = self.information(u, data, 25_000)
+            information = self.information(u, data, _MOST_STARS)
             u, norm, done = lbfgs(space, u, data, information, tolerance, min(left, _REFRESHED), self.report)
             self.iterations += done
             left -= done
             if norm <= tolerance:
                 break
         return u
+
+    def _to_curved_maximum(self, space: LatentSpace, u: Tensor, data: Tensor, tolerance: float) -> Tensor:
+        """Climb with linear actions as far as that leads, from there with the curvature measured."""
+        u, _, done = gauss_newton(space, u, data, _NEAR, _LINEARISATIONS, self.report, _MOST_STARS)
+        self.iterations += done
+        left = self.config.map_iterations
+        while left > 0:
+            curvature = self.curvature(u, data)
+            u, norm, done = lbfgs(space, u, data, curvature, tolerance, min(left, 2 * _REFRESHED), self.report)
+            self.iterations += done
+            left -= done
+            if norm <= tolerance or done < _REFRESHED:
+                break
+        return u
+
+    def curvature(self, u: Tensor, data: Tensor, tick: Callable[[], None] | None = None) -> Tensor:
+        """Return the curvature of the log posterior at u, where the model `responds`."""
+        space = LatentSpace(self.model)
+        information = self.information(u, data, _MOST_STARS)
+        return space.curvature(u, data, information, _MOST_STARS, self.config.seed, tick)
 
     def normalised_finely(self, u: Tensor, stage: Callable[[str], None]) -> tuple[Tensor, Tensor, int, float]:
         """Climb with ever more points, twice as many each time, until that moves the posterior little.

@@ -52,7 +52,8 @@ class AxisymmetricNetwork(ExpandedPotential):
     n_shapes, n_degrees
         Number of bumps in s, and of even Legendre polynomials: P_2 to P_(2 n_degrees).
     shape_sd
-        Prior standard deviation of the weights w, of mean zero; None: flat.
+        Prior standard deviation of the weights w of P_2, of mean zero; that of P_(2 k) is k^-2 times it, as spheroids'
+        logarithmic densities have it, so that few draws have their mass in rings. None: flat.
     l_max
         Largest degree of the potential's multipoles, even.
 
@@ -91,7 +92,8 @@ class AxisymmetricNetwork(ExpandedPotential):
         self.monopole = monopole
         self.l_max = l_max
         weights = torch.zeros(n_shapes, n_degrees, dtype=torch.float64)
-        sd = torch.full_like(weights, 1.0 if shape_sd is None else shape_sd)
+        fall = torch.arange(1, n_degrees + 1, dtype=torch.float64) ** -2.0
+        sd = (1.0 if shape_sd is None else shape_sd) * fall.expand_as(weights)
         self.shape_weights: Any = normal_site(weights, sd, shape_sd is None)
         self._n = (n_shapes, n_degrees)
         self.register_buffer("_centres", torch.linspace(monopole.s_inner, monopole.s_outer, n_shapes).double())
@@ -127,15 +129,24 @@ class AxisymmetricNetwork(ExpandedPotential):
         s, mu = torch.broadcast_tensors(s, mu)
         bumps = self._bumps(s) @ weights
         nodes, rule = (part.to(s) for part in half_rule(self.l_max + _MORE_ANGLES))
-        norm = (torch.exp(bumps @ _even(nodes, weights.shape[1]).T) * rule).sum(-1)
-        return torch.exp((bumps * _even(mu, weights.shape[1])).sum(-1)) / norm
+        ln_p = bumps @ _even(nodes, weights.shape[1]).T
+        most = ln_p.detach().amax(-1)
+        norm = (torch.exp(ln_p - most[..., None]) * rule).sum(-1)
+        return torch.exp((bumps * _even(mu, weights.shape[1])).sum(-1) - most) / norm
 
     def phi(self, x: Tensor) -> Tensor:
+        r, mu = polar(x)
+        return self.monopole.phi(x) + self._multipoles().phi(r.log(), mu)
+
+    def phi_on_grid(self, s: Tensor, mu: Tensor) -> Tensor:
+        r = s.exp()
+        sphere = self.monopole.phi(torch.stack([r, 0 * r, 0 * r], -1))
+        return sphere[:, None] + self._multipoles().phi_on_grid(s, mu)
+
+    def _multipoles(self) -> MultipoleTable:
         monopole, weights = self.monopole, self.shape_weights
         key = (weights, monopole.slope_weights, monopole.ln_mass, monopole.centres, monopole.ln_width)
-        r, mu = polar(x)
-        table = self._kept_table(key, lambda: self._build(weights))
-        return monopole.phi(x) + table.phi(r.log(), mu)
+        return self._kept_table(key, lambda: self._build(weights))
 
     def density(self, x: Tensor) -> Tensor:
         r, mu = polar(x)
@@ -155,7 +166,8 @@ class AxisymmetricNetwork(ExpandedPotential):
         s = profile.s_nodes.to(weights)
         mean = profile.vc2 * self.monopole.mass_slope(s)
         mu, rule = (part.to(s) for part in half_rule(self.l_max + _MORE_ANGLES))
-        p = torch.exp(self._bumps(s) @ weights @ _even(mu, weights.shape[1]).T) * rule
+        ln_p = self._bumps(s) @ weights @ _even(mu, weights.shape[1]).T
+        p = torch.exp(ln_p - ln_p.detach().amax(-1, keepdim=True)) * rule
         degrees = tuple(range(2, self.l_max + 1, 2))
         projection = _even(mu, self.l_max // 2) * (2 * mu.new_tensor(degrees) + 1)
         source = mean[:, None] * (p @ projection) / p.sum(-1, keepdim=True)

@@ -130,16 +130,33 @@ class MultipoleTable:
         inner, outer = (Edge(*(part.detach() for part in edge)) for edge in (self.inner, self.outer))
         return MultipoleTable(self.s_first, self.ds, self.degrees, self.cells.detach(), inner, outer)
 
+    def phi_on_grid(self, s: Tensor, mu: Tensor) -> Tensor:
+        r"""Return :math:`\phi` ``(n, m)`` at all pairs of s ``(n,)`` and mu ``(m,)``: a product of matrices."""
+        rows, u = self._cells_at(s)
+        degrees = horner(rows, u[:, None])
+        for beyond, edge in ((s < self.s_first, self._below), (s > self.s_last, self._above)):
+            if bool(beyond.any()):
+                d = (s - self.s_first).clamp(max=0) if edge == self._below else (s - self.s_last).clamp(min=0)
+                degrees = torch.where(beyond[:, None], edge(d), degrees)
+        return degrees @ self._angular(mu).T
+
+    def _angular(self, mu: Tensor) -> Tensor:
+        return even_legendre(mu, self.degrees[-1])[..., self.degrees[0] // 2 :]
+
+    def _cells_at(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the coefficients ``(*batch, n_l, 6)`` of the cells of s, and the places within."""
+        # the branch that is not taken must not overflow: its derivative would be NaN
+        position = (s.clamp(self.s_first, self.s_last) - self.s_first) / self.ds
+        index = position.detach().long().clamp(0, len(self.cells) - 1)
+        return gather_rows(self.cells, index).unflatten(-1, (len(self.degrees), 6)), position - index
+
     def phi(self, s: Tensor, mu: Tensor) -> Tensor:
         r"""Return :math:`\phi` at s = ln r and mu, the cosine of the polar angle; both of any one shape."""
-        angular = even_legendre(mu, self.degrees[-1])[..., self.degrees[0] // 2 :]
+        angular = self._angular(mu)
         first, last = self.s_first, self.s_last
         fixed = s.detach()
-        # the branch that is not taken must not overflow: its derivative would be NaN
-        position = (s.clamp(first, last) - first) / self.ds
-        index = position.detach().long().clamp(0, len(self.cells) - 1)
-        rows = gather_rows(self.cells, index).unflatten(-1, (len(self.degrees), 6))
-        found = horner((rows * angular[..., None]).sum(-2), position - index)
+        rows, u = self._cells_at(s)
+        found = horner((rows * angular[..., None]).sum(-2), u)
         if bool((fixed < first).any()):
             found = torch.where(fixed < first, (self._below((s - first).clamp(max=0)) * angular).sum(-1), found)
         if bool((fixed > last).any()):

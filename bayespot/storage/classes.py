@@ -28,6 +28,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "bayespot.potential.spheroids": ("DoublePowerLaw", "PowerLawCutoff"),
     "bayespot.potential.symbolic": ("SymbolicPotential",),
     "bayespot.potential.tabulated": ("TabulatedSphere",),
+    "bayespot.actions.focal": ("FocalTable",),
     "bayespot.actions.genfunc": ("GeneratingFunctionActions",),
     "bayespot.actions.isochrone": ("IsochroneActions",),
     "bayespot.actions.spherical": ("SphericalActions",),

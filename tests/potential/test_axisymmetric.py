@@ -9,7 +9,14 @@ import pytest
 import torch
 from contracts.potential import check_acceleration, check_batches, check_circular_speed, check_no_graph, points_at
 
-from bayespot.potential import AxisymmetricNetwork, ExponentialDisc, MassSlopeNetwork, MultipoleExpansion, Potential
+from bayespot.potential import (
+    NFW,
+    AxisymmetricNetwork,
+    ExponentialDisc,
+    MassSlopeNetwork,
+    MultipoleExpansion,
+    Potential,
+)
 from bayespot.potential.multipole import polar
 from bayespot.pyro_modules import freeze
 from bayespot.storage import read, write
@@ -186,3 +193,15 @@ def test_bad_input(arguments, message):
     """Refused with the value received."""
     with pytest.raises(ValueError, match=message):
         AxisymmetricNetwork(**({"monopole": monopole()} | arguments))
+
+
+def test_on_a_grid():
+    """`phi_on_grid` is Phi at all pairs, beyond the table's ends too, alone and in a sum."""
+    potential = drawn(3)[0] + ExponentialDisc(5e8, 2.6, 0.3) + NFW(1e11, 10.0)
+    s = torch.linspace(-25.0, 40.0, 33, dtype=torch.float64)
+    mu = torch.linspace(0.0, 1.0, 7, dtype=torch.float64)
+    r = s.exp()[:, None]
+    x, z = r * (1 - mu**2).sqrt(), r * mu
+    places = torch.stack([x, torch.zeros_like(x), z], -1)
+    for one in (potential, *potential.members):
+        torch.testing.assert_close(one.phi_on_grid(s, mu), one.phi(places), rtol=1e-10, atol=1e-9)

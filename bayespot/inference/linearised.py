@@ -1,0 +1,210 @@
+"""The posterior with actions to first order in the potential: what the climb in an axisymmetric potential runs on.
+
+An action of the Staeckel fudge costs a hundred times what f(J) costs. To first order about a potential all actions are
+one product of matrices, so an optimiser may ask for them as often as it likes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from bayespot.actions.response import Response, response
+from bayespot.actions.staeckel import StaeckelFudge, TabulatedFudge
+from bayespot.inference.latent import OUTLIERS, LatentSpace, whitening
+from bayespot.inference.optimise import Report, lbfgs
+from bayespot.likelihood.phase_mixed import UNBOUND_STEEPNESS
+from bayespot.potential.base import SumPotential
+
+#: Step in u of the change of the potential.
+_STEP = 1e-4
+#: Of the optimiser on the linearised posterior: nearest to its maximum in posterior sd, and most iterations.
+_INNER, _ITERATIONS = 0.3, 60
+#: Least gain in ln p of a round that is followed by another.
+_LEAST_GAIN = 2.0
+#: How often a step that lowers the posterior is halved.
+_HALVINGS = 8
+#: Largest change of J by one latent of the potential, over the sum of actions, for which it counts as linear; and the
+#: largest step of a latent in prior standard deviations.
+_LINEAR, _PRIOR_SDS = 0.4, 3.0
+
+
+class Responder:
+    """Actions and their derivatives by the potential's latents, of any of the stars ``w``, about u_0.
+
+    Parameters
+    ----------
+    space, u
+        A plain model's latents, and u_0.
+    w : Float[Tensor, "n 6"]
+        Stars.
+    """
+
+    def __init__(self, space: LatentSpace, u: Tensor, w: Tensor) -> None:
+        with torch.no_grad():
+            finder = space.model.at(space.values(u)).tabulated(w).finder
+            assert isinstance(finder, TabulatedFudge)  # `responds` looked
+            self.tables = finder.tables
+            nodes = self.tables.field.nodes()
+            self.changes = torch.stack([_change(space, u, k, nodes) for k in range(space.n_potential)], 1)
+
+    def __call__(self, w: Tensor) -> Response:
+        """Return the response of these stars."""
+        return response(self.tables, w, self.changes)
+
+
+def _change(space: LatentSpace, u: Tensor, k: int, nodes: tuple[Tensor, Tensor]) -> Tensor:
+    """Return dPhi/du_k at the nodes: that of the component that has this latent, of a sum."""
+    (site,) = (name for name, part in space.slices.items() if part.start <= k < part.stop)
+    _, _, *path = site.split(".")
+    step = torch.zeros_like(u)
+    step[k] = _STEP
+
+    def phi(at: Tensor) -> Tensor:
+        potential = space.model.at(space.values(at)).potential
+        if isinstance(potential, SumPotential):
+            potential = potential.members[int(path[0])]
+        return potential.phi_on_grid(*nodes).reshape(-1)
+
+    return (phi(u + step) - phi(u - step)) / (2 * _STEP)
+
+
+class Linearised:
+    """The log posterior of ``w`` with J linear in the potential's latents about u_0, exact to first order there.
+
+    It has what `lbfgs` asks of a `LatentSpace`. Far off it falls steeply: linear actions could all shrink together, and
+    f(J) with them. ``reach`` says how far, over where J stops being linear.
+    """
+
+    def __init__(self, space: LatentSpace, u: Tensor, w: Tensor, responder: Responder, reach: float = 1.0) -> None:
+        self.space, self.u_0 = space, u
+        self.response = responder(w)
+        self.reach = reach * _reach(self.response, space.prior_curvature(u).diagonal()[: space.n_potential])
+        outliers = space.model.outliers
+        with torch.no_grad():
+            background = None if outliers is None else outliers.background
+            self.background = None if background is None else background.log_prob(w)
+        self.value, self.slope = space.gradient(u, w)
+        own, own_slope = self._approximate(u)
+        self.rest, self.rest_slope = self.value - own, self.slope - own_slope
+
+    def values(self, u: Tensor) -> dict[str, Tensor]:
+        """Return the sites' values at u."""
+        return self.space.values(u)
+
+    def gradient(self, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log posterior at u and its gradient; the stars are those of the construction."""
+        value, slope = self._approximate(u)
+        step = u - self.u_0
+        far = step[: self.space.n_potential] / self.reach
+        value = value + self.rest + self.rest_slope @ step - len(w) * (far**8).sum()
+        slope = slope + self.rest_slope
+        slope[: self.space.n_potential] -= 8 * len(w) * far**7 / self.reach
+        return value, slope
+
+    def _approximate(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        prior, prior_slope = self.space.prior_gradient(u)
+        u = u.detach().requires_grad_()
+        with torch.enable_grad():
+            value = self._log_likelihood(u)
+            return value.detach() + prior, torch.autograd.grad(value, u)[0] + prior_slope
+
+    def _log_likelihood(self, u: Tensor) -> Tensor:
+        values = self.space.values(u)
+        model = self.space.model.at(values)
+        step = (u - self.u_0)[: self.space.n_potential]
+        J, excess, of_J, of_excess = self.response
+        moved = _positive(J[:, ::2], of_J @ step)
+        excess = (excess + of_excess @ step).clamp(min=0)
+        f = model.df.log_prob(torch.stack([moved[:, 0], J[:, 1], moved[:, 1]], -1))
+        members = f - 3 * math.log(2 * math.pi) - UNBOUND_STEEPNESS * excess
+        if self.background is None:
+            return members.sum()
+        fraction = values[OUTLIERS]
+        return torch.logaddexp(members + torch.log1p(-fraction), self.background + fraction.log()).sum()
+
+
+def _reach(response: Response, prior_curvature: Tensor) -> Tensor:
+    """Return the steps of the potential's latents up to which J is about linear."""
+    relative = (response.of_J.abs().sum(1) / response.J.abs().sum(-1, keepdim=True).clamp(min=1e-300)).square().mean(0)
+    of_prior = _PRIOR_SDS * prior_curvature.clamp(min=1e-12).rsqrt()
+    return torch.minimum(_LINEAR * relative.clamp(min=1e-24).rsqrt(), of_prior)
+
+
+def _positive(J: Tensor, rise: Tensor) -> Tensor:
+    """Return J + rise, below J an exponential of the same slope: actions stay positive."""
+    below = torch.exp((rise / J.clamp(min=1e-300)).clamp(max=0))
+    return torch.where(rise >= 0, J + rise, J * below)
+
+
+def gauss_newton(
+    space: LatentSpace, u: Tensor, w: Tensor, tolerance: float, max_rounds: int, report: Report, n_information: int
+) -> tuple[Tensor, float, int]:
+    """Climb the log posterior by maximising it with linear actions, again and again from where that leads.
+
+    It ends where actions of second order decide: a round that gains little in ln p is the last.
+
+    Parameters
+    ----------
+    space, u, w
+        The latents of a model that `responds`, where to begin, and the stars.
+    tolerance
+        Distance from the maximum in posterior standard deviations.
+    max_rounds
+        Most linearisations.
+    report
+        Called with (u, note) after each.
+    n_information
+        Stars that give the information, of more a random part.
+
+    Returns
+    -------
+    u, distance, iterations
+        Where the posterior is highest of all places reached, how far from the maximum that is, and the iterations of
+        the optimisers.
+    """
+    done, norm, reach, before = 0, math.inf, 1.0, -math.inf
+    for k in range(max_rounds):
+        responder = Responder(space, u, w)
+        here = Linearised(space, u, w, responder, reach)
+        information = space.fisher(u, w, n_information, k, responder=responder)
+        norm = float((whitening(information).T @ here.slope).norm())
+        report(u, f"ln p {float(here.value):.3f}, {norm:.2g} sd from the maximum")
+        if norm < tolerance or float(here.value) < before + _LEAST_GAIN:
+            break
+        before = float(here.value)
+        u_1, _, n = lbfgs(here, u, w, information, max(_INNER * tolerance, 0.01), _ITERATIONS, _silent)  # type: ignore[arg-type]
+        done += n
+        shorter = _uphill(space, u, u_1 - u, w, float(here.value))
+        if shorter == 0:
+            break
+        reach = min(1.0, 2 * reach) if shorter == 1 else reach / 2
+        u = u + shorter * (u_1 - u)
+    return u, norm, done
+
+
+def _uphill(space: LatentSpace, u: Tensor, step: Tensor, w: Tensor, value: float) -> float:
+    """Return the part of a step that leads higher than ``value``, halved until it does; zero if none does."""
+    part = 1.0
+    for _ in range(_HALVINGS):
+        if float(space.log_posterior(u + part * step, w)) > value:
+            return part
+        part /= 2
+    return 0.0
+
+
+def _silent(u: Tensor, note: str) -> None:
+    """Tell nobody."""
+
+
+def responds(space: LatentSpace) -> bool:
+    """Whether the model's actions have a `Responder`: the Staeckel fudge, f(J) at known places, no streams."""
+    model = space.model
+    return (
+        model.is_plain
+        and not len(model.streams)
+        and isinstance(model.finder, StaeckelFudge)
+        and model.potential.symmetry == "axisymmetric"
+    )

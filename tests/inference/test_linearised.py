@@ -1,0 +1,132 @@
+"""The climb with linear actions and the curvature by differences, on stars of a flattened galaxy.
+
+Protocol: 150 stars of `contracts.actions.bound_stars` in a Miyamoto & Nagai disc and a halo, both masses and the disc's
+height free: no equilibrium, which the identities of derivatives do not need.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from contracts.actions import bound_stars
+from pyro.distributions import LogNormal
+
+from bayespot import FitConfig, SnapshotModel
+from bayespot.actions import SphericalActions
+from bayespot.df import ActionMixture
+from bayespot.inference.latent import LatentSpace, whitening
+from bayespot.inference.linearised import Linearised, Responder, gauss_newton, responds
+from bayespot.inference.optimise import lbfgs
+from bayespot.inference.spherical_start import spherical_start
+from bayespot.potential import NFW, AxisymmetricNetwork, ExponentialDisc, MiyamotoNagai
+from bayespot.pyro_modules import freeze
+from bayespot.units import G
+
+
+def near(value):
+    return LogNormal(torch.tensor(math.log(value), dtype=torch.float64), 0.5)
+
+
+def ignore(u, note):
+    """Take no notice of progress."""
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """Latents with f(J) at its start, u and stars."""
+    w = bound_stars(MiyamotoNagai(5e10, 3.0, 0.3) + NFW(5e11, 20.0), 150, 3)
+    model = SnapshotModel(MiyamotoNagai(near(5e10), 3.0, near(0.3)) + NFW(near(5e11), 20.0), ActionMixture())
+    values = model.initial_values()
+    fixed = model.at(values)
+    model.finder = model.finder.settled(fixed.potential, w)
+    J = model.finder.capped_actions(fixed.potential, w).J.detach()
+    model.df = model.df.resolved(2, J)
+    values |= {f"df.{name}": value for name, value in model.df.fit_actions(J, 1).items()}
+    model = model.with_outliers(w)
+    values["outliers.fraction"] = torch.tensor(0.01, dtype=torch.float64)
+    space = LatentSpace(model)
+    return space, space.vector(values), w
+
+
+def test_gradient_and_second_order(problem):
+    """Value and gradient are exact at the place; beside it the value is wrong by the square of the distance."""
+    space, u, w = problem
+    near_u = Linearised(space, u, w, Responder(space, u, w))
+    value, slope = near_u.gradient(u, w)
+    expected, expected_slope = space.gradient(u, w)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(slope, expected_slope)
+    direction = torch.zeros_like(u)
+    direction[: space.n_potential] = torch.tensor([0.02, -0.03, 0.02], dtype=torch.float64)
+    miss = [
+        abs(float(near_u.gradient(u + part * direction, w)[0] - space.log_posterior(u + part * direction, w)))
+        for part in (1.0, 0.5)
+    ]
+    assert miss[0] < 0.2 * abs(float(space.log_posterior(u + direction, w) - expected))
+    assert miss[1] < 0.4 * miss[0]
+    # of f(J) and of the fraction of outliers it is exact
+    other = torch.zeros_like(u)
+    other[space.n_potential :] = 0.05
+    torch.testing.assert_close(near_u.gradient(u + other, w)[0], space.log_posterior(u + other, w))
+
+
+def test_fisher_by_responses(problem):
+    """The information by responses is that by differences, to the derivative of the focal distance."""
+    space, u, w = problem
+    plain = space.fisher(u, w, 1000, 0)
+    by_responses = space.fisher(u, w, 1000, 0, responder=Responder(space, u, w))
+    C = whitening(plain)
+    whitened = C.T @ by_responses @ C
+    assert float((whitened - torch.eye(len(u))).abs().max()) < 0.1
+
+
+def test_climb_reaches_the_maximum_and_the_curvature_is_that_of_the_posterior(problem):
+    space, u, w = problem
+    top, _, _ = gauss_newton(space, u, w, 0.05, 20, ignore, 1000)
+    assert float(space.log_posterior(top, w)) > float(space.log_posterior(u, w)) + 1
+    rest, *_ = lbfgs(space, top, w, space.fisher(top, w, 1000, 0), 0.05, 60, ignore)
+    assert float(space.log_posterior(rest, w)) < float(space.log_posterior(top, w)) + 5
+    information = space.fisher(top, w, 1000, 0, responder=Responder(space, top, w))
+    curvature = space.curvature(top, w, information, 1000, 0)
+    assert float(torch.linalg.eigvalsh(curvature).min()) > 0
+    # along the halo's mass: second differences of the log posterior, over the same distance
+    k = next(part.start for name, part in space.slices.items() if name.endswith("members.1.m_s"))
+    step = torch.zeros_like(top)
+    step[k] = 0.25 * float(information[k, k]) ** -0.5
+    ends = [float(space.log_posterior(top + sign * step, w)) for sign in (-1, 0, 1)]
+    second = (2 * ends[1] - ends[0] - ends[2]) / float(step[k]) ** 2
+    assert float(curvature[k, k]) == pytest.approx(second, rel=0.05)
+
+
+def test_what_responds(problem):
+    space, _, _ = problem
+    assert responds(space)
+    sphere = SnapshotModel(NFW(near(5e11), 20.0), ActionMixture())
+    assert not responds(LatentSpace(sphere))
+    assert not responds(LatentSpace(SnapshotModel(sphere.potential, ActionMixture(), SphericalActions())))
+
+
+def test_spherical_start():
+    """The network and the disc together have the mass of the sphere that the stars feel, and bind them."""
+    w = bound_stars(MiyamotoNagai(5e10, 3.0, 0.3) + NFW(5e11, 20.0), 200, 4)
+    disc = ExponentialDisc(near(5e8), 2.6, 0.3)
+    model = SnapshotModel(AxisymmetricNetwork.for_stars(w) + disc, ActionMixture())
+    values = spherical_start(model, model.initial_values(), w, FitConfig(), ignore)
+    alone = SnapshotModel(AxisymmetricNetwork.for_stars(w), ActionMixture())
+    sphere = spherical_start(alone, alone.initial_values(), w, FitConfig(), ignore)
+    r = torch.linalg.vector_norm(w[:, :3], dim=-1).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
+    total = freeze(alone.potential, {k.removeprefix("potential."): v for k, v in sphere.items()}).enclosed_mass(r)
+    galaxy = model.at(values).potential
+    mu = torch.linspace(-1, 1, 2001, dtype=torch.float64)
+    direction = torch.stack([(1 - mu**2).sqrt(), 0 * mu, mu], -1)
+    x = r[:, None, None] * direction
+    found = r**2 / G * -(galaxy.acceleration(x) * direction).sum(-1).mean(-1)
+    torch.testing.assert_close(found.detach(), total.detach(), rtol=0.05, atol=0)
+    fixed = model.at(values)
+    assert int((fixed.finder.capped_actions(fixed.potential, w).excess > 0).sum()) <= 2
+    # a model without a network keeps its start
+    plain = SnapshotModel(MiyamotoNagai(near(5e10), 3.0, 0.3), ActionMixture())
+    start = plain.initial_values()
+    assert spherical_start(plain, start, w, FitConfig(), ignore) == start
