@@ -141,6 +141,23 @@ class TabulatedField:
         return phi, (1 - mu2) * (by_s - by_ln_mu), mu2 * by_s + (1 - mu2) * by_ln_mu
 
 
+class TabulatedForces:
+    """Accelerations in an axisymmetric potential from a table of Phi between two radii (ln kpc), without gradients."""
+
+    def __init__(self, potential: Potential, s_first: float, s_last: float, like: Tensor) -> None:
+        self._field = TabulatedField.of(potential, s_first, s_last, like)
+
+    def acceleration(self, x: Tensor) -> Tensor:
+        """Return the acceleration at x ``(*batch, 3)`` in (km/s)^2/kpc."""
+        R2 = x[..., 0] ** 2 + x[..., 1] ** 2
+        z = x[..., 2]
+        _, by_R, by_z = self._field.slopes(R2.sqrt(), z)
+        # the field's slopes are R dPhi/dR and z dPhi/dz
+        across = -by_R / R2.clamp(min=1e-300)
+        up = -by_z / torch.where(z == 0, 1.0, z)
+        return torch.stack([across * x[..., 0], across * x[..., 1], up], -1)
+
+
 def _nodes(first: int, n: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return s ``(n,)`` and mu of a table whose first row is number ``first``."""
     s = _DS * torch.arange(first, first + n, dtype=like.dtype, device=like.device)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -67,6 +67,7 @@ def _of_block(tables: Surroundings, w: Tensor, changes: Tensor) -> Response:
     (J, excess), _ = probed.actions(w, None)
     circular = focal.circular_orbits(asked)
     values = [one.value for one in asked] + [focal.leaf for _ in circular[:1]]
+    places = [(one.stars, *tables.field.stencil(one.R, one.z)) for one in asked + circular]
     rows = []
     for column in (J[:, 0], J[:, 2], excess):
         slopes: list[Tensor | None] = [None] * len(values)
@@ -75,7 +76,7 @@ def _of_block(tables: Surroundings, w: Tensor, changes: Tensor) -> Response:
         if circular:
             by_s = slopes.pop()
             slopes += [None if by_s is None else by_s * weight for weight in focal.weights]
-        rows.append(_product(tables.field, asked + circular, slopes, len(w), changes))
+        rows.append(_product(places, slopes, len(w), changes))
     return Response(J.detach(), excess.detach(), torch.stack(rows[:2], 1).detach(), rows[2].detach())
 
 
@@ -148,29 +149,27 @@ def _relative(x: Tensor) -> Tensor:
     return (x - fixed) / torch.where(fixed == 0, 1.0, fixed)
 
 
-def _product(
-    field: TabulatedField, asked: list[_Asked], slopes: Sequence[Tensor | None], n: int, changes: Tensor
-) -> Tensor:
-    """Return the change ``(n, k)`` of what has these slopes by the values that were asked for."""
+#: Stars that asked (None: all), the nodes about each place and their weights.
+_Place: TypeAlias = tuple[Tensor | None, Tensor, Tensor]
+
+
+def _product(places: Sequence[_Place], slopes: Sequence[Tensor | None], n: int, changes: Tensor) -> Tensor:
+    """Return the change ``(n, k)`` of what has these slopes by the values at the places."""
     total = changes.new_zeros(n, changes.shape[1])
-    used = [(one, slope) for one, slope in zip(asked, slopes, strict=True) if slope is not None]
-    if whole := [pair for pair in used if pair[0].stars is None]:
-        total = _matrix(field, whole) @ changes
-    for one, slope in used:
-        if one.stars is not None:
-            total = total.index_add(0, one.stars, _matrix(field, [(one, slope)]) @ changes)
+    used = [(place, slope) for place, slope in zip(places, slopes, strict=True) if slope is not None]
+    if whole := [pair for pair in used if pair[0][0] is None]:
+        total = _matrix(whole, len(changes)) @ changes
+    for place, slope in used:
+        if place[0] is not None:
+            total = total.index_add(0, place[0], _matrix([(place, slope)], len(changes)) @ changes)
     return total
 
 
-def _matrix(field: TabulatedField, pairs: Sequence[tuple[_Asked, Tensor]]) -> Tensor:
+def _matrix(pairs: Sequence[tuple[_Place, Tensor]], n_nodes: int) -> Tensor:
     """Return the sparse matrix (n, n_nodes) that makes of changes at the nodes those of what has these slopes."""
-    columns, weights = [], []
-    for one, slope in pairs:
-        index, weight = field.stencil(one.R, one.z)
-        columns.append(index.reshape(len(slope), -1))
-        weights.append((weight * slope[..., None]).reshape(len(slope), -1))
-    column, weight = torch.cat(columns, 1), torch.cat(weights, 1)
+    column = torch.cat([index.reshape(len(slope), -1) for (_, index, _), slope in pairs], 1)
+    weight = torch.cat([(weight * slope[..., None]).reshape(len(slope), -1) for (_, _, weight), slope in pairs], 1)
     start = torch.arange(0, column.numel() + 1, column.shape[1])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse")  # torch calls its CSR matrices a beta, and unchecked
-        return torch.sparse_csr_tensor(start, column.reshape(-1), weight.reshape(-1), (len(column), field.n_nodes))
+        return torch.sparse_csr_tensor(start, column.reshape(-1), weight.reshape(-1), (len(column), n_nodes))

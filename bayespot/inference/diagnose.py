@@ -12,8 +12,10 @@ from torch import Tensor
 
 from bayespot.diagnostics import chain_statistics, psis, weight_fraction
 from bayespot.inference.blocks import blocks
+from bayespot.inference.finder_bias import finder_bias
 from bayespot.inference.guides import mean_field_narrowing
 from bayespot.inference.latent import OUTLIERS, LatentSpace
+from bayespot.inference.linearised import responds
 from bayespot.inference.optimise import count_unbound
 from bayespot.inference.phase_mixing import angle_statistic
 from bayespot.inference.result import Diagnostics, FitConfig
@@ -91,6 +93,8 @@ def diagnose(
         members = data[outliers < LIKELY]
         extra["n_outliers"] = len(data) - len(members)
         extra["outlier_fraction"] = float(space.values(u)[OUTLIERS].mean())
+    if responds(space):
+        extra["finder_bias"] = finder_bias(space, u, members, len(members), config.seed).as_dict()
     found = Diagnostics(
         elbo=state["elbo"],
         gradient_norm=state["gradient_norm"],

@@ -64,6 +64,15 @@ class LatentSpace:
             out[name] = self.transforms[name](raw)
         return out
 
+    def valid(self, u: Tensor) -> bool:
+        """Whether every site has a value at u: exponentials of the latents of a long trial step over- or underflow."""
+        values = self.values(u)
+        return all(
+            bool(torch.isfinite(values[name]).all())
+            and (prior.support is None or bool(prior.support.check(values[name]).all()))
+            for name, prior in self.priors.items()
+        )
+
     def vector(self, values: dict[str, Tensor]) -> Tensor:
         """Return the unconstrained vector of the given values; the inverse of `values`."""
         return torch.cat([self.transforms[n].inv(values[n]).reshape(-1) for n in self.priors]).double()
@@ -247,7 +256,7 @@ class LatentSpace:
             if responder is not None:
                 found = responder(block)
                 J = found.J
-                columns[:, : self.n_potential] = member[..., None] * _potential_scores(here.df, found)
+                columns[:, : self.n_potential] = member[..., None] * potential_scores(here.df, found)
             elif plain:
                 J = here.finder.capped_actions(here.potential, block).J
             for k, pair in pairs.items():
@@ -387,7 +396,7 @@ class LatentSpace:
         return (vectors * values.abs()) @ vectors.T
 
 
-def _potential_scores(df: DistributionFunction, response: Response) -> Tensor:
+def potential_scores(df: DistributionFunction, response: Response) -> Tensor:
     """Return d ln p(w)/da ``(n, k)`` of members: ln f at actions that respond to the potential."""
     with torch.enable_grad():
         J = response.J.detach().requires_grad_()

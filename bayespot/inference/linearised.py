@@ -47,12 +47,15 @@ class Responder:
             finder = space.model.at(space.values(u)).tabulated(w).finder
             assert isinstance(finder, TabulatedFudge)  # `responds` looked
             self.tables = finder.tables
+            self._last: tuple[Tensor, Response] | None = None
             nodes = self.tables.field.nodes()
             self.changes = torch.stack([_change(space, u, k, nodes) for k in range(space.n_potential)], 1)
 
     def __call__(self, w: Tensor) -> Response:
-        """Return the response of these stars."""
-        return response(self.tables, w, self.changes)
+        """Return the response of these stars; that of the last ones is kept."""
+        if self._last is None or self._last[0] is not w:
+            self._last = (w, response(self.tables, w, self.changes))
+        return self._last[1]
 
 
 def _change(space: LatentSpace, u: Tensor, k: int, nodes: tuple[Tensor, Tensor]) -> Tensor:
@@ -86,21 +89,18 @@ class Linearised:
         with torch.no_grad():
             background = None if outliers is None else outliers.background
             self.background = None if background is None else background.log_prob(w)
-        self.value, self.slope = space.gradient(u, w)
-        own, own_slope = self._approximate(u)
-        self.rest, self.rest_slope = self.value - own, self.slope - own_slope
+        self.value, self.slope = self._approximate(u)
 
-    def values(self, u: Tensor) -> dict[str, Tensor]:
-        """Return the sites' values at u."""
-        return self.space.values(u)
+    def valid(self, u: Tensor) -> bool:
+        """Whether every site has a value at u."""
+        return self.space.valid(u)
 
     def gradient(self, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log posterior at u and its gradient; the stars are those of the construction."""
         value, slope = self._approximate(u)
         step = u - self.u_0
         far = step[: self.space.n_potential] / self.reach
-        value = value + self.rest + self.rest_slope @ step - len(w) * (far**8).sum()
-        slope = slope + self.rest_slope
+        value = value - len(w) * (far**8).sum()
         slope[: self.space.n_potential] -= 8 * len(w) * far**7 / self.reach
         return value, slope
 
@@ -189,7 +189,7 @@ def _uphill(space: LatentSpace, u: Tensor, step: Tensor, w: Tensor, value: float
     """Return the part of a step that leads higher than ``value``, halved until it does; zero if none does."""
     part = 1.0
     for _ in range(_HALVINGS):
-        if float(space.log_posterior(u + part * step, w)) > value:
+        if space.valid(u + part * step) and float(space.log_posterior(u + part * step, w)) > value:
             return part
         part /= 2
     return 0.0

@@ -114,8 +114,7 @@ def lbfgs(
 
     def evaluated() -> tuple[Tensor, Tensor]:
         here = u_0 + C @ z.detach()
-        # exponentials of the latents may overflow on a long trial step
-        sane = all(bool(torch.isfinite(value).all()) for value in space.values(here).values())
+        sane = space.valid(here)
         if sane:
             value, slope = space.gradient(here, w)
             sane = bool(torch.isfinite(value) and torch.isfinite(slope).all())

@@ -166,8 +166,9 @@ class Diagnostics:
     training it (`bayespot.inference.alternating.Round`). ``outlier_fraction`` is the inferred fraction of stars
     that are no members (None: the model has no such component), ``n_outliers`` how many are so with a probability
     above 1/2, and ``outliers`` names the most likely (``row`` counted from 0, ``name``, ``probability``); unbound stars
-    are counted among members only. ``notes`` are what the stages had to say, ``warnings`` all
-    that speaks against the result, in words (`bayespot.inference.verdict`).
+    are counted among members only. ``finder_bias`` says what the Staeckel fudge's own error does to the result
+    (`bayespot.inference.finder_bias.FinderBias`), where it was used; empty where actions are exact. ``notes`` are what
+    the stages had to say, ``warnings`` all that speaks against the result, in words (`bayespot.inference.verdict`).
     """
 
     elbo: list[float]
@@ -203,6 +204,7 @@ class Diagnostics:
     outlier_fraction: float | None = None
     n_outliers: int = 0
     outliers: list[dict[str, Any]] = field(default_factory=list)
+    finder_bias: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 

@@ -26,6 +26,12 @@ POORLY_SAMPLED = 0.01
 MANY_OUTLIERS = 0.05
 
 
+#: Bias of a field by the action finder, in posterior sd, from which a result is to be taken with care, and not to be
+#: trusted; and by how many of its standard errors it must be real: the largest of half a dozen fields is reported.
+FINDER_BIAS = (0.5, 1.0)
+FINDER_SURE = 2.6
+
+
 @dataclass(frozen=True)
 class Verdict:
     """One of `LEVELS`, and the reasons, worst first; none when nothing speaks against the posterior."""
@@ -55,7 +61,7 @@ def verdict(diagnosis: Mapping[str, Any]) -> Verdict:
         found += [(LEVELS.index(judged.level), f"member {k}: {reason}") for reason in judged.reasons]
     if (spread := diagnosis.get("spread", 0.0)) > 1:
         found.append((1, f"the members differ by {spread:.1f} times their own sd: a single fit would be too sure"))
-    for judge in () if "members" in diagnosis else (_fit, _guide, _elbo, _chains, _data):
+    for judge in () if "members" in diagnosis else (_fit, _guide, _elbo, _chains, _data, _finder):
         found += judge(diagnosis)
     found += [(1, note) for note in diagnosis.get("notes", [])]
     found += [(1, note) for note in diagnosis.get("predictive", {}).get("warnings", [])]
@@ -154,6 +160,23 @@ def _data(d: Mapping[str, Any]) -> list[tuple[int, str]]:
         text = f"{points} would move the result by {error:.2f} posterior sd: raise selection_max_points"
         found.append((1 if error <= 0.5 else 2, text))
     return found
+
+
+def _finder(d: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """The Staeckel fudge's own error, where it is larger than chance makes it."""
+    measured = d.get("finder_bias") or {}
+    sure = [
+        (abs(row["bias"]), row) for row in measured.get("fields", []) if abs(row["bias"]) > FINDER_SURE * row["error"]
+    ]
+    if not sure or not max(sure, key=lambda pair: pair[0])[0] > FINDER_BIAS[0]:
+        return []
+    bias, row = max(sure, key=lambda pair: pair[0])
+    scatter, most = (100 * value for value in measured["scatter"])
+    text = (
+        f"the action finder's own error moves {row['name']} by {row['bias']:+.1f} +- {row['error']:.1f} posterior sd, "
+        f"which the bands do not cover (J varies along orbits by {scatter:.1g} %, {most:.2g} % for the worst tenth)"
+    )
+    return [(1 if bias <= FINDER_BIAS[1] else 2, text)]
 
 
 def _number(value: Any) -> float | None:

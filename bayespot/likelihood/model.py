@@ -29,7 +29,7 @@ from bayespot.likelihood.outliers import Outliers
 from bayespot.likelihood.phase_mixed import ObservedStars, PhaseMixed, StarDensity
 from bayespot.likelihood.selection import SelectionFunction, require_selected
 from bayespot.likelihood.streams import Stream, Streams
-from bayespot.potential.base import Potential
+from bayespot.potential.base import Potential, SumPotential
 from bayespot.pyro_modules import freeze
 from bayespot.units import plain, takes_tensors
 
@@ -365,7 +365,9 @@ class SnapshotModel(PyroModule):
     @property
     def has_factors(self) -> bool:
         """Whether there may be named factors beside the sites' priors."""
-        return bool(self.streams) or type(self.potential).register_factors is not Potential.register_factors
+        parts = [part for part in self.potential.modules() if isinstance(part, Potential)]
+        own = (type(part).register_factors for part in parts if not isinstance(part, SumPotential))
+        return bool(self.streams) or any(method is not Potential.register_factors for method in own)
 
     def log_factors(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return the sum of the named factors and of the streams' log-likelihood at ``values``."""

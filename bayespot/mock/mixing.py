@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayespot.actions.meridional import TabulatedField
+from bayespot.actions.meridional import TabulatedForces
 from bayespot.actions.orbit import advance, integrate_transformed
 from bayespot.mock.circular import CircularOrbits
 from bayespot.potential.base import Potential
@@ -24,23 +24,6 @@ _CHUNK = 50
 _INNER, _OUTER = 8.0, 1.5
 #: Distance from the centre, over the circular radius, within which steps no longer shrink.
 _SOFTENING = 0.02
-
-
-class _TabulatedForces:
-    """Accelerations in an axisymmetric potential from a table of Phi, for orbits about given circular radii."""
-
-    def __init__(self, potential: Potential, radii: Tensor) -> None:
-        first, last = float(radii.min().log()) - _INNER, float(radii.max().log()) + _OUTER
-        self._field = TabulatedField.of(potential, first, last, radii)
-
-    def acceleration(self, x: Tensor) -> Tensor:
-        R2 = x[..., 0] ** 2 + x[..., 1] ** 2
-        z = x[..., 2]
-        _, by_R, by_z = self._field.slopes(R2.sqrt(), z)
-        # the field's slopes are R dPhi/dR and z dPhi/dz
-        across = -by_R / R2.clamp(min=1e-300)
-        up = -by_z / torch.where(z == 0, 1.0, z)
-        return torch.stack([across * x[..., 0], across * x[..., 1], up], -1)
 
 
 @takes(n_periods="number")
@@ -92,7 +75,7 @@ def phase_mixed(
     near = orbits.at(orbits.radius_of_energy(energy.numpy()))
     scale, omega = torch.as_tensor(near.R), torch.as_tensor(near.omega)
     fastest = torch.maximum(omega, torch.maximum(torch.as_tensor(near.kappa), torch.as_tensor(near.nu)))
-    forces: Any = _TabulatedForces(potential, scale)
+    forces: Any = TabulatedForces(potential, float(scale.min().log()) - _INNER, float(scale.max().log()) + _OUTER, w)
     generator = torch.Generator().manual_seed(seed)
     wanted = math.pi * n_periods * (1 + torch.rand(len(w), generator=generator, dtype=w.dtype)) / omega
     step = 2 * math.pi / (_STEPS_PER_PERIOD * fastest)
