@@ -19,6 +19,7 @@ from bayespot.potential.analytic import (
 from bayespot.potential.axisymmetric import AxisymmetricNetwork
 from bayespot.potential.base import Potential, radius
 from bayespot.potential.callables import CallablePotential
+from bayespot.potential.disc_profile import ExponentialDiscs
 from bayespot.potential.discs import ExponentialDisc
 from bayespot.potential.exchange import from_gala, from_galpy
 from bayespot.potential.fields import RADIAL_FIELDS, Field, PlaneField, truth_field
@@ -43,6 +44,7 @@ __all__ = [
     "DirectNetwork",
     "DoublePowerLaw",
     "ExponentialDisc",
+    "ExponentialDiscs",
     "Field",
     "Hernquist",
     "Isochrone",

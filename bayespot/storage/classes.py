@@ -20,6 +20,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "bayespot.potential.axisymmetric": ("AxisymmetricNetwork",),
     "bayespot.potential.base": ("SumPotential",),
     "bayespot.potential.callables": ("CallablePotential",),
+    "bayespot.potential.disc_profile": ("ExponentialDiscs",),
     "bayespot.potential.discs": ("ExponentialDisc",),
     "bayespot.potential.flattened": ("MiyamotoNagai", "Satoh"),
     "bayespot.potential.multipole": ("MultipoleExpansion",),

@@ -1,0 +1,167 @@
+"""A disc whose surface density is free: exponential discs of fixed shapes and free masses, as one component."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from bayespot.potential.base import Potential, Symmetry
+from bayespot.potential.discs import ExponentialDisc
+from bayespot.potential.neural import normal_site
+from bayespot.units import G, takes, takes_tensors
+
+#: Scale lengths over the median radius of the stars, and the height of all over it.
+_LENGTHS, _HEIGHT = (0.15, 0.3, 0.6, 1.2), 0.04
+#: Prior median of the mass of all over r v^2 / G of the stars at their median radius.
+_SHARE = 0.3
+
+
+class ExponentialDiscs(Potential):
+    r"""Disc of free surface density, a sum of exponential discs of fixed scale lengths and heights.
+
+    .. math::
+        \Sigma(R) = \sum_k \frac{m_k}{2\pi R_k^2} e^{-R/R_k}, \qquad
+        \ln m_k = \ln m + \ln \frac{e^{a_k}}{\sum_j e^{a_j}}
+
+    with sites ``ln_mass`` = ln m (Msun), the mass of all, and ``logits`` a ``(k,)``, how it is shared. The tables of
+    the single discs (`ExponentialDisc`) are made once; a change of masses costs next to nothing. What the stars tell
+    about a disc is mostly its mass at their own radii: the sum has a prior of its own, so that a finer division does
+    not widen it, and the shares, which overlapping discs leave open, have proper ones.
+
+    Parameters
+    ----------
+    r_d, h_z
+        Scale lengths and heights in kpc, one of each per disc.
+    ln_mass, mass_sd
+        Prior mean and standard deviation of ln m.
+    logits_sd
+        Prior standard deviation of the logits, of mean zero.
+
+    Raises
+    ------
+    ValueError
+        If lengths, heights or standard deviations are not positive, or there are not as many heights as lengths.
+
+    Examples
+    --------
+    >>> from bayespot.pyro_modules import freeze
+    >>> free = ExponentialDiscs([1.5, 3.0], [0.3, 0.3], ln_mass=24.0)
+    >>> disc = freeze(free, free.initial_values())
+    >>> round(disc.circular_speed(8.2).item(), 1)  # km/s
+    121.5
+    """
+
+    symmetry: Symmetry = "axisymmetric"
+
+    @takes(r_d="length", h_z="length", ln_mass="number", mass_sd="number", logits_sd="number")
+    def __init__(
+        self,
+        r_d: Sequence[float],
+        h_z: Sequence[float],
+        ln_mass: float,
+        mass_sd: float = 1.0,
+        logits_sd: float = 1.0,
+    ) -> None:
+        super().__init__()
+        lengths, heights = (torch.as_tensor(part, dtype=torch.float64).reshape(-1) for part in (r_d, h_z))
+        if len(lengths) != len(heights) or not len(lengths):
+            raise ValueError(f"need as many heights as scale lengths, got {len(heights)} and {len(lengths)}")
+        for name, values in (("r_d", lengths), ("h_z", heights)):
+            if not bool(((values > 0) & torch.isfinite(values)).all()):
+                raise ValueError(f"{name} must be positive (kpc), got {values.tolist()}")
+        if not (mass_sd > 0 and logits_sd > 0):
+            raise ValueError(f"standard deviations must be positive, got {mass_sd} and {logits_sd}")
+        self.register_buffer("r_d", lengths)
+        self.register_buffer("h_z", heights)
+        self._ln_mass = float(ln_mass)
+        mean = torch.tensor(self._ln_mass, dtype=torch.float64)
+        self.ln_mass: Any = normal_site(mean, torch.tensor(mass_sd, dtype=torch.float64), False)
+        zero = torch.zeros_like(lengths)
+        self.logits: Any = normal_site(zero, torch.full_like(zero, logits_sd), False)
+        self.discs: Any = torch.nn.ModuleList(
+            ExponentialDisc(1 / (2 * math.pi * r**2), r, h)
+            for r, h in zip(lengths.tolist(), heights.tolist(), strict=True)
+        )
+
+    @classmethod
+    @takes_tensors(w="phase_space")
+    def for_stars(cls, w: Tensor) -> ExponentialDiscs:
+        """Return four discs placed by the stars' radii and speeds.
+
+        Their scale lengths are 0.15 to 1.2 of the median radius r, 0.04 r their height, and the prior of ln m is
+        about 0.3 r v^2 / G with the median v^2, sd 1.
+
+        Parameters
+        ----------
+        w : Float[Tensor, "n 6"]
+            Phase-space positions in kpc and km/s.
+        """
+        r = float(torch.linalg.vector_norm(w[:, :3], dim=-1).median())
+        mass = _SHARE * r * float((w[:, 3:] ** 2).sum(-1).median()) / G
+        return cls([length * r for length in _LENGTHS], [_HEIGHT * r] * len(_LENGTHS), math.log(mass))
+
+    def initial_values(self) -> dict[str, Tensor]:
+        """Start at the prior's centre."""
+        return {"ln_mass": torch.tensor(self._ln_mass, dtype=torch.float64), "logits": torch.zeros_like(self.r_d)}
+
+    @property
+    def masses(self) -> Tensor:
+        """Masses of the discs ``(k,)`` in Msun."""
+        return torch.exp(self.ln_mass + torch.log_softmax(self.logits, -1))
+
+    def phi(self, x: Tensor) -> Tensor:
+        return (self.masses * torch.stack([disc.phi(x) for disc in self.discs], -1)).sum(-1)
+
+    def density(self, x: Tensor) -> Tensor:
+        return (self.masses * torch.stack([disc.density(x) for disc in self.discs], -1)).sum(-1)
+
+    def phi_on_grid(self, s: Tensor, mu: Tensor) -> Tensor:
+        return torch.tensordot(self._units(s.detach(), mu.detach()), self.masses.to(s), dims=([2], [0]))
+
+    def _units(self, s: Tensor, mu: Tensor) -> Tensor:
+        """Return Phi of single discs of unit mass ``(n, m, k)``; rows that were asked for before are kept."""
+        kept = _GRIDS.get(self.r_d)
+        if kept is None or not torch.equal(kept.mu, mu):
+            kept = _GRIDS[self.r_d] = self._grid(s, mu)
+        if (rows := kept.rows(s)) is None:
+            kept = _GRIDS[self.r_d] = self._grid(kept.joined(s), mu)
+            rows = kept.rows(s)
+        return kept.units[rows]
+
+    @torch.no_grad()
+    def _grid(self, s: Tensor, mu: Tensor) -> _Grid:
+        return _Grid(s.clone(), mu.clone(), torch.stack([disc.phi_on_grid(s, mu) for disc in self.discs], -1))
+
+
+class _Grid(NamedTuple):
+    """Phi ``units (n, m, k)`` of discs of unit mass at all pairs of s and mu."""
+
+    s: Tensor
+    mu: Tensor
+    units: Tensor
+
+    def rows(self, s: Tensor) -> slice | None:
+        """Return the rows that are those of s; None if some are missing."""
+        first = int(torch.searchsorted(self.s, s[0] - _SAME))
+        own = self.s[first : first + len(s)]
+        return slice(first, first + len(s)) if own.shape == s.shape and torch.allclose(own, s, 0, _SAME) else None
+
+    def joined(self, s: Tensor) -> Tensor:
+        """Return nodes that hold the grid's own as well, if both are parts of one uniform grid; else s."""
+        step = s[1] - s[0] if len(s) > 1 else s.new_tensor(math.nan)
+        before, after = (s[0] - self.s[0]) / step, (self.s[-1] - s[-1]) / step
+        if not bool((before - before.round()).abs() < 1e-6) or not bool((after - after.round()).abs() < 1e-6):
+            return s
+        n = len(s) + max(int(before.round()), 0) + max(int(after.round()), 0)
+        return torch.minimum(s[0], self.s[0]) + step * torch.arange(n, dtype=s.dtype, device=s.device)
+
+
+#: Nodes in ln r as near as this are the same.
+_SAME = 1e-9
+#: The largest grid of every set of discs, by its lengths: no part of a potential, neither copied nor stored.
+_GRIDS: Any = WeakTensorKeyDictionary()
