@@ -163,7 +163,9 @@ class Exported(_Masses, GalpyPotential):  # type: ignore[misc]
         R, z, phi = np.broadcast_arrays(np.asarray(R, dtype=float), z, 0.0 if phi is None else phi)
         shape = R.shape
         frame = unit_vectors(phi.ravel())
-        x = (R.ravel()[:, None] * frame[:, 0] + z.ravel()[:, None] * frame[:, 2]) * self.length
+        with np.errstate(invalid="ignore"):
+            # infinity times zero: galpy asks for limits, and what is not finite is known to be far
+            x = (R.ravel()[:, None] * frame[:, 0] + z.ravel()[:, None] * frame[:, 2]) * self.length
         return x, frame, shape
 
     def _kept(self, name: str, x: NDArray[Any]) -> NDArray[Any]:
