@@ -3,5 +3,6 @@
 from bayespot.catalog.catalog import Catalog, Observed
 from bayespot.catalog.columns import CatalogError
 from bayespot.catalog.frame import Frame
+from bayespot.catalog.rotation import RotationAxis
 
-__all__ = ["Catalog", "CatalogError", "Frame", "Observed"]
+__all__ = ["Catalog", "CatalogError", "Frame", "Observed", "RotationAxis"]

@@ -30,6 +30,15 @@ from bayespot.catalog.gaia import gaia_columns
 from bayespot.catalog.io import read_table, write_table
 from bayespot.catalog.names import read_names
 from bayespot.catalog.objects import require_kind, skycoord_columns
+from bayespot.catalog.rotation import (
+    RotationAxis,
+    mean_rotation,
+    rotation_matrix,
+    stored_rotation,
+    turned_covariance,
+    turned_meta,
+    turned_stars,
+)
 from bayespot.catalog.snapshot import read_snapshot
 from bayespot.units import takes
 
@@ -215,9 +224,11 @@ class Catalog:
         """Build a catalogue from an astropy Table or QTable with the columns of `read`; ``meta`` by default its own."""
         require_kind(table, "from_table")
         meta = copy.deepcopy(dict(table.meta if meta is None else meta))
-        stored = meta.get("frame")
+        stored, asked = meta.get("frame"), frame is not None
         if frame is None and isinstance(stored, dict) and "galcen_distance_kpc" in stored:
             frame = stored
+        if (rotation := stored_rotation(meta)) is not None:
+            frame = Frame.of(frame).turned(rotation)
         plain = canonical(table)
         found = phase_space(plain, drop_invalid, allow_missing, None if frame is None else Frame.of(frame))
         names, notes = read_names(plain, found.rows)
@@ -226,7 +237,7 @@ class Catalog:
             notes += _value_notes(plain, column, found.rows)
         if found.frame is not None:
             meta["frame"] = found.frame.parameters()
-        elif frame is not None and frame is not stored:
+        elif asked:
             meta["frame"] = Frame.of(frame).parameters()
             notes.append("the columns are Galactocentric already: the frame is recorded, and changes nothing")
         catalog = cls(
@@ -385,9 +396,15 @@ class Catalog:
 
     @property
     def frame(self) -> Frame:
-        """The Galactocentric frame of the coordinates: that in the metadata, or else astropy's v4.0."""
+        """The Galactocentric frame of the coordinates: that in the metadata or astropy's v4.0, turned as they are."""
         stored = self.meta.get("frame")
-        return Frame.of(stored if isinstance(stored, dict) and "galcen_distance_kpc" in stored else None)
+        known = Frame.of(stored if isinstance(stored, dict) and "galcen_distance_kpc" in stored else None)
+        return known.turned(self.rotation)
+
+    @property
+    def rotation(self) -> Tensor | None:
+        """The matrix ``(3, 3)`` by which `rotated` turned the stars since they were read; None: not at all."""
+        return stored_rotation(self.meta)
 
     def doubts(self) -> list[str]:
         """Return, in words, what makes one doubt the stars; empty where they look like a galaxy's.
@@ -465,6 +482,63 @@ class Catalog:
             {} if self.covariance is None else {"notes": [*self.meta.get("notes", []), "measurement errors left out"]}
         )
         return Catalog(self.w, None, self.names, {**self.meta, **notes})
+
+    def rotation_axis(self) -> RotationAxis:
+        """Return the axis about which the stars rotate: the mean direction of their angular momenta.
+
+        Raises
+        ------
+        CatalogError
+            If they do not rotate, beyond what chance gives, or are under ten.
+        """
+        found = mean_rotation(self.w)
+        if found is None:
+            raise CatalogError(
+                f"{len(self)} stars without a rotation beyond chance have no axis of it: give the direction that shall "
+                "become z, for instance the minor axis of the system's shape"
+            )
+        return found
+
+    @takes(axis="number", rotation="number")
+    def rotated(self, axis: Any = None, *, rotation: Any = None) -> Catalog:
+        r"""Return the stars along other axes, :math:`x' = R x, v' = R v`, with covariances :math:`R C R^T`.
+
+        Axisymmetric models are symmetric about z: ``catalog.rotated(catalog.rotation_axis().direction)`` makes z the
+        axis about which the stars rotate (in the positive sense). The rotation since the stars were read is kept in
+        ``meta["rotation"]``, and `frame`, its Sun and the frame of the heliocentric observables turn with them, so that
+        errors are deconvolved as before. Selections by direction or by the Sun's place have to be turned by
+        `bayespot.likelihood.Rotated`; a model refuses others. Of a mock's truth a spherical potential is kept, of any
+        truth what a rotation about z leaves; the rest is dropped with a note.
+
+        Parameters
+        ----------
+        axis
+            Direction in the present axes that becomes z, three numbers; by the shortest rotation if its z is not
+            negative, else after half a turn about x.
+        rotation
+            Instead of it: R, a matrix ``(3, 3)`` or a ``scipy.spatial.transform.Rotation``.
+
+        Raises
+        ------
+        CatalogError
+            If not just one of the two is given, the axis has no direction, or R is no rotation.
+
+        Examples
+        --------
+        >>> stars = Catalog.example("globular_clusters")
+        >>> upright = stars.rotated([0.0, 0.6, 0.8])
+        >>> torch.allclose(upright.rotated(rotation=upright.rotation.T).w, stars.w)
+        True
+        """
+        matrix = rotation_matrix(axis, rotation)
+        seen = self.observed
+        return Catalog(
+            turned_stars(self.w, matrix),
+            None if self.covariance is None else turned_covariance(self.covariance, matrix),
+            self.names,
+            turned_meta(self.meta, matrix),
+            None if seen is None else replace(seen, frame=seen.frame.turned(matrix)),
+        )
 
     def subsample(self, n: int, seed: int) -> Catalog:
         """Return ``n`` random stars without replacement."""

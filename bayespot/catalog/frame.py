@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bayespot.catalog.refusal import CatalogError
+from bayespot.catalog.rotation import rotation_matrix
 from bayespot.units import takes
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 
-@takes(r_sun="length", z_sun="length", v_sun="speed", galcen="angle", roll="angle")
+@takes(r_sun="length", z_sun="length", v_sun="speed", galcen="angle", roll="angle", rotation="number")
 @dataclass(frozen=True)
 class Frame:
     """A Galactocentric frame, right-handed: x from the Sun to the centre, y along the rotation, z to the north.
@@ -40,6 +41,8 @@ class Frame:
         Right ascension and declination of the centre, deg.
     roll
         Angle by which the plane is turned about the line to the centre, deg.
+    rotation
+        Rows of the matrix that turns the axes further, as `bayespot.catalog.Catalog.rotated` does; None: not at all.
 
     Raises
     ------
@@ -52,12 +55,16 @@ class Frame:
     v_sun: tuple[float, float, float] = (12.9, 245.6, 7.78)
     galcen: tuple[float, float] = (266.4051, -28.936175)
     roll: float = 0.0
+    rotation: tuple[tuple[float, float, float], ...] | None = None
 
     def __post_init__(self) -> None:
         v = tuple(float(c) for c in np.ravel(self.v_sun))
         object.__setattr__(self, "v_sun", v)
         object.__setattr__(self, "r_sun", float(self.r_sun))
         object.__setattr__(self, "z_sun", float(self.z_sun))
+        if self.rotation is not None:
+            rows = rotation_matrix(None, self.rotation).tolist()
+            object.__setattr__(self, "rotation", tuple(tuple(row) for row in rows))
         if not 1 < self.r_sun < 100:
             raise CatalogError(f"r_sun = {self.r_sun:g} kpc is not the distance to the centre; give kpc, such as 8.122")
         if not abs(self.z_sun) < 1:
@@ -113,9 +120,11 @@ class Frame:
         return (float(sun[0]), float(sun[1]), float(sun[2]))
 
     def parameters(self) -> dict[str, Any]:
-        """Return the frame as plain numbers, for the metadata."""
+        """Return the frame as plain numbers, for the metadata; a rotation is recorded beside it, not in it."""
         return {
-            "name": "astropy Galactocentric v4.0" if self == Frame() else "Galactocentric with a Sun of the user's",
+            "name": "astropy Galactocentric v4.0"
+            if replace(self, rotation=None) == Frame()
+            else "Galactocentric with a Sun of the user's",
             "galcen_ra_deg": self.galcen[0],
             "galcen_dec_deg": self.galcen[1],
             "galcen_distance_kpc": self.r_sun,
@@ -124,8 +133,22 @@ class Frame:
             "roll_deg": self.roll,
         }
 
+    @takes(rotation="number")
+    def turned(self, rotation: Any) -> Frame:
+        """Return the frame with its axes turned by a matrix (3, 3) on top of what it is; None: itself."""
+        if rotation is None:
+            return self
+        matrix = rotation_matrix(None, rotation)
+        if self.rotation is not None:
+            matrix = matrix @ torch.tensor(self.rotation, dtype=torch.float64)
+        return replace(self, rotation=tuple(tuple(row) for row in matrix.tolist()))
+
     def astropy(self) -> Any:
-        """Return the frame as astropy's ``Galactocentric``."""
+        """Return the frame as astropy's ``Galactocentric``; CatalogError if its axes are turned, which that cannot."""
+        if self.rotation is not None:
+            raise CatalogError(
+                "astropy's Galactocentric has no turned axes: take the frame of the stars before Catalog.rotated"
+            )
         from astropy import coordinates as coord
         from astropy import units as u
 
@@ -153,8 +176,10 @@ def _rotation(frame: Frame) -> tuple[Array, Array]:
         np.concatenate([np.zeros((3, 1)), np.eye(3)], 1) * u.kpc,
         differentials=coord.CartesianDifferential(np.zeros((3, 4)) * u.km / u.s),
     )
-    found = coord.ICRS(corners).transform_to(frame.astropy())
+    found = coord.ICRS(corners).transform_to(replace(frame, rotation=None).astropy())
     x, v = found.cartesian.xyz.to_value("kpc"), found.velocity.d_xyz.to_value("km/s")
+    if frame.rotation is not None:
+        x, v = (np.array(frame.rotation) @ part for part in (x, v))
     return x[:, 1:] - x[:, :1], np.concatenate([x[:, 0], v[:, 0]])
 
 

@@ -22,6 +22,7 @@ from bayespot.catalog.catalog import Catalog
 from bayespot.df import TrainedDensity
 from bayespot.df.base import DistributionFunction
 from bayespot.likelihood.augmented import Smoothing
+from bayespot.likelihood.axes import require_axes
 from bayespot.likelihood.chain import Chain
 from bayespot.likelihood.errors import ErrorScatter, MeasurementErrors
 from bayespot.likelihood.normalisation import FixedPoints
@@ -136,8 +137,10 @@ class SnapshotModel(PyroModule):
         ------
         ValueError
             If the selection rejects stars of the catalogue, errors are asked for and it has none, or a model without
-            errors meets stars that lack a distance or a radial velocity.
+            errors meets stars that lack a distance or a radial velocity; if stars, potential and selection are not
+            about the same axes, or an axisymmetric potential meets stars that are only in the plane (`require_axes`).
         """
+        require_axes(self.potential, self.selection, catalog)
         seen = self.selection is not None and (self.errors is None or self.selection_sees == "observed")
         if self.selection is not None and seen:
             require_selected(self.selection, catalog.w)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bayespot.catalog.rotation import rotation_matrix, turned_stars
 from bayespot.units import Declared, takes, takes_tensors
 
 #: The Sun in astropy's v4.0 Galactocentric frame (kpc), the default observer.
@@ -95,6 +97,46 @@ class Product(SelectionFunction):
 
     def probability(self, w: Tensor) -> Tensor:
         return torch.stack([factor(w) for factor in self.factors]).prod(0)
+
+
+class Rotated(SelectionFunction):
+    r"""A selection of stars whose axes were turned, :math:`S'(x, v) = S(R^T x, R^T v)`.
+
+    The selection is stated in the axes in which the stars were read, with the Sun where it is there:
+    ``Rotated(selection, catalog.rotation)`` for a ``catalog`` that `bayespot.catalog.Catalog.rotated` returned.
+
+    Parameters
+    ----------
+    selection
+        S before the rotation.
+    rotation
+        R, ``(3, 3)``; of a catalogue, its ``rotation``.
+
+    Raises
+    ------
+    ValueError
+        If it is no rotation.
+
+    Examples
+    --------
+    >>> upright = Rotated(HeliocentricDistance(5.0), [[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
+    >>> upright(torch.tensor([-8.1, -0.02, 1.0, 0.0, 0.0, 0.0], dtype=torch.float64)).item()
+    1.0
+    """
+
+    @takes(rotation="number")
+    def __init__(self, selection: SelectionFunction, rotation: Any) -> None:
+        if not isinstance(selection, SelectionFunction):
+            raise ValueError(f"Rotated turns a selection function, got {selection!r}")
+        self.selection, self.rotation = selection, rotation_matrix(None, rotation).tolist()
+        self.smooth, self.position_only = selection.smooth, selection.position_only
+
+    def probability(self, w: Tensor) -> Tensor:
+        back = torch.tensor(self.rotation, dtype=torch.float64).T
+        return self.selection(turned_stars(w, back))
+
+    def __repr__(self) -> str:
+        return f"Rotated({self.selection!r})"
 
 
 class SphericalShell(SelectionFunction):

@@ -7,7 +7,7 @@ import torch
 
 from bayespot.callers_state import keeps_callers_state
 from bayespot.catalog.catalog import Catalog, Observed
-from bayespot.catalog.frame import frame_parameters, galactocentric, heliocentric
+from bayespot.catalog.frame import Frame, frame_parameters, galactocentric, heliocentric
 from bayespot.likelihood.selection import SelectionFunction
 from bayespot.units import takes
 
@@ -46,7 +46,9 @@ def observe(
         if value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
     rng = np.random.default_rng(seed)
-    values = heliocentric(catalog.w.numpy())
+    # stars that were turned are seen from a Sun that turned with them
+    frame = Frame().turned(catalog.rotation)
+    values = heliocentric(catalog.w.numpy(), frame)
     n = len(catalog)
     values["distance"] = values["distance"] * np.exp(distance_error * rng.standard_normal(n))
     for name, sd in (("pmra", pm_error), ("pmdec", pm_error), ("radial_velocity", v_error)):
@@ -56,10 +58,10 @@ def observe(
         [zero, zero, distance_error * values["distance"], zero + pm_error, zero + pm_error, zero + v_error], -1
     )
     covariance = errors[:, :, None] ** 2 * np.eye(6)
-    w, jacobian = galactocentric(values)
+    w, jacobian = galactocentric(values, frame)
     propagated = jacobian @ covariance @ jacobian.transpose(0, 2, 1)
     seen = Observed(
-        tuple(values), torch.as_tensor(np.stack(list(values.values()), -1)), torch.as_tensor(covariance.copy())
+        tuple(values), torch.as_tensor(np.stack(list(values.values()), -1)), torch.as_tensor(covariance.copy()), frame
     )
     observed = Catalog(
         torch.as_tensor(w),

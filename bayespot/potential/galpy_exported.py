@@ -20,6 +20,8 @@ from bayespot.units import G
 
 #: Radii in kpc where limits at infinity are looked at.
 _FAR = (1e9, 1e12)
+#: Most positions whose derivatives are remembered.
+_KEPT = 64
 
 
 class _Masses:
@@ -34,6 +36,12 @@ class _Masses:
         """Mass at infinity in galpy's units; infinite where it grows."""
         near, far = (self._enclosed(r) for r in _FAR)
         return far if abs(far - near) <= 1e-3 * abs(far) else np.inf
+
+    @cached_property
+    def _at_infinity(self) -> float:
+        """Phi at infinity in galpy's units."""
+        one, near, far = self.callables.phi(_on_axis(np.array([1.0, *_FAR])))
+        return float(far) / self.speed**2 if abs(far - near) <= 1e-6 * abs(near - one) else np.inf
 
     def _enclosed(self, r: float) -> float:
         with torch.no_grad():
@@ -80,12 +88,6 @@ class ExportedSphere(_Masses, SphericalPotential):  # type: ignore[misc]
             # what galpy expects of potentials without a scale
             raise AttributeError("_scale")
         return scale / self.length
-
-    @cached_property
-    def _at_infinity(self) -> float:
-        """Phi at infinity in galpy's units."""
-        one, near, far = self.callables.phi(_on_axis(np.array([1.0, *_FAR])))
-        return float(far) / self.speed**2 if abs(far - near) <= 1e-6 * abs(near - one) else np.inf
 
     def _radial(self, function: Callable[[NDArray[Any]], NDArray[Any]], r: Any, at_infinity: float = 0.0) -> Any:
         """Return a function of radii in kpc at radii in units of ro, which may be infinite; of the shape of ``r``."""
@@ -153,30 +155,50 @@ class Exported(_Masses, GalpyPotential):  # type: ignore[misc]
         self.hasC = self.hasC_dxdv = self.hasC_dens = False
         self.isNonAxi = potential.symmetry == "triaxial"
         self.callables, self.length, self.speed = TorchCallables(potential), ro, vo
+        #: What was last computed where: galpy asks for one component after the other.
+        self._last: dict[str, tuple[bytes, NDArray[Any]]] = {}
 
     def _frame(self, R: Any, z: Any, phi: Any) -> tuple[NDArray[Any], NDArray[Any], tuple[int, ...]]:
         """Positions in kpc (n, 3), the unit vectors (n, 3, 3) along R, phi and z as rows, and the shape."""
         R, z, phi = np.broadcast_arrays(np.asarray(R, dtype=float), z, 0.0 if phi is None else phi)
         shape = R.shape
         frame = unit_vectors(phi.ravel())
-        x = (R.ravel()[:, None] * frame[:, 0] + z.ravel()[:, None] * frame[:, 2]) * self.length
+        with np.errstate(invalid="ignore"):
+            # infinity times zero: galpy asks for limits, and what is not finite is known to be far
+            x = (R.ravel()[:, None] * frame[:, 0] + z.ravel()[:, None] * frame[:, 2]) * self.length
         return x, frame, shape
 
+    def _kept(self, name: str, x: NDArray[Any]) -> NDArray[Any]:
+        """Return a quantity of `TorchCallables` at positions, the last answer if they are the last few positions."""
+        if len(x) > _KEPT:
+            return getattr(self.callables, name)(x)
+        key, last = x.tobytes(), self._last.get(name)
+        if last is None or last[0] != key:
+            last = self._last[name] = (key, getattr(self.callables, name)(x))
+        return last[1]
+
     def _first(self, R: Any, z: Any, phi: Any) -> NDArray[Any]:
-        """Gradient along R, phi and z (3, *shape), galpy's units."""
+        """Gradient along R, phi and z (3, *shape), galpy's units; zero at infinity."""
         x, frame, shape = self._frame(R, z, phi)
-        gradient = (frame @ self.callables.gradient(x)[..., None])[..., 0] * self.length / self.speed**2
-        return gradient.T.reshape(3, *shape)
+        near = np.isfinite(x).all(1)
+        gradient = np.zeros_like(x)
+        if near.any():
+            gradient[near] = (frame[near] @ self._kept("gradient", x[near])[..., None])[..., 0]
+        return (gradient * self.length / self.speed**2).T.reshape(3, *shape)
 
     def _second(self, R: Any, z: Any, phi: Any) -> NDArray[Any]:
         """Second derivatives along R, phi and z (3, 3, *shape), galpy's units."""
         x, frame, shape = self._frame(R, z, phi)
-        hessian = frame @ self.callables.hessian(x) @ frame.transpose(0, 2, 1) * self.length**2 / self.speed**2
+        hessian = frame @ self._kept("hessian", x) @ frame.transpose(0, 2, 1) * self.length**2 / self.speed**2
         return np.moveaxis(hessian, 0, -1).reshape(3, 3, *shape)
 
     def _evaluate(self, R: Any, z: Any, phi: Any = 0.0, t: float = 0.0) -> Any:
         x, _, shape = self._frame(R, z, phi)
-        return self.callables.phi(x).reshape(shape) / self.speed**2
+        near = np.isfinite(x).all(1)
+        value = np.full(len(x), np.nan if near.all() else self._at_infinity)
+        if near.any():
+            value[near] = self.callables.phi(x[near]) / self.speed**2
+        return value.reshape(shape)
 
     def _Rforce(self, R: Any, z: Any, phi: Any = 0.0, t: float = 0.0) -> Any:
         return -self._first(R, z, phi)[0]

@@ -51,7 +51,8 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "bayespot.likelihood.healpix": ("Healpix", "TabulationError"),
     "bayespot.likelihood.normalisation": ("FixedPoints",),
     "bayespot.likelihood.selection": (
-        "Custom", "GalacticLatitude", "HeliocentricDistance", "MagnitudeLimit", "Product", "SkyCone", "SphericalShell",
+        "Custom", "GalacticLatitude", "HeliocentricDistance", "MagnitudeLimit", "Product", "Rotated", "SkyCone",
+        "SphericalShell",
     ),
     "bayespot.likelihood.streams": ("Stream", "Streams", "UniformOrbits"),
     "bayespot.inference.alternating": ("Round",),
