@@ -251,7 +251,7 @@ class AxisymmetricMixture(ActionMixtureModule):
             "ln_scale_r": SitePrior(ln_median(J[:, 0]), 2.0),
             "ln_scale_z": SitePrior(ln_median(J[:, 2]), 2.0),
             "ln_scale_phi": SitePrior(ln_median(J[:, 1].abs()), 2.0),
-            "root_shape_phi": SitePrior(-0.5, 1.0),
+            "root_shape_phi": SitePrior(-2.0, 1.0),
             "atanh_spin": SitePrior(0.0, 2.0),
             "gradient_r": SitePrior(0.0, 1.0),
             "gradient_z": SitePrior(0.0, 1.0),
@@ -265,8 +265,8 @@ class AxisymmetricMixture(ActionMixtureModule):
             "ln_scale_r": ln_median(J[:, 0]) + spread,
             "ln_scale_z": ln_median(J[:, 2]) + spread,
             "ln_scale_phi": ln_median(J[:, 1].abs()) + spread,
-            # where it is negative no data could change it
-            "root_shape_phi": torch.full_like(spread, 0.4),
+            # d = 2, as of a disc: where the root is negative no data could change it
+            "root_shape_phi": torch.full_like(spread, 0.8),
         }
 
     def distribution(self) -> AxisymmetricActionDistribution:
