@@ -26,7 +26,8 @@ class AxisymmetricActionDistribution(OrbitDistribution):
     r"""Mixture on (J_r, J_phi, J_z) whose components' scales of J_r and J_z vary with J_phi.
 
     .. math::
-        f(J) = \sum_k w_k C_k \frac{|J_\phi|^{d-1}}{s_r s_z} \left[1 + \frac{\chi J_\phi}{\sqrt{J_\phi^2 + J_0^2}}\right]
+        f(J) = \sum_k w_k C_k \frac{|J_\phi|^{d-1}}{s_r s_z}
+        \left[1 + \frac{\chi J_\phi}{\sqrt{J_\phi^2 + J_0^2}}\right]
         \left(1 + \frac{1}{b}\left[\frac{J_r}{s_r} + \frac{J_z}{s_z} + \frac{|J_\phi|}{s_\phi}\right]\right)^{-(2+d+b)}
 
     with scales :math:`s = \bar s \exp\left(q\,\frac{y - 1}{y + 1}\right)`, :math:`y = |J_\phi| / (d s_\phi)`. Each

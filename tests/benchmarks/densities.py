@@ -15,8 +15,8 @@ were for tuning. The truth enters a fit nowhere.
 Systems: ``isochrone``; ``hernquist-in-nfw`` (beta = 0.3); ``two-component``: a hot halo and a cold rotating shell in an
 NFW halo; ``lumpy``: twenty accreted clumps and a smooth component in the same halo. The latter two are J ~ f and
 theta ~ U, mapped to (x, v): exact equilibria. ``disc``, ``halo`` and ``disc+halo``: ``orbits`` only, of the mocks of
-flattened galaxies (`GALAXY_STARS` in `MWPotential2014`), whose f(J) is known: ``short`` is how much the mean ln f of the
-other stars falls short of the truth's. A potential's score is a sum of slopes of ln f times changes of J, so the
+flattened galaxies (`GALAXY_STARS` in `MWPotential2014`), whose f(J) is known: ``short`` is how much the mean ln f of
+the other stars falls short of the truth's. A potential's score is a sum of slopes of ln f times changes of J, so the
 fitted slopes decide what its posterior can know. With slopes s along J_r or J_z times the size of such changes,
 (J_r |J|)^(1/2) and J_z, and true ones t, both at the other stars: ``efficiency_r`` and ``efficiency_z`` =
 E[s t]^2 / (E[s^2] E[t^2]), the information left of the truth's, and ``claimed`` = E[s^2] / E[s t], what the outer

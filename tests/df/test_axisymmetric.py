@@ -1,4 +1,4 @@
-"""Densities of (J_r, J_phi, J_z) for flattened potentials: the suite of all densities, the mixture's formula, the chart.
+"""Densities of (J_r, J_phi, J_z) for flattened potentials: the suite of all densities, the mixture, the chart.
 
 Stars: 3000 orbits of a halo without rotation and a warm disc of one sense of rotation, whose scales change with J_phi;
 for the tests of fits the mocks' populations in `MWPotential2014`. Networks are trained for as many steps as tell them
@@ -245,7 +245,7 @@ def test_flattened_chart(sense):
 
 
 def test_chart_of_a_disc_of_one_sense():
-    """Cold prograde stars only: round trips to 1e-6 of |J|, finite ln f_0 for retrograde orbits, C over all of [0, 1]."""
+    """Cold prograde stars only: round trips to 1e-6 of |J|, finite ln f_0 for retrograde orbits, c over all of [0, 1]."""
     J = GALAXY_STARS["disc"](MWPotential2014()).sample(3000, 3)
     J[:, 1] = J[:, 1].abs()
     chart = ActionChart.for_actions(J, flattened=True)
@@ -259,7 +259,7 @@ def test_chart_of_a_disc_of_one_sense():
 
 def test_refusals():
     """No density in ln J for flattened potentials, actions that all vanish, a spin above one: refused by name."""
-    with pytest.raises(ValueError, match="gaussian_lnJ.*mixture"):
+    with pytest.raises(ValueError, match=r"gaussian_lnJ.*mixture"):
         density("gaussian_lnJ", flattened=True)
     with pytest.raises(ValueError, match="J_z"):
         ActionChart.for_actions(torch.tensor([[1.0, 2.0, 0.0]] * 9, dtype=torch.float64), flattened=True)
