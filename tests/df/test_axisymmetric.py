@@ -245,7 +245,7 @@ def test_flattened_chart(sense):
 
 
 def test_chart_of_a_disc_of_one_sense():
-    """Cold prograde stars only: round trips to 1e-6 of |J|, finite ln f_0 for retrograde orbits, c over all of [0, 1]."""
+    """Prograde stars only: round trips to 1e-6 of |J|, finite ln f_0 for retrograde orbits, c over all of [0, 1]."""
     J = GALAXY_STARS["disc"](MWPotential2014()).sample(3000, 3)
     J[:, 1] = J[:, 1].abs()
     chart = ActionChart.for_actions(J, flattened=True)
