@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Literal
 
+from bayespot.df.axisymmetric import AxisymmetricActionDistribution, AxisymmetricMixture
 from bayespot.df.base import DistributionFunction
 from bayespot.df.chart import ActionChart
 from bayespot.df.components import ComponentChoice, choose_n_components
@@ -33,9 +34,18 @@ DENSITIES: dict[str, Callable[..., DistributionFunction]] = {
     "energy": EnergyDensity,
     "logistic_gp": LogisticGaussianProcess,
 }
+#: Densities of the actions (J_r, J_phi, J_z), for flattened potentials, by the same names.
+AXISYMMETRIC_DENSITIES: dict[str, Callable[[], DistributionFunction]] = {
+    "mixture": AxisymmetricMixture,
+    "gaussian": lambda: ChartGaussians(flattened=True),
+    "flow": lambda: FlowDensity(flattened=True),
+    "diffusion": lambda: DiffusionDensity(flattened=True),
+    "energy": lambda: EnergyDensity(flattened=True),
+    "logistic_gp": lambda: LogisticGaussianProcess(flattened=True),
+}
 
 
-def density(name: DensityName, rotation: bool = False) -> DistributionFunction:
+def density(name: DensityName, rotation: bool = False, flattened: bool = False) -> DistributionFunction:
     """Return an unfitted density of orbits by name.
 
     Parameters
@@ -44,22 +54,39 @@ def density(name: DensityName, rotation: bool = False) -> DistributionFunction:
         One of `DENSITIES`.
     rotation
         Let f(J) depend on cos i.
+    flattened
+        The stars are in a flattened potential: f(J) of all three actions, with rotation.
 
     Raises
     ------
     ValueError
-        If the name is unknown.
+        If the name is unknown, or there is no such density for a flattened potential.
+
+    Examples
+    --------
+    >>> type(density("mixture", flattened=True)).__name__
+    'AxisymmetricMixture'
     """
     if name not in DENSITIES:
         raise ValueError(f"unknown density {name!r}; choose one of {', '.join(DENSITIES)}")
-    return DENSITIES[name](rotation=rotation)
+    if not flattened:
+        return DENSITIES[name](rotation=rotation)
+    if name not in AXISYMMETRIC_DENSITIES:
+        raise ValueError(
+            f"the density {name!r} knows (J_r, L, cos i) only and cannot follow a disc; for a flattened potential "
+            f"choose one of {', '.join(AXISYMMETRIC_DENSITIES)}"
+        )
+    return AXISYMMETRIC_DENSITIES[name]()
 
 
 __all__ = [
+    "AXISYMMETRIC_DENSITIES",
     "DENSITIES",
     "ActionChart",
     "ActionDistribution",
     "ActionMixture",
+    "AxisymmetricActionDistribution",
+    "AxisymmetricMixture",
     "ChartGaussians",
     "ComponentChoice",
     "DensityName",

@@ -172,21 +172,36 @@ class ChartGaussians(SphericalMixtureModule):
     Sites: ``logits``, and for each of u and T (and c with rotation) ``mean_*`` and ``ln_sigma_*``. The widths' prior,
     log-normal about 0.3 a factor e^0.7 wide, is the guard against narrow components.
 
-    Parameters are those of `SphericalMixtureModule`.
+    Parameters
+    ----------
+    n_components, rotation, weights
+        See `SphericalMixtureModule`.
+    flattened
+        The stars are in a flattened potential: f(J) of all three actions on a chart with a scale for each.
     """
 
+    flattened = False
+
     def __init__(
-        self, n_components: int | None = None, rotation: bool = False, weights: WeightsPrior = "logistic_normal"
+        self,
+        n_components: int | None = None,
+        rotation: bool = False,
+        weights: WeightsPrior = "logistic_normal",
+        flattened: bool = False,
     ) -> None:
-        super().__init__(n_components, rotation, weights)
+        super().__init__(n_components, rotation or flattened, weights)
+        self.flattened = flattened
         self.chart: ActionChart | None = None
+
+    def _new(self, n_components: int) -> ChartGaussians:
+        return ChartGaussians(n_components, self.rotation, flattened=self.flattened)
 
     @property
     def _axes(self) -> tuple[str, ...]:
         return ("u", "T", "c") if self.rotation else ("u", "T")
 
     def _site_priors(self, J: Tensor) -> dict[str, SitePrior]:
-        self.chart = ActionChart.for_actions(J, self.rotation)
+        self.chart = ActionChart.for_actions(J, self.rotation, self.flattened)
         priors = {"logits": SitePrior(0.0, 1.5)}
         for axis in self._axes:
             priors |= {f"mean_{axis}": SitePrior(0.5, 0.5), f"ln_sigma_{axis}": SitePrior(math.log(0.3), 0.7)}

@@ -157,6 +157,8 @@ class LogisticGaussianProcess(DistributionDensity):
         Highest total degree of the polynomials.
     amplitude, decay
         A and rho of the prior.
+    flattened
+        The stars are in a flattened potential: f(J) of all three actions on a chart with a scale for each.
 
     Raises
     ------
@@ -176,17 +178,26 @@ class LogisticGaussianProcess(DistributionDensity):
     """
 
     regularised = True
+    flattened = False
 
     @takes(amplitude="number", decay="number")
-    def __init__(self, rotation: bool = False, degree: int = 8, amplitude: float = 1.0, decay: float = 0.55) -> None:
+    def __init__(
+        self,
+        rotation: bool = False,
+        degree: int = 8,
+        amplitude: float = 1.0,
+        decay: float = 0.55,
+        flattened: bool = False,
+    ) -> None:
         super().__init__()
         if degree < 1 or not amplitude > 0 or not 0 < decay <= 1:
             raise ValueError(
                 "a logistic Gaussian process needs degree >= 1, amplitude > 0 and 0 < decay <= 1; "
                 f"got {degree}, {amplitude} and {decay}"
             )
-        self.rotation, self.degree, self.amplitude, self.decay = rotation, degree, amplitude, decay
-        self.symmetry = "axisymmetric" if rotation else "spherical"
+        self.rotation, self.flattened = rotation or flattened, flattened
+        self.degree, self.amplitude, self.decay = degree, amplitude, decay
+        self.symmetry = "axisymmetric" if self.rotation else "spherical"
         self.n_components = 1
         self._chart: ActionChart | None = None
         self._basis: LegendreBasis | None = None
@@ -197,8 +208,8 @@ class LogisticGaussianProcess(DistributionDensity):
                 f"a logistic Gaussian process has no components to set (n_components={n_components}); leave "
                 "n_components out, raise the degree for a more flexible f(J), or take df='mixture'"
             )
-        module = LogisticGaussianProcess(self.rotation, self.degree, self.amplitude, self.decay)
-        chart = ActionChart.for_actions(J.detach(), self.rotation)
+        module = LogisticGaussianProcess(self.rotation, self.degree, self.amplitude, self.decay, self.flattened)
+        chart = ActionChart.for_actions(J.detach(), self.rotation, self.flattened)
         if near_data:
             chart = replace(chart, tail=min(chart.tail, _WIDE_TAIL))
         module._chart, module._basis = chart, LegendreBasis(chart, self.degree)

@@ -257,8 +257,8 @@ class SphericalMixture(SphericalMixtureModule):
     def _site_priors(self, J: Tensor) -> dict[str, SitePrior]:
         priors = {
             "logits": SitePrior(0.0, 1.5),
-            "ln_scale_r": SitePrior(_ln_median(J[:, 0]), 2.0),
-            "ln_scale_L": SitePrior(_ln_median(_L(J) / 2), 2.0),
+            "ln_scale_r": SitePrior(ln_median(J[:, 0]), 2.0),
+            "ln_scale_L": SitePrior(ln_median(_L(J) / 2), 2.0),
             "ln_shape_r": SitePrior(-1.5, 1.0),
             "ln_shape_L": SitePrior(-1.0, 1.0),
             "ln_tail": SitePrior(1.5, 1.0),
@@ -268,9 +268,9 @@ class SphericalMixture(SphericalMixtureModule):
     def _start(self, J: Tensor, n_components: int) -> dict[str, Tensor]:
         L = _L(J)
         size = (J[:, 0] + L).log()
-        quantiles = torch.quantile(size[:100_000], _levels(n_components))
-        offset_r = _ln_median(J[:, 0]) - float(size.median())
-        offset_L = _ln_median(L / 2) - float(size.median())
+        quantiles = torch.quantile(size[:100_000], quantile_levels(n_components))
+        offset_r = ln_median(J[:, 0]) - float(size.median())
+        offset_L = ln_median(L / 2) - float(size.median())
         return {"ln_scale_r": quantiles + offset_r, "ln_scale_L": quantiles + offset_L}
 
     def distribution(self) -> SphericalActionDistribution:
@@ -301,10 +301,10 @@ class ActionMixture(ActionMixtureModule):
         self._unit_phi = float(J[:, 1].abs().median())
         return {
             "logits": SitePrior(0.0, 1.5),
-            "ln_scale_r": SitePrior(_ln_median(J[:, 0]), 2.0),
-            "ln_scale_z": SitePrior(_ln_median(J[:, 2]), 2.0),
+            "ln_scale_r": SitePrior(ln_median(J[:, 0]), 2.0),
+            "ln_scale_z": SitePrior(ln_median(J[:, 2]), 2.0),
             "mean_phi": SitePrior(0.0, 2.0),
-            "ln_sigma_phi": SitePrior(_ln_median(J[:, 1].abs()), 1.5),
+            "ln_sigma_phi": SitePrior(ln_median(J[:, 1].abs()), 1.5),
             "ln_shape_r": SitePrior(-1.5, 1.0),
             "ln_shape_z": SitePrior(-1.5, 1.0),
             "ln_tail": SitePrior(1.5, 1.0),
@@ -312,12 +312,12 @@ class ActionMixture(ActionMixtureModule):
 
     def _start(self, J: Tensor, n_components: int) -> dict[str, Tensor]:
         size = (J[:, 0] + _L(J)).log()[:100_000]
-        level = _levels(n_components)
+        level = quantile_levels(n_components)
         spread = torch.quantile(size, level) - size.median()
         return {
-            "ln_scale_r": _ln_median(J[:, 0]) + spread,
-            "ln_scale_z": _ln_median(J[:, 2]) + spread,
-            "ln_sigma_phi": _ln_median(J[:, 1].abs()) + spread,
+            "ln_scale_r": ln_median(J[:, 0]) + spread,
+            "ln_scale_z": ln_median(J[:, 2]) + spread,
+            "ln_sigma_phi": ln_median(J[:, 1].abs()) + spread,
             "mean_phi": torch.quantile(J[:100_000, 1], level) / self._unit_phi,
         }
 
@@ -347,9 +347,9 @@ def _L(J: Tensor) -> Tensor:
     return J[..., 2] + J[..., 1].abs()
 
 
-def _ln_median(action: Tensor) -> float:
+def ln_median(action: Tensor) -> float:
     return float(action.median().clamp(min=1e-300).log())
 
 
-def _levels(n_components: int) -> Tensor:
+def quantile_levels(n_components: int) -> Tensor:
     return (torch.arange(n_components, dtype=torch.float64) + 0.5) / n_components

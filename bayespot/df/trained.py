@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bayespot.df.axisymmetric import AxisymmetricMixture
 from bayespot.df.base import DistributionDensity, DistributionFunction, LogFraction
 from bayespot.df.chart import ActionChart
 from bayespot.df.mixture import SphericalMixture
@@ -46,19 +47,28 @@ class TrainedDensity(DistributionDensity, abc.ABC):
         Networks trained from different weights and held-out stars; f(J) is their mean.
     training
         Steps, batches and early stopping.
+    flattened
+        The stars are in a flattened potential: f(J) of all three actions on a chart with a scale for each.
     """
 
+    flattened = False
     hidden: tuple[int, ...]
     #: Cells of the table by number of coordinates.
     cells: dict[int, tuple[int, int]] = CELLS
 
-    def __init__(self, rotation: bool = False, n_members: int = 1, training: TrainingConfig | None = None) -> None:
+    def __init__(
+        self,
+        rotation: bool = False,
+        n_members: int = 1,
+        training: TrainingConfig | None = None,
+        flattened: bool = False,
+    ) -> None:
         super().__init__()
         if n_members < 1:
             raise ValueError(f"n_members must be at least 1, got {n_members}")
         self.n_components = None
-        self.rotation, self.n_members = rotation, n_members
-        self.symmetry = "axisymmetric" if rotation else "spherical"
+        self.rotation, self.flattened, self.n_members = rotation or flattened, flattened, n_members
+        self.symmetry = "axisymmetric" if self.rotation else "spherical"
         self.training_config = TrainingConfig() if training is None else training
         # in a plain attribute: weights must not become Pyro parameters
         self.state: TrainedState | None = None
@@ -81,7 +91,7 @@ class TrainedDensity(DistributionDensity, abc.ABC):
             Called with a note at every evaluation of the held-out stars.
         """
         before = self.state
-        chart = ActionChart.for_actions(J, self.rotation) if before is None else before.chart
+        chart = ActionChart.for_actions(J, self.rotation, self.flattened) if before is None else before.chart
         y = chart.smooth(J)
         networks, histories = [], []
         for k in range(self.n_members):
@@ -102,7 +112,7 @@ class TrainedDensity(DistributionDensity, abc.ABC):
 
     def start(self) -> DistributionFunction:
         """Return the mixture with which the stars are bound before there is anything to train on."""
-        return SphericalMixture(3, self.rotation)
+        return AxisymmetricMixture(3) if self.flattened else SphericalMixture(3, self.rotation)
 
     def distribution(self) -> TabulatedDistribution:
         """Return f(J) as a torch Distribution.

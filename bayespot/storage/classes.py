@@ -34,6 +34,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "bayespot.actions.isochrone": ("IsochroneActions",),
     "bayespot.actions.spherical": ("SphericalActions",),
     "bayespot.actions.staeckel": ("StaeckelFudge",),
+    "bayespot.df.axisymmetric": ("AxisymmetricMixture",),
     "bayespot.df.chart": ("ActionChart",),
     "bayespot.df.diffusion": ("DiffusionDensity", "ScoreNetwork"),
     "bayespot.df.energy": ("EnergyDensity", "EnergyNetwork"),

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/densities.py orbits --n-stars 5000 --seeds 4001-4002
     python tests/benchmarks/densities.py fits --systems isochrone --n-stars 100000 --seeds 4001-4002
+    python tests/benchmarks/densities.py orbits --systems disc,halo,disc+halo --n-stars 2000 --seeds 4001-4002
     python tests/benchmarks/densities.py table
 
 ``orbits``: f(J) is fitted to the actions in the true potential; mean ln f of 20 000 other stars minus that of the
@@ -13,7 +14,14 @@ were for tuning. The truth enters a fit nowhere.
 
 Systems: ``isochrone``; ``hernquist-in-nfw`` (beta = 0.3); ``two-component``: a hot halo and a cold rotating shell in an
 NFW halo; ``lumpy``: twenty accreted clumps and a smooth component in the same halo. The latter two are J ~ f and
-theta ~ U, mapped to (x, v): exact equilibria.
+theta ~ U, mapped to (x, v): exact equilibria. ``disc``, ``halo`` and ``disc+halo``: ``orbits`` only, of the mocks of
+flattened galaxies (`GALAXY_STARS` in `MWPotential2014`), whose f(J) is known: ``short`` is how much the mean ln f of
+the other stars falls short of the truth's. A potential's score is a sum of slopes of ln f times changes of J, so the
+fitted slopes decide what its posterior can know. With slopes s along J_r or J_z times the size of such changes,
+(J_r |J|)^(1/2) and J_z, and true ones t, both at the other stars: ``efficiency_r`` and ``efficiency_z`` =
+E[s t]^2 / (E[s^2] E[t^2]), the information left of the truth's, and ``claimed`` = E[s^2] / E[s t], what the outer
+products of scores claim over the curvature. There are two more densities to compare with: ``action_mixture``, free
+shapes and a Gaussian in J_phi, and ``sphere``, the sphere's mixture in (J_r, L, cos i).
 """
 
 from __future__ import annotations
@@ -34,14 +42,26 @@ import torch
 
 from bayespot import Catalog, FitConfig, MassSlopeNetwork, Posterior, SnapshotModel, SphericalMixture, fit
 from bayespot.actions import SphericalActions
-from bayespot.df import DENSITIES, TrainedDensity, choose_n_components, density
+from bayespot.df import (
+    AXISYMMETRIC_DENSITIES,
+    DENSITIES,
+    ActionMixture,
+    DistributionFunction,
+    TrainedDensity,
+    choose_n_components,
+    density,
+)
 from bayespot.mock import MOCKS, mock
-from bayespot.potential import NFW, Potential, truth_field
+from bayespot.mock.flattened import GALAXY_STARS
+from bayespot.mock.orbits import OrbitPopulation
+from bayespot.potential import NFW, MWPotential2014, Potential, truth_field
 from bayespot.pyro_modules import freeze
 
 RESULTS = Path(__file__).parent / "results" / "densities.jsonl"
 HALO = NFW(m_s=8e11, r_s=20.0)
 SYSTEMS = ("isochrone", "hernquist-in-nfw", "two-component", "lumpy")
+FLATTENED = tuple(GALAXY_STARS)
+COMPARED = (*AXISYMMETRIC_DENSITIES, "action_mixture", "sphere")
 N_HELD = 20_000
 
 
@@ -102,9 +122,42 @@ def system(name: str, n: int, seed: int) -> tuple[Catalog, Potential]:
 
 def orbits(name: str, df_name: str, n: int, seed: int) -> dict[str, Any]:
     """f(J) at the true actions: held-out mean ln f, seconds, components or steps."""
-    rotating = name == "two-component"
     J, held = actions(name, n, seed), actions(name, N_HELD, seed + 500_000)
-    df = density(df_name, rotating)
+    fitted, size, seconds = _fitted(density(df_name, name == "two-component"), J, seed)
+    with torch.no_grad():
+        return {"log_f": float(fitted.log_prob(held).mean()), "size": size, "seconds": seconds}
+
+
+def flattened_orbits(name: str, df_name: str, n: int, seed: int) -> dict[str, Any]:
+    """f(J) of a flattened galaxy at the true actions: how far it falls short of the truth, and of its slopes."""
+    population = GALAXY_STARS[name](MWPotential2014())
+    J, held = population.sample(n, seed), population.sample(N_HELD, seed + 500_000)
+    others = {"action_mixture": ActionMixture, "sphere": lambda: SphericalMixture(rotation=True)}
+    df = others[df_name]() if df_name in others else density(df_name, flattened=True)
+    fitted, size, seconds = _fitted(df, J, seed)
+    x = held.clone().requires_grad_()
+    log_f = fitted.log_prob(x)
+    (slope,) = torch.autograd.grad(log_f.sum(), x)
+    short = population.log_prob(held) - log_f.detach()
+    row = {
+        "log_f": float(log_f.detach().mean()), "short": float(short.mean()),
+        "short_error": float(short.std() / N_HELD**0.5), "size": size, "seconds": seconds,
+    }  # fmt: skip
+    for axis, letter, change in ((0, "r", (held[:, 0] * held.abs().sum(-1)).sqrt()), (2, "z", held[:, 2])):
+        s, t = change * slope[:, axis], change * _true_slope(population, held, axis)
+        ss, st, tt = (float((a * b).mean()) for a, b in ((s, s), (s, t), (t, t)))
+        row |= {f"efficiency_{letter}": st**2 / (ss * tt), f"claimed_{letter}": ss / st}
+    return row
+
+
+def _true_slope(population: OrbitPopulation, J: torch.Tensor, axis: int) -> torch.Tensor:
+    step = torch.zeros_like(J)
+    step[:, axis] = 1e-4 * J[:, axis]
+    return (population.log_prob(J + step) - population.log_prob(J - step)) / (2 * step[:, axis])
+
+
+def _fitted(df: DistributionFunction, J: torch.Tensor, seed: int) -> tuple[DistributionFunction, int, float]:
+    """The density fitted to actions, its components or training steps, and the seconds that it took."""
     begun = time.perf_counter()
     if isinstance(df, TrainedDensity):
         fitted = df.trained(J, seed)
@@ -113,9 +166,7 @@ def orbits(name: str, df_name: str, n: int, seed: int) -> dict[str, Any]:
         size = df.n_components or choose_n_components(df, J, seed).n_components
         module = df.resolved(size, J)
         fitted = freeze(module, module.fit_actions(J[:20_000], seed))
-    seconds = time.perf_counter() - begun
-    with torch.no_grad():
-        return {"log_f": float(fitted.log_prob(held).mean()), "size": size, "seconds": round(seconds, 1)}
+    return fitted, size, round(time.perf_counter() - begun, 1)
 
 
 def fits(name: str, df_name: str, n: int, seed: int) -> dict[str, Any]:
@@ -191,7 +242,8 @@ def one(part: str, name: str, df_name: str, n: int, seed: int) -> None:
     key = {"part": part, "system": name, "df": df_name, "n": n, "seed": seed}
     begun = time.process_time()
     try:
-        row = (orbits if part == "orbits" else fits)(name, df_name, n, seed)
+        computed = fits if part == "fits" else flattened_orbits if name in FLATTENED else orbits
+        row = computed(name, df_name, n, seed)
     except (ValueError, RuntimeError) as error:
         row = {"error_message": f"{type(error).__name__}: {error}"}
     usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -221,7 +273,8 @@ def table() -> None:
     rows = [row for row in read() if "error_message" not in row and row["seed"] >= 1000]
     _print_row("system", "N", "f(J)", "ln f - mixture's", "CPU s", "MiB", "seeds")
     _print_row(*["---"] * 7)
-    for (name, n, df_name), group in _groups(rows, "orbits"):
+    groups = _groups(rows, "orbits")
+    for (name, n, df_name), group in (pair for pair in groups if pair[0][0] not in FLATTENED):
         base = {row["seed"]: row["log_f"] for row in dict(_groups(rows, "orbits")).get((name, n, "mixture"), [])}
         gain = [row["log_f"] - base[row["seed"]] for row in group if row["seed"] in base]
         shown = f"{np.mean(gain):+.4f}" if gain else "-"
@@ -236,6 +289,17 @@ def table() -> None:
     for (name, n, df_name), group in _groups(rows, "fits"):
         cost = (_mean(group, k, 0) for k in ("cpu_seconds", "peak_mib"))
         _print_row(name, n, df_name, *(_mean(group, k, 2) for k in columns), *cost, _seeds(group))
+    columns = {
+        "short": "ln f short of the truth's", "efficiency_r": "information in J_r", "efficiency_z": "in J_z",
+        "claimed_r": "claimed in J_r", "claimed_z": "in J_z",
+    }  # fmt: skip
+    print()
+    _print_row("stars", "N", "f(J)", *columns.values(), "size", "CPU s", "seeds")
+    _print_row(*["---"] * (len(columns) + 6))
+    for (name, n, df_name), group in (pair for pair in groups if pair[0][0] in FLATTENED):
+        shown = (_mean(group, k, 4 if k == "short" else 2) for k in columns)
+        sizes = ", ".join(str(row["size"]) for row in group)
+        _print_row(name, n, df_name, *shown, sizes, _mean(group, "cpu_seconds", 0), _seeds(group))
 
 
 def _print_row(*cells: object) -> None:
@@ -247,8 +311,8 @@ def _groups(rows: list[dict[str, Any]], part: str) -> list[tuple[tuple[str, int,
     for row in rows:
         if row["part"] == part:
             found.setdefault((row["system"], row["n"], row["df"]), []).append(row)
-    order = list(DENSITIES)
-    return sorted(found.items(), key=lambda pair: (SYSTEMS.index(pair[0][0]), pair[0][1], order.index(pair[0][2])))
+    systems, order = (*SYSTEMS, *FLATTENED), (*DENSITIES, *COMPARED[-2:])
+    return sorted(found.items(), key=lambda pair: (systems.index(pair[0][0]), pair[0][1], order.index(pair[0][2])))
 
 
 def _mean(rows: list[dict[str, Any]], key: str, digits: int) -> str:
@@ -270,8 +334,12 @@ def main() -> None:
     parser.add_argument("--n-stars", type=int, default=5000)
     parser.add_argument("--seeds", default="4001-4001", help="FIRST-LAST")
     parser.add_argument("--systems", default=",".join(SYSTEMS))
-    parser.add_argument("--densities", default=",".join(DENSITIES))
+    parser.add_argument("--densities", help="names with commas; all of the systems' by default")
     arguments = parser.parse_args()
+    flattened = set(arguments.systems.split(",")) & set(FLATTENED)
+    if flattened and (arguments.part == "fits" or not set(arguments.systems.split(",")) <= set(FLATTENED)):
+        parser.error(f"{', '.join(sorted(flattened))}: only with part orbits, and without other systems")
+    arguments.densities = arguments.densities or ",".join(COMPARED if flattened else DENSITIES)
     if arguments.part == "table":
         table()
     else:
