@@ -19,6 +19,7 @@ from bayespot.likelihood.chain import Chain
 from bayespot.likelihood.errors import ErrorScatter
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.likelihood.outliers import LIKELY
+from bayespot.posterior.cylindrical import CYLINDRICAL_STATISTICS, cylindrical_profiles
 from bayespot.posterior.posterior import PotentialDraws
 from bayespot.units import takes, takes_tensors
 
@@ -42,7 +43,8 @@ class Predictive:
     Parameters
     ----------
     r_edges : (n_bins + 1,)
-        Edges of the radial bins in kpc: quantiles of the observed stars.
+        Edges of the radial bins in kpc: quantiles of the observed stars. For an axisymmetric potential of their
+        cylindrical radius R.
     r : (n_bins,)
         Median radius of the observed stars in each, in kpc.
     observed, replicated
@@ -52,6 +54,8 @@ class Predictive:
         By statistic: the fraction of draws whose replicated chi-square exceeds the observed one.
     warnings
         In words, what speaks against the model.
+    z_edges : (n_bins + 1,), z : (n_bins,)
+        The same of the stars' heights, for an axisymmetric potential; None for others.
     """
 
     r_edges: NDArray[Any]
@@ -60,6 +64,8 @@ class Predictive:
     replicated: dict[str, NDArray[Any]]
     p_values: dict[str, float]
     warnings: list[str]
+    z_edges: NDArray[Any] | None = None
+    z: NDArray[Any] | None = None
 
 
 @keeps_callers_state
@@ -80,7 +86,8 @@ def posterior_predictive(
     quadrupoles of `orientations`, which test the model's symmetry through errors and selection, and
     ``angles``, the uniformity of the angles given the actions (`angle_statistic`). The last is a realised
     discrepancy: it is computed in each draw's potential, for the catalogue and for the draw's replica, and its
-    p-value is the fraction of draws in which the replica's is larger.
+    p-value is the fraction of draws in which the replica's is larger. With an axisymmetric potential the profiles are
+    `bayespot.posterior.cylindrical_profiles` instead.
 
     Replicas are of members: stars that are more likely outliers are left out of the comparison.
 
@@ -129,12 +136,18 @@ def posterior_predictive(
     if len(catalog) > max_stars:
         catalog = catalog.subsample(max_stars, seed)
     n_bins = max(1, min(n_bins, len(catalog) // 5))
-    r = torch.linalg.vector_norm(catalog.x, dim=-1).numpy()
-    edges = np.quantile(r, np.linspace(0, 1, n_bins + 1))
-    middle = np.quantile(r, (np.arange(n_bins) + 0.5) / n_bins)
-    edges[0], edges[-1] = 0.0, np.inf
+    axial = few.symmetry == "axisymmetric"
+    x = catalog.x.numpy()
+    edges, middle = _bins_of(np.linalg.norm(x[:, :2] if axial else x, axis=-1), n_bins)
+    z_edges, z = _bins_of(np.abs(x[:, 2]), n_bins) if axial else (None, None)
+
+    def statistics(w: Tensor) -> dict[str, NDArray[Any]]:
+        stars = w.numpy()
+        found = profiles(stars, edges) if z_edges is None else cylindrical_profiles(stars, edges, z_edges)
+        return found | orientations(w)
+
     replicas: dict[int, Replicator] = {}
-    observed_profile = profiles(catalog.w.numpy(), edges) | orientations(catalog.w)
+    observed_profile = statistics(catalog.w)
     observed: dict[str, list[Any]] = {name: [] for name in (*observed_profile, "angles")}
     replicated: dict[str, list[Any]] = {name: [] for name in (*observed_profile, "angles")}
     with torch.no_grad():
@@ -145,14 +158,22 @@ def posterior_predictive(
             replica, fixed = replicas[id(model)].draw(values, seed * 1_000_003 + i), model.at(values)
             observed["angles"].append(angle_statistic(fixed, catalog.w).statistic)
             replicated["angles"].append(replica.angle_test(fixed).statistic)
-            for name, value in (profiles(replica.w.numpy(), edges) | orientations(replica.w)).items():
+            for name, value in statistics(replica.w).items():
                 replicated[name].append(value)
                 observed[name].append(observed_profile[name])
             if tick:
                 tick()
     seen, drawn = ({k: np.asarray(v) for k, v in store.items()} for store in (observed, replicated))
     p_values = {name: _p_value(seen[name], drawn[name]) for name in seen}
-    return Predictive(edges, middle, seen, drawn, p_values, _verdict(p_values, few.n_draws))
+    return Predictive(edges, middle, seen, drawn, p_values, _verdict(p_values, few.n_draws, axial), z_edges, z)
+
+
+def _bins_of(values: NDArray[Any], n_bins: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return edges of bins with equal numbers, the first from zero and the last without end, and their medians."""
+    edges = np.quantile(values, np.linspace(0, 1, n_bins + 1))
+    middle = np.quantile(values, (np.arange(n_bins) + 0.5) / n_bins)
+    edges[0], edges[-1] = 0.0, np.inf
+    return edges, middle
 
 
 class Replica(NamedTuple):
@@ -269,7 +290,7 @@ def _p_value(observed: NDArray[Any], replicated: NDArray[Any]) -> float:
     return float(((drawn >= seen).sum() + 0.5) / (len(seen) + 1))
 
 
-def _verdict(p_values: Mapping[str, float], n: int) -> list[str]:
+def _verdict(p_values: Mapping[str, float], n: int, axial: bool) -> list[str]:
     words = {
         "counts": "the radial profile",
         "sigma_r": "the radial velocity dispersion",
@@ -279,6 +300,9 @@ def _verdict(p_values: Mapping[str, float], n: int) -> list[str]:
         "planes": "the distribution of orbital planes (the symmetry of f(J))",
         "angles": "the uniformity of the angles (phase mixing)",
     }
+    if axial:
+        about = "the stars' directions (the symmetry of the potential)"
+        words |= CYLINDRICAL_STATISTICS | {"directions": about}
     return [
         f"{words[name]} is not reproduced (posterior predictive p = {p:.2g} from {n} replicas)"
         for name, p in p_values.items()

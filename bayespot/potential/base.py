@@ -245,6 +245,12 @@ class Potential(AbstractPyroModule, AxialFields, Declared, abc.ABC):
         return SumPotential([self, other])
 
 
+def least_symmetric(potentials: Iterable[Potential]) -> Symmetry:
+    """Return the symmetry that a sum of these potentials has."""
+    order: tuple[Symmetry, ...] = ("spherical", "axisymmetric", "triaxial")
+    return max((one.symmetry for one in potentials), key=order.index)
+
+
 class SumPotential(Potential):
     r"""Sum of potentials, :math:`\Phi = \sum_i \Phi_i`; also written ``potential_1 + potential_2``.
 
@@ -274,8 +280,7 @@ class SumPotential(Potential):
         if not flat:
             raise ValueError("SumPotential needs at least one member, got none")
         self.members: Any = PyroModule[torch.nn.ModuleList](flat)  # type: ignore[arg-type]
-        order: tuple[Symmetry, ...] = ("spherical", "axisymmetric", "triaxial")
-        self.symmetry: Symmetry = max((member.symmetry for member in flat), key=order.index)
+        self.symmetry = least_symmetric(flat)
         self.elementwise = all(member.elementwise for member in flat)
 
     def phi(self, x: Tensor) -> Tensor:

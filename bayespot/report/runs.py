@@ -206,9 +206,12 @@ def save_predictive(folder: Path, check: Predictive) -> Path:
     diagnosis = read_json(folder / "diagnostics.json")
     summary = {"p_values": check.p_values, "warnings": check.warnings, "n_draws": len(check.observed["counts"])}
     observed = {name: value if name == "angles" else value[0] for name, value in check.observed.items()}
+    edges = {"r_edges": check.r_edges}
+    if check.z_edges is not None:
+        edges = {"R_edges": check.r_edges, "z_edges": check.z_edges}
     data = diagnostics.with_predictive(
         _inference_data(folder),
-        {**observed, "r_edges": check.r_edges},
+        {**observed, **edges},
         check.replicated,
         {f"p_value_{name}": p for name, p in check.p_values.items()},
     )
