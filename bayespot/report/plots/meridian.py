@@ -119,10 +119,11 @@ def star_region(ax: Axes, field: PlaneField, positions: ArrayLike) -> Axes:
     counts, _, _ = np.histogram2d(R, z, bins=edges)
     # reflected at the axis and at the plane
     smooth = gaussian_filter(counts, _REGION_SMOOTHING * max(counts.sum(), 1) ** (-1 / 6), mode="reflect")
-    falling = np.sort(smooth.ravel())[::-1]
-    inside = falling.cumsum()
-    level = falling[min(int(np.searchsorted(inside, REGION * inside[-1])), len(falling) - 1)] if inside[-1] > 0 else 0.0
-    if 0 < level < falling[0]:
+    i, j = (np.searchsorted(axis, part, side="right") - 1 for axis, part in zip(edges, (R, z), strict=True))
+    within = (i >= 0) & (i < _REGION_CELLS) & (j >= 0) & (j < _REGION_CELLS)
+    # the share of the stars themselves that lie where the smooth density is higher, whatever the smoothing adds
+    level = float(np.quantile(smooth[i[within], j[within]], 1 - REGION)) if within.any() else 0.0
+    if 0 < level < smooth.max():
         middles = [(axis[1:] + axis[:-1]) / 2 for axis in edges]
         ax.contour(*middles, smooth.T, levels=[level], colors="white", linewidths=1.6, linestyles="solid", alpha=0.6)
         ax.contour(*middles, smooth.T, levels=[level], colors="black", linewidths=0.9, linestyles="dashed")
