@@ -27,7 +27,7 @@ LN_MASS_SD = 1.0
 
 
 def discs(w: Tensor) -> Potential:
-    """Return the discs: shapes fixed by the stars' median radius, masses with priors about a tenth of r v^2 / G each."""
+    """Return the discs: shapes fixed by the stars' median radius, priors of the masses about a tenth of r v^2 / G."""
     r = float(torch.linalg.vector_norm(w[:, :3], dim=-1).median())
     mass = r * float((w[:, 3:] ** 2).sum(-1).median()) / G
     sd = torch.tensor(LN_MASS_SD, dtype=torch.float64)

@@ -30,7 +30,9 @@ def predict(
     radii: Annotated[
         str, typer.Option(help="LO:HI:N, N log-spaced radii in kpc; with --plane the cylindrical radius R.")
     ] = "1:30:30",
-    plane: Annotated[bool, typer.Option("--plane", help="Fields over (R, z) in place of those against radius.")] = False,
+    plane: Annotated[
+        bool, typer.Option("--plane", help="Fields over (R, z) in place of those against radius.")
+    ] = False,
     heights: Annotated[
         str | None, typer.Option(help="LO:HI:N, N evenly spaced heights z in kpc (with --plane; default: 0:5:11).")
     ] = None,

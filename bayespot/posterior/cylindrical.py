@@ -23,9 +23,7 @@ CYLINDRICAL_STATISTICS = {
 
 
 @takes(w="phase_space", R_edges="length", z_edges="length")
-def cylindrical_profiles(
-    w: NDArray[Any], R_edges: NDArray[Any], z_edges: NDArray[Any]
-) -> dict[str, NDArray[Any]]:
+def cylindrical_profiles(w: NDArray[Any], R_edges: NDArray[Any], z_edges: NDArray[Any]) -> dict[str, NDArray[Any]]:
     r"""Return statistics of stars in bins of the cylindrical radius, and their numbers in bins of \|z\|.
 
     ``counts`` and, in km/s, ``mean_v_phi``, ``sigma_R``, ``sigma_phi`` (about the mean) and ``sigma_z`` in bins of R;

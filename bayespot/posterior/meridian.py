@@ -142,7 +142,8 @@ class MeridionalDraws(ABC):
         names
             Of `bayespot.potential.MERIDIONAL_FIELDS`.
         r_max, z_max
-            Largest radius and height in kpc; None: those that hold 84 % of the stars, z_max a quarter of r_max at least.
+            Largest radius and height in kpc; None: those that hold 84 % of the stars, z_max at least a
+            quarter of r_max.
         n
             Number of cells along R, at least two; those along z are as large.
         tick
@@ -169,9 +170,7 @@ class MeridionalDraws(ABC):
         return maps
 
     @takes(radii="length", heights="length")
-    def predict_plane(
-        self, radii: ArrayLike, heights: ArrayLike, tick: Callable[[], None] | None = None
-    ) -> QTable:
+    def predict_plane(self, radii: ArrayLike, heights: ArrayLike, tick: Callable[[], None] | None = None) -> QTable:
         """Return a table of `bayespot.potential.MERIDIONAL_FIELDS` over (R, z) with units, a row per place.
 
         Columns ``R``, ``z``, then of every field median and 68 % interval, ``_q50 _q16 _q84``, and ``_mean _sd _q2.5
@@ -193,7 +192,7 @@ class MeridionalDraws(ABC):
         n_fields: int,
         tick: Callable[[], None] | None,
     ) -> dict[str, NDArray[Any]]:
-        """Return what ``evaluate(potential, *places)`` gives in every draw; those that are the same are not repeated."""
+        """Return ``evaluate(potential, *places)`` of every draw; draws that are the same are evaluated once."""
         rows, place = self._distinct()
         repeats = np.bincount(place, minlength=len(rows))
         x = [torch.as_tensor(np.array(one, dtype=float)) for one in places]

@@ -337,7 +337,7 @@ def _requiring_grad(x: Tensor) -> Tensor:
 
 @functools.cache
 def _meridian_rule() -> tuple[Tensor, Tensor]:
-    """Unit vectors (n, 3) from pole to pole, crowded towards the plane where discs are, and weights; they sum to one."""
+    """Unit vectors (n, 3) from pole to pole, crowded towards the plane where discs are, and weights of sum one."""
     t, weight = gauss_legendre(_N_MERIDIAN)
     t = (1 + t) / 2
     mu, weight = t**3, weight / 4 * 3 * t**2

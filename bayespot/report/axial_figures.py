@@ -55,9 +55,7 @@ def star_positions(meta: dict[str, Any]) -> np.ndarray | None:
     return (np.asarray(meta["radii"])[:, None] * directions).reshape(-1, 3)
 
 
-def axial_run_figures(
-    posterior: PotentialDraws, truth: Potential | None
-) -> Iterator[tuple[str, Callable[[], Any]]]:
+def axial_run_figures(posterior: PotentialDraws, truth: Potential | None) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yield the names of the figures of an axisymmetric potential's fields and what draws them.
 
     Fields of R in the plane z = 0, flattening, frequencies, relative sd, and maps over (R, z).

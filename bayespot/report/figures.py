@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from bayespot.mock.sample import truth_potential
 from bayespot.posterior.posterior import PotentialDraws
 from bayespot.potential.base import Potential

@@ -84,12 +84,12 @@ AXIAL_CAPTIONS: dict[str, tuple[str, str, bool]] = {
         False,
     ),
     "surface_density": (
-        "Surface density within 1.1 kpc of the plane against radius, with its 68 and 95 % bands; below, error or width.",
+        "Surface density within 1.1 kpc of the plane against radius, with 68 and 95 % bands; below, error or width.",
         "Surface density of all matter within 1.1 kpc of the plane.",
         False,
     ),
     "flattening": (
-        "Axis ratio z/R of the surfaces of equal density and of equal potential against radius, with 68 and 95 % bands.",
+        "Axis ratio z/R of surfaces of equal density and of equal potential against radius, with 68 and 95 % bands.",
         "Flattening q = z/R of the surfaces of equal density and of equal potential through (R, 0).",
         False,
     ),
@@ -101,7 +101,7 @@ AXIAL_CAPTIONS: dict[str, tuple[str, str, bool]] = {
     "meridional_maps": (
         "Eight maps in the R-z plane: posterior mean, and below it relative standard deviation, of the potential, the "
         "density and the accelerations along R and z.",
-        "Posterior mean (top) and relative standard deviation (bottom); dashed: the region that holds 68 % of the stars.",
+        "Posterior mean (top) and relative standard deviation (bottom); dashed: the region of 68 % of the stars.",
         True,
     ),
 }

@@ -32,11 +32,11 @@ def test_discs_are_placed_by_the_stars(stars):
     for one, (length, thickness, share) in zip(found.members, disc_and_halo.DISCS, strict=True):
         assert float(one.r_d) == pytest.approx(length * r)
         assert float(one.h_z) == pytest.approx(thickness * length * r)
-        prior = one._pyro_samples["sigma_0"].prior
+        prior = one._pyro_samples["sigma_0"]
         assert 2 * math.pi * float(one.r_d) ** 2 * math.exp(prior.loc) == pytest.approx(share * mass)
         assert float(prior.scale) == disc_and_halo.LN_MASS_SD
     larger = disc_and_halo.discs(2 * stars.w).members[0]
-    ln_ratio = larger._pyro_samples["sigma_0"].prior.loc - found.members[0]._pyro_samples["sigma_0"].prior.loc
+    ln_ratio = larger._pyro_samples["sigma_0"].loc - found.members[0]._pyro_samples["sigma_0"].loc
     assert float(ln_ratio) == pytest.approx(math.log(8 / 4))
 
 

@@ -39,7 +39,9 @@ def test_profiles_of_known_stars():
     assert found["sigma_phi"][0] == pytest.approx(15)
     assert found["sigma_z"][0] ** 2 == pytest.approx((25 + 49) / 2)
     assert np.isnan([found[name][1] for name in ("mean_v_phi", "sigma_R", "sigma_phi", "sigma_z")]).all()
-    axis = cylindrical_profiles(np.array([[0.0, 0.0, 1.0, 2.0, 3.0, 4.0]] * 2), np.array([0.0, 9.0]), np.array([0.0, 9.0]))
+    axis = cylindrical_profiles(
+        np.array([[0.0, 0.0, 1.0, 2.0, 3.0, 4.0]] * 2), np.array([0.0, 9.0]), np.array([0.0, 9.0])
+    )
     assert np.isfinite(np.concatenate(list(axis.values()))).all()
 
 
@@ -71,9 +73,9 @@ def test_replicas_have_the_models_actions(flattened):
 
 
 def test_check(flattened, monkeypatch):
-    """Statistics in R, |z| and cylindrical velocities with their bins. Of the model's stars with
-    v_z doubled sigma_z is twice the replicas', its p-value the least that four can give, and the rest is reproduced to
-    20 %. The figure has a panel each."""
+    """Statistics in R, |z| and cylindrical velocities with their bins. Of the model's stars with v_z doubled sigma_z is
+    twice the replicas', its p-value the least that four can give, and the rest is reproduced to 20 %. The figure has a
+    panel each."""
     monkeypatch.setattr("bayespot.posterior.predictive.MIN_DRAWS", 4)
     model, values, stars = flattened
     posterior = Posterior(model, {name: value.expand(4, *value.shape).clone() for name, value in values.items()})
@@ -84,7 +86,7 @@ def test_check(flattened, monkeypatch):
     for name, factor in (("sigma_z", 2.0), ("sigma_R", 1.0), ("mean_v_phi", 1.0)):
         ratio = found.observed[name][0].mean() / found.replicated[name].mean()
         assert ratio == pytest.approx(factor, rel=0.2), name
-    R = np.hypot(stars.x[:, 0], stars.x[:, 1]).numpy()
+    R = np.hypot(*stars.x[:, :2].numpy().T)
     np.testing.assert_allclose(found.r_edges[1:-1], np.quantile(R, [0.25, 0.5, 0.75]))
     assert found.z is not None
     np.testing.assert_allclose(found.z, np.quantile(np.abs(stars.x[:, 2].numpy()), [0.125, 0.375, 0.625, 0.875]))

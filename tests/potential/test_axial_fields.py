@@ -103,7 +103,9 @@ def test_flattening_of_shared_places():
     """One search along the axis serves radii over six decades: each as alone, to 1e-9; NaN where R is not positive."""
     wide = torch.tensor([1e-3, 0.3, 40.0, 1e3, 0.0, -1.0], dtype=torch.float64)
     halo = DoublePowerLaw(1e7, 20.0, 1.0, 3.0, 0.7)
-    torch.testing.assert_close(halo.density_flattening(wide[:4]), torch.full((4,), 0.7, dtype=torch.float64), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        halo.density_flattening(wide[:4]), torch.full((4,), 0.7, dtype=torch.float64), rtol=1e-9, atol=0
+    )
     together = DISC.potential_flattening(wide)
     for r, q in zip(wide[:4], together, strict=False):
         torch.testing.assert_close(DISC.potential_flattening(r), q, rtol=1e-9, atol=0)

@@ -131,7 +131,8 @@ def color_bar(ax: Axes, mesh: Any, label: str, thickness: float = 0.035, powers:
         ticklocation="top",
         label=label,
     )
-    decades = np.log10(mesh.norm.vmax / mesh.norm.vmin) if isinstance(mesh.norm, LogNorm) else 0.0
+    low, high = mesh.get_clim()
+    decades = np.log10(high / low) if isinstance(mesh.norm, LogNorm) else 0.0
     digits = (1, 2, 5) if decades <= 1 else (1, 3) if decades < 2.2 else (1,)
     bar.locator = LogLocator(subs=digits, numticks=9) if decades else MaxNLocator(2 if powers else 4)
     bar.formatter = FuncFormatter(lambda x, _: power_of_ten(x)) if powers else StrMethodFormatter("{x:.4g}")

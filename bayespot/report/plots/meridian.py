@@ -114,7 +114,8 @@ def star_region(ax: Axes, field: PlaneField, positions: ArrayLike) -> Axes:
     R, z = np.hypot(x[:, 0], x[:, 1]), np.abs(x[:, 2]) if second[0] >= 0 else x[:, 2]
     low = _REGION_MARGIN * second[0]
     edges = [
-        np.linspace(start, _REGION_MARGIN * end, _REGION_CELLS + 1) for start, end in ((0, first[-1]), (low, second[-1]))
+        np.linspace(start, _REGION_MARGIN * end, _REGION_CELLS + 1)
+        for start, end in ((0, first[-1]), (low, second[-1]))
     ]
     counts, _, _ = np.histogram2d(R, z, bins=edges)
     # reflected at the axis and at the plane
@@ -155,7 +156,11 @@ def meridional_maps(fields: Sequence[PlaneField], positions: ArrayLike | None = 
         symbol = SYMBOLS.get(field.name, field.name)
         signed = field.name == "potential"
         mean = field.mean if signed else np.abs(field.mean)
-        name = label(field.name) if signed or field.name in LOGARITHMIC else label(field.name).replace(symbol, f"|{symbol}|")
+        name = (
+            label(field.name)
+            if signed or field.name in LOGARITHMIC
+            else label(field.name).replace(symbol, f"|{symbol}|")
+        )
         rows = ((mean, name, "magma"), (100 * field.relative_sd, f"relative sd of {symbol} [%]", "viridis"))
         for ax, (values, text, colors) in zip(column, rows, strict=True):
             mesh = colored_cells(ax, field.edges, values, colors)
