@@ -42,8 +42,8 @@ def test_discs_are_placed_by_the_stars(stars):
 
 @pytest.mark.parametrize("module", [axisymmetric, disc_and_halo], ids=["axisymmetric", "disc_and_halo"])
 def test_models(module, stars):
-    """The network alone or with discs, the fudge, a mixture in all actions; with errors a logistic Gaussian process that
-    knows the sense of rotation. At a draw of the prior the stars' likelihood is finite."""
+    """The network alone or with discs, the fudge, a mixture in all actions; with errors a logistic Gaussian process
+    that knows the sense of rotation. At a draw of the prior the stars' likelihood is finite."""
     model = module.build(stars)
     assert model.potential.symmetry == "axisymmetric"
     network = model.potential if module is axisymmetric else model.potential.members[0]

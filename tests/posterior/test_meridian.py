@@ -12,6 +12,7 @@ from pyro.distributions import LogNormal
 
 from bayespot import Isochrone, Posterior, SnapshotModel
 from bayespot.df import ActionMixture
+from bayespot.posterior import EnsemblePosterior
 from bayespot.potential import (
     AXIAL_FIELDS,
     MERIDIONAL_FIELDS,
@@ -21,7 +22,6 @@ from bayespot.potential import (
     axial_fields,
     meridional_fields,
 )
-from bayespot.posterior import EnsemblePosterior
 from bayespot.units import UNITS
 
 N = 24
