@@ -137,7 +137,9 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _write_tables(folder: Path, posterior: PotentialDraws, elbo: list[float]) -> None:
     posterior.summary().write(folder / "summary.ecsv")
-    posterior.thinned(400).predict(default_radii(posterior.meta)).write(folder / "fields.ecsv")
+    # beyond a sphere every draw costs tables of its own and the search for surfaces
+    n_draws = 400 if posterior.symmetry == "spherical" else 200
+    posterior.thinned(n_draws).predict(default_radii(posterior.meta)).write(folder / "fields.ecsv")
     draw_figures(folder / "figures", posterior, elbo)
 
 
