@@ -296,8 +296,8 @@ def _check(model: SnapshotModel, catalog: Catalog) -> None:
         raise ValueError(f"a forecast needs at least {10 * _N_GROUPS} simulated stars, got {len(catalog)}")
     if model.potential.symmetry != "spherical":
         raise ValueError(
-            f"{type(model.potential).__name__} is {model.potential.symmetry}: forecasts are for spherical potentials, in "
-            "which the information per star has a closed form; fit simulated stars instead (bayespot simulate)"
+            f"{type(model.potential).__name__} is {model.potential.symmetry}: forecasts are for spherical potentials, "
+            "in which the information per star has a closed form; fit simulated stars instead (bayespot simulate)"
         )
 
 

@@ -263,9 +263,7 @@ def test_flattened_models_are_refused():
     """A forecast of an axisymmetric model says what forecasts are for, and what to do instead."""
     stars = mock("isochrone", n_stars=200, seed=0)
     model = SnapshotModel(MiyamotoNagai(LogNormal(25.0, 1.0), 3.0, 0.3), SphericalMixture())
-    with pytest.raises(
-        ValueError, match="MiyamotoNagai is axisymmetric: forecasts are for spherical.*bayespot simulate"
-    ):
+    with pytest.raises(ValueError, match="MiyamotoNagai is axisymmetric: forecasts are for spherical"):
         forecast(model, stars)
 
 
