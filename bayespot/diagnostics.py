@@ -77,19 +77,24 @@ def to_inference_data(
     return data
 
 
-def with_fields(data: Any, radii: NDArray[Any], fields: Mapping[str, Any]) -> InferenceData:
-    """Add fields of radius (objects with ``draws`` (n_draws, n) and ``unit``) to the group ``posterior``."""
+def with_fields(data: Any, coords: Mapping[str, NDArray[Any]], fields: Mapping[str, Any]) -> InferenceData:
+    """Add fields (objects with ``draws`` and ``unit``) to the group ``posterior``.
+
+    ``coords`` are the places in kpc along each axis: draws are ``(n_draws, n)`` of one, of two ``(n_draws, m n)``.
+    """
+    shape = [len(values) for values in coords.values()]
     more = _dataset(
         _from_dict(
-            {"posterior": {name: field.draws[None] for name, field in fields.items()}},
-            coords={"r": radii},
-            dims={name: ["r"] for name in fields},
+            {"posterior": {name: field.draws.reshape(1, -1, *shape) for name, field in fields.items()}},
+            coords=dict(coords),
+            dims={name: list(coords) for name in fields},
         ),
         "posterior",
     )
     for name, field in fields.items():
         more[name].attrs["unit"] = field.unit
-    more["r"].attrs["unit"] = "kpc"
+    for name in coords:
+        more[name].attrs["unit"] = "kpc"
     _set_group(data, "posterior", _dataset(data, "posterior").merge(more))
     return data
 

@@ -61,7 +61,7 @@ def test_fields_and_repeated_checks():
     data, draws, *_ = _written()
     one = diagnostics.to_inference_data(draws)
     field = SimpleNamespace(draws=np.arange(120.0).reshape(60, 2), unit="km / s")
-    diagnostics.with_fields(one, np.array([1.0, 8.0]), {"circular_speed": field})
+    diagnostics.with_fields(one, {"r": np.array([1.0, 8.0])}, {"circular_speed": field})
     speed = one["posterior"]["circular_speed"]
     assert speed.attrs["unit"] == "km / s"
     assert float(speed.sel(r=8.0)[0, 5]) == 11.0

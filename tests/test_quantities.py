@@ -57,7 +57,8 @@ BY_HAND = (
     "SymbolicPotential.__init__.constants", "SymbolicPotential.__init__.start", "SnapshotModel.at.values",
     "SnapshotModel.chain.values", "SnapshotModel.log_prior.values", "SnapshotModel.log_factors.values",
     "SnapshotModel.select_at.values", "mock.parameters",
-    "from_description.description", "band.reference", "two_panel.truth", "formulas.curves", "formulas_figure.curves",
+    "from_description.description", "band.reference", "two_panel.truth", "bands_figure.truths", "formulas.curves",
+    "formulas_figure.curves",
 )  # fmt: skip
 #: Why an argument that holds numbers needs no decision about units.
 EXEMPT = {
@@ -485,8 +486,11 @@ def test_truths_and_curves_of_figures():
         lambda ax: plots.two_panel(field, truth=truth * u.kpc),
         lambda ax: plots.band(ax, field, reference=truth * u.kpc),
         lambda ax: plots.formulas(ax, field, {"isochrone": truth * u.kpc}),
+        lambda ax: plots.bands_figure([field], {"circular_speed": truth * u.kpc}),
     ):
-        with pytest.raises(ValueError, match=r"^(truth|reference|curve 'isochrone') is a value in km / s"):
+        with pytest.raises(
+            ValueError, match=r"^(truth|reference|curve 'isochrone'|circular_speed) is a value in km / s"
+        ):
             call(figure.axes[0])
     plt.close("all")
 

@@ -14,6 +14,7 @@ from bayespot.cli.tables import (
     TRUST,
     check_table_place,
     interval,
+    parse_heights,
     parse_radii,
     print_table,
     write_table,
@@ -26,27 +27,46 @@ if TYPE_CHECKING:
 def predict(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     output: Annotated[Path, OUTPUT],
-    radii: Annotated[str, typer.Option(help="LO:HI:N, N log-spaced radii in kpc.")] = "1:30:30",
+    radii: Annotated[
+        str, typer.Option(help="LO:HI:N, N log-spaced radii in kpc; with --plane the cylindrical radius R.")
+    ] = "1:30:30",
+    plane: Annotated[
+        bool, typer.Option("--plane", help="Fields over (R, z) in place of those against radius.")
+    ] = False,
+    heights: Annotated[
+        str | None, typer.Option(help="LO:HI:N, N evenly spaced heights z in kpc (with --plane; default: 0:5:11).")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
     trust_model: Annotated[bool, TRUST] = False,
     model_file: Annotated[Path | None, MODEL_FILE] = None,
 ) -> None:
     """Write potential, acceleration, density, enclosed mass and circular speed with quantiles (ECSV, units).
 
+    Of an axisymmetric potential against the radius in the plane z = 0, with vertical force and surface density at 1.1
+    kpc, frequencies and flattenings. With --plane potential, density and acceleration at every (R, z).
+
     Example: `bayespot predict run --radii 0.1:80:60 -o fields.ecsv`
+
+    Example: `bayespot predict run --plane --radii 1:20:20 --heights 0:3:7 -o plane.ecsv`
     """
-    from bayespot.potential import RADIAL_FIELDS
+    from bayespot.potential import AXIAL_FIELDS, MERIDIONAL_FIELDS, RADIAL_FIELDS
     from bayespot.progress import Progress
     from bayespot.report.runs import load_run
 
+    if heights is not None and not plane:
+        raise ValueError("--heights are those of fields over (R, z): add --plane")
     r = parse_radii(radii)
+    z = parse_heights(heights or "0:5:11")
     check_table_place(output, overwrite)
     posterior, _, _ = load_run(run, trust_model=trust_model, model_file=model_file)
+    axial = posterior.symmetry == "axisymmetric"
+    n_fields = len(MERIDIONAL_FIELDS) if plane else len(RADIAL_FIELDS) + axial * len(AXIAL_FIELDS)
+    places = f"{len(r)} x {len(z)} places (R, z)" if plane else f"{len(r)} radii"
     with Progress("lines") as bar:
-        bar.stage(f"fields at {len(r)} radii", posterior.n_draws * len(RADIAL_FIELDS))
-        table = posterior.predict(r, tick=bar.step)
+        bar.stage(f"fields at {places}", posterior.n_draws * n_fields)
+        table = posterior.predict_plane(r, z, tick=bar.step) if plane else posterior.predict(r, tick=bar.step)
     write_table(table, output)
-    typer.echo(f"{output}: {len(r)} radii, {posterior.n_draws} draws")
+    typer.echo(f"{output}: {places}, {posterior.n_draws} draws")
 
 
 def report(
@@ -63,7 +83,7 @@ def report(
     Example: `bayespot report run`
     """
     from bayespot.progress import Progress
-    from bayespot.report.figures import FIGURES, draw_figures
+    from bayespot.report.figures import draw_figures, run_figures
     from bayespot.report.manifest import register
     from bayespot.report.page import write_page
     from bayespot.report.runs import load_run
@@ -71,7 +91,7 @@ def report(
     posterior, config, diagnosis = load_run(run, trust_model=trust_model, model_file=model_file)
     _print_report(posterior, config, diagnosis)
     with Progress("lines") as bar:
-        bar.stage("figures", len(FIGURES) + 4)
+        bar.stage("figures", sum(1 for _ in run_figures(posterior, diagnosis["elbo"])))
         written = draw_figures(
             run / "figures", posterior, diagnosis["elbo"], ("png", "pdf"), bar.step, missing_only=True
         )
@@ -103,7 +123,8 @@ def check(
 
     Radial profile, velocity dispersions, anisotropy, the symmetry that the stars' directions and orbital planes show,
     and the uniformity of the angles, the mark of a phase-mixed system; replicas pass through the model's errors and
-    selection.
+    selection. For an axisymmetric potential the profiles are those in R and |z|, with rotation and the dispersions of
+    v_R, v_phi and v_z.
 
     Example: `bayespot check run stars.ecsv`
     """
@@ -154,10 +175,16 @@ def _print_report(posterior: PotentialDraws, config: dict[str, Any], diagnosis: 
 
 
 def _print_fields(title: str, few: PotentialDraws, r: Any) -> None:
-    found = few.radial_fields(r, ("circular_speed", "enclosed_mass", "density"))
-    fields = {name: field.quantile([0.16, 0.5, 0.84]) for name, field in found.items()}
-    rows = [[f"{r[i]:.3g}", *(interval(q[:, i]) for q in fields.values())] for i in range(len(r))]
-    print_table(title, ["r [kpc]", "v_c [km/s]", "M(<r) [Msun]", "rho [Msun/kpc3]"], rows)
+    from bayespot.report.text import bands_in_columns
+
+    heads = {"circular_speed": "v_c [km/s]", "enclosed_mass": "M(<r) [Msun]", "density": "rho [Msun/kpc3]"}
+    place = "r [kpc]"
+    if few.symmetry == "axisymmetric":
+        heads |= {"vertical_acceleration": "K_z(1.1) [km2/s2/kpc]", "density_flattening": "q(rho)"}
+        place = "R [kpc]"
+    columns = bands_in_columns(few, r, tuple(heads))
+    rows = [[f"{r[i]:.3g}", *(interval(q[:, i]) for q in columns)] for i in range(len(r))]
+    print_table(title, [place, *heads.values()], rows)
 
 
 def _print_checks(p_values: dict[str, float], warnings: list[str]) -> None:

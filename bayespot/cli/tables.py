@@ -32,6 +32,20 @@ def parse_radii(text: str) -> Any:
     return np.geomspace(low_r, high_r, count)
 
 
+def parse_heights(text: str) -> Any:
+    """Return the evenly spaced heights that ``LO:HI:N`` stands for."""
+    import numpy as np
+
+    try:
+        low, high, n = text.split(":")
+        low_z, high_z, count = float(low), float(high), int(n)
+    except ValueError as error:
+        raise ValueError(f"--heights takes LO:HI:N, for instance 0:3:7 (kpc); got {text!r}") from error
+    if not -np.inf < low_z <= high_z < np.inf or count < 1:
+        raise ValueError(f"--heights needs LO <= HI, finite, and N >= 1; got {text!r}")
+    return np.linspace(low_z, high_z, count)
+
+
 def check_table_place(path: Path, overwrite: bool) -> None:
     """Refuse a place where `write_table` could not write, before the work that it takes to fill it."""
     if path.is_dir():

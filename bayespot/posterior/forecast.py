@@ -24,7 +24,6 @@ from bayespot.mock.sample import equilibrium, truth_potential
 from bayespot.posterior.posterior import Posterior
 from bayespot.potential.base import Potential, radius
 from bayespot.potential.fields import positive_radii, truth_field
-from bayespot.potential.profile import require_spherical
 from bayespot.units import takes, unit
 
 if TYPE_CHECKING:
@@ -295,7 +294,11 @@ def _check(model: SnapshotModel, catalog: Catalog) -> None:
         raise ValueError("the catalogue has measurement errors; simulate stars without them")
     if len(catalog) < 10 * _N_GROUPS:
         raise ValueError(f"a forecast needs at least {10 * _N_GROUPS} simulated stars, got {len(catalog)}")
-    require_spherical(model.potential)
+    if model.potential.symmetry != "spherical":
+        raise ValueError(
+            f"{type(model.potential).__name__} is {model.potential.symmetry}: forecasts are for spherical potentials, "
+            "in which the information per star has a closed form; fit simulated stars instead (bayespot simulate)"
+        )
 
 
 def _checked(radii: ArrayLike) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import functools
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from bayespot.inference.membership import outlier_probability
 from bayespot.inference.result import EnsembleResult, FitResult
 from bayespot.likelihood.model import SnapshotModel
+from bayespot.posterior.meridian import MeridionalDraws
+from bayespot.potential.axial_fields import AXIAL_FIELDS, fields_on_x_axis, meridional_grid
 from bayespot.potential.base import Potential
 from bayespot.potential.fields import (
     PLANE_FIELDS,
@@ -21,6 +24,7 @@ from bayespot.potential.fields import (
     RADIAL_FIELDS,
     Field,
     PlaneField,
+    add_bands,
     evaluator,
     plane_points,
     positive_radii,
@@ -39,24 +43,16 @@ if TYPE_CHECKING:
 _PLANE_BLOCK = 4_000_000
 
 
-#: The order of a table of fields, and the quantiles that come first in it: what a reader looks for.
+#: The order of a table of fields: what a reader looks for comes first.
 _TABLE_ORDER = ("circular_speed", *(name for name in RADIAL_FIELDS[::-1] if name != "circular_speed"))
-_INTERVAL = (0.5, 0.16, 0.84)
 
 
-class PotentialDraws(ABC):
+class PotentialDraws(MeridionalDraws):
     """Draws of a fitted model, and the fields that follow from them; what `Posterior` and its ensembles share.
 
     ``n_draws`` is their number and ``meta`` what is known of the catalogue: ``n_stars``, ``r_q`` (radius quantiles),
     ``meta``.
     """
-
-    n_draws: int
-    meta: dict[str, Any]
-
-    @abstractmethod
-    def source(self, i: int) -> tuple[SnapshotModel, dict[str, Tensor]]:
-        """Return the model that draw ``i`` belongs to and the values of its sites."""
 
     @abstractmethod
     def thinned(self, n: int) -> PotentialDraws:
@@ -74,8 +70,8 @@ class PotentialDraws(ABC):
     def summary(self) -> QTable:
         """Return mean, standard deviation and quantiles of every latent parameter."""
 
-    @takes(radii="length")
-    def to_inference_data(self, radii: ArrayLike | None = None) -> InferenceData:
+    @takes(radii="length", heights="length")
+    def to_inference_data(self, radii: ArrayLike | None = None, heights: ArrayLike | None = None) -> InferenceData:
         """Return the draws as ArviZ InferenceData (from ArviZ 1.0 on xarray's DataTree), one chain.
 
         It has the sites that every draw has in the same shape.
@@ -84,7 +80,15 @@ class PotentialDraws(ABC):
         ----------
         radii : (n,)
             In kpc; then the group ``posterior`` also has `RADIAL_FIELDS` at these radii, with a coordinate ``r`` and
-            their units as attributes.
+            their units as attributes, and those of `predict` beside them for an axisymmetric potential.
+        heights : (m,)
+            In kpc; then the radii are cylindrical, and the group has `bayespot.potential.MERIDIONAL_FIELDS` instead,
+            with coordinates ``R`` and ``z``.
+
+        Raises
+        ------
+        ValueError
+            If heights come without radii, or a number is out of range.
         """
         from bayespot.diagnostics import to_inference_data, with_fields
 
@@ -93,9 +97,15 @@ class PotentialDraws(ABC):
         common = [name for name, shape in shapes[0].items() if all(one.get(name) == shape for one in shapes)]
         data = to_inference_data({name: torch.stack([one[name] for one in values]) for name in common})
         if radii is None:
+            if heights is not None:
+                raise ValueError("heights need radii: give both, in kpc")
             return data
+        if heights is not None:
+            R, z = meridional_grid(radii, heights)
+            return with_fields(data, {"z": z, "R": R}, self.meridional_fields(R, z))
         r = np.atleast_1d(np.asarray(radii, dtype=float))
-        return with_fields(data, r, self.radial_fields(r))
+        fields = self.radial_fields(r)
+        return with_fields(data, {"r": r}, fields | (self.axial_fields(r) if self.symmetry == "axisymmetric" else {}))
 
     def outliers(self, catalog: Catalog, n_draws: int = 100, seed: int = 0) -> NDArray[Any]:
         """Return the probability of each star to be an outlier, averaged over draws ``(n,)``.
@@ -183,7 +193,9 @@ class PotentialDraws(ABC):
         for name in names:
             evaluator(name, r)
         if not self._spherical():
-            return {name: self.field(name, radii, tick) for name in names}
+            evaluate = functools.partial(fields_on_x_axis, names=names)
+            by_name = self._of_draws(evaluate, (r.numpy(),), len(names), tick)
+            return {name: Field(name, UNITS[name], r.numpy(), by_name[name]) for name in names}
         rows, place = self._distinct()
         repeats = np.bincount(place, minlength=len(rows))
         found: dict[str, NDArray[Any]] = {name: np.empty((len(rows), len(r))) for name in names}
@@ -199,35 +211,8 @@ class PotentialDraws(ABC):
                 found[name][ranks] = values[name].numpy()
         return {name: Field(name, UNITS[name], r.numpy(), values[place]) for name, values in found.items()}
 
-    def _by_potential(self, rows: Sequence[int]) -> Iterator[tuple[Potential, list[int], dict[str, Tensor]]]:
-        """Yield every potential, which of the rows are draws of it, and its sites' values there, stacked."""
-        groups: dict[int, tuple[Potential, list[int], list[dict[str, Tensor]]]] = {}
-        for k, i in enumerate(rows):
-            model, values = self.source(i)
-            own = {n.removeprefix("potential."): v for n, v in values.items() if n.startswith("potential.")}
-            _, ranks, sites = groups.setdefault(id(model), (model.potential, [], []))
-            ranks.append(k)
-            sites.append(own)
-        for potential, ranks, sites in groups.values():
-            yield potential, ranks, {name: torch.stack([one[name] for one in sites]) for name in sites[0]}
-
-    def _distinct(self) -> tuple[list[int], list[int]]:
-        """Rows of draws whose potentials differ, and each draw's place among them: re-weighted draws repeat."""
-        seen: dict[tuple[int, bytes], int] = {}
-        rows: list[int] = []
-        place: list[int] = []
-        for i in range(self.n_draws):
-            model, values = self.source(i)
-            own = [v.detach().numpy().tobytes() for name, v in values.items() if name.startswith("potential.")]
-            key = (id(model), b"|".join(own))
-            if key not in seen:
-                seen[key] = len(rows)
-                rows.append(i)
-            place.append(seen[key])
-        return rows, place
-
     def _spherical(self) -> bool:
-        return all(self.source(i)[0].potential.symmetry == "spherical" for i in range(self.n_draws))
+        return self.symmetry == "spherical"
 
     @takes(extent="length")
     def plane(self, name: str, plane: str = "Rz", extent: float | None = None, n: int = 64) -> PlaneField:
@@ -296,7 +281,8 @@ class PotentialDraws(ABC):
         """Return a table of `RADIAL_FIELDS` at radii (kpc), with units; ``tick`` is called after every draw and field.
 
         Columns ``r``, then medians and 68 % intervals, ``_q50 _q16 _q84`` of the circular speed, the enclosed mass and
-        the others, then ``_mean _sd _q2.5 _q97.5`` of all.
+        the others, then ``_mean _sd _q2.5 _q97.5`` of all. For an axisymmetric potential ``r`` is the radius in the
+        plane z = 0, and `bayespot.potential.AXIAL_FIELDS` are among the fields.
 
         Raises
         ------
@@ -308,16 +294,9 @@ class PotentialDraws(ABC):
         r = positive_radii(radii)
         table = QTable({"r": r * unit("r")})
         fields = self.radial_fields(r, _TABLE_ORDER, tick)
-        for name, field in fields.items():
-            for q, values in zip(_INTERVAL, field.quantile(_INTERVAL), strict=True):
-                table[f"{name}_q{100 * q:g}"] = values * unit(name)
-        outer = [q for q in QUANTILES if q not in _INTERVAL]
-        for name, field in fields.items():
-            table[f"{name}_mean"] = field.mean * unit(name)
-            table[f"{name}_sd"] = field.sd * unit(name)
-            for q, values in zip(outer, field.quantile(outer), strict=True):
-                table[f"{name}_q{100 * q:g}"] = values * unit(name)
-        return table
+        if self.symmetry == "axisymmetric":
+            fields |= self.axial_fields(r, AXIAL_FIELDS, tick=tick)
+        return add_bands(table, fields)
 
 
 class Posterior(PotentialDraws):

@@ -16,6 +16,7 @@ from bayespot.potential.analytic import (
     describe,
     from_description,
 )
+from bayespot.potential.axial_fields import AXIAL_FIELDS, MERIDIONAL_FIELDS, axial_fields, meridional_fields
 from bayespot.potential.axisymmetric import AxisymmetricNetwork
 from bayespot.potential.base import Potential, radius
 from bayespot.potential.callables import CallablePotential
@@ -34,6 +35,8 @@ from bayespot.potential.tabulated import TabulatedSphere
 
 __all__ = [
     "ANALYTIC",
+    "AXIAL_FIELDS",
+    "MERIDIONAL_FIELDS",
     "NFW",
     "RADIAL_FIELDS",
     "AnalyticPotential",
@@ -65,10 +68,12 @@ __all__ = [
     "SumPotential",
     "SymbolicPotential",
     "TabulatedSphere",
+    "axial_fields",
     "describe",
     "from_description",
     "from_gala",
     "from_galpy",
+    "meridional_fields",
     "radius",
     "truth_field",
 ]

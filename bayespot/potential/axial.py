@@ -14,12 +14,12 @@ from bayespot.units import Declared, takes_tensors
 
 #: Nodes of a column's quadrature, and how they crowd towards the plane: z = z_max sinh(k t) / sinh(k).
 _N_COLUMN, _CROWDING = 96, 10.0
-#: A surface's height on the axis is looked for between r over this and r times this, at so many places.
-_FLATTEST, _N_TRIALS = 1e3, 121
+#: A surface's height on the axis is looked for between r over this and r times this, at places so far apart in ln z.
+_FLATTEST, _SPACING = 1e3, 0.1
 #: Relative change of a field towards the centre below which it counts as constant.
 _LEAST_CHANGE = 1e-9
-#: Halvings of the interval that a trial left: to rounding.
-_N_HALVINGS = 48
+#: Steps of Ridders' method, two evaluations each, in the interval that the trials left: to rounding.
+_N_RIDDERS = 4
 
 
 class AxialFields(Declared):
@@ -70,13 +70,16 @@ class AxialFields(Declared):
         _require_axis(self, "surface_density")
         if not bool((torch.isfinite(z_max) & (z_max > 0)).all()):
             raise ValueError(f"z_max must be positive and finite (kpc), got {z_max.tolist()}")
+        shape = torch.broadcast_shapes(R.shape, z_max.shape)
         t, weight = (part.to(z_max) for part in gauss_legendre(_N_COLUMN))
         t = (1 + t) / 2
         stretched = torch.sinh(_CROWDING * t) / math.sinh(_CROWDING)
         weight = weight / 2 * _CROWDING * torch.cosh(_CROWDING * t) / math.sinh(_CROWDING)
-        R, z = torch.broadcast_tensors(R[..., None], z_max[..., None] * stretched)
-        density = self.density(torch.stack([R, torch.zeros_like(R), z], -1))
-        return 2 * z_max * (density * weight).sum(-1)
+        R, z = torch.broadcast_tensors(torch.atleast_1d(R)[..., None], z_max[..., None] * stretched)
+        # one axis of places, as parameters of shape (n, 1) want it
+        places = torch.stack([R, torch.zeros_like(R), z], -1).flatten(-3, -2)
+        density = self.density(places).unflatten(-1, R.shape[-2:])
+        return 2 * z_max * (density * weight).sum(-1).reshape(shape)
 
     @takes_tensors(R="length")
     def density_flattening(self, R: Tensor) -> Tensor:
@@ -129,24 +132,46 @@ def _slopes_in_plane(potential: Any, R: Tensor, vertical: bool) -> tuple[Tensor,
 @torch.no_grad()
 def _flattening(rising: Callable[[Tensor], Tensor], R: Tensor) -> Tensor:
     """Return z/R where a field that rises outward has on the z axis its value at (R, 0, 0)."""
-    zero = torch.zeros_like(R)
-    wanted = rising(torch.stack([R, zero, zero], -1))
-
-    def excess(ln_q: Tensor) -> Tensor:
-        z = R * ln_q.exp()
-        zero = torch.zeros_like(z)
-        return rising(torch.stack([zero, zero, z], -1)) - wanted
-
     span = math.log(_FLATTEST)
-    trials = torch.linspace(-span, span, _N_TRIALS, dtype=R.dtype, device=R.device)
-    tried = excess(trials.reshape(-1, *(1,) * R.dim()) + zero)
-    above = tried >= 0
-    first = above.int().argmax(0)
+    at, shape = torch.atleast_1d(R), R.shape
+    counts = torch.isfinite(at) & (at > 0)
+    ln_R = torch.where(counts, at, 1.0).log()
+    wanted = rising(torch.stack([at, 0 * at, 0 * at], -1))
+    # places on the axis that serve all radii, each within its own range
+    first, last = float(ln_R.min()) - span, float(ln_R.max()) + span
+    ln_z = torch.linspace(first, last, max(math.ceil((last - first) / _SPACING), 1) + 1).to(at)
+    tried = _on_axis(rising, ln_z.expand(*at.shape[:-1], -1))
+    window = ln_z - ln_R[..., None]
+    above = (tried[..., None, :] >= wanted[..., None]) & (window >= -span - _SPACING)
+    k = above.int().argmax(-1)
+    begun = torch.searchsorted(ln_z, ln_R - span - _SPACING)
+    start = tried.gather(-1, begun)
     # of a field that is constant there all differences are rounding
-    found = above.any(0) & (first > 0) & (tried[0] < -_LEAST_CHANGE * wanted.abs())
-    low, high = trials[(first - 1).clamp(min=0)], trials[first]
-    for _ in range(_N_HALVINGS):
+    found = counts & above.any(-1) & (k > begun) & (start - wanted < -_LEAST_CHANGE * wanted.abs())
+    low, high = ln_z[(k - 1).clamp(min=0)], ln_z[k]
+    ln_q = _crossing(lambda u: _on_axis(rising, u) - wanted, low, high) - ln_R
+    within = found & (ln_q.abs() <= span)
+    return torch.where(within, ln_q.exp(), math.nan).reshape(shape)
+
+
+def _on_axis(rising: Callable[[Tensor], Tensor], ln_z: Tensor) -> Tensor:
+    z = ln_z.exp()
+    return rising(torch.stack([0 * z, 0 * z, z], -1))
+
+
+def _crossing(excess: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
+    """Return where a function changes its sign from minus to plus, by Ridders' method: the bracket never widens."""
+    below, above = excess(low), excess(high)
+    best = high
+    for _ in range(_N_RIDDERS):
         middle = (low + high) / 2
-        outside = excess(middle) >= 0
-        low, high = torch.where(outside, low, middle), torch.where(outside, middle, high)
-    return torch.where(found, ((low + high) / 2).exp(), math.nan)
+        value = excess(middle)
+        slope = (value**2 - below * above).clamp(min=1e-300).sqrt()
+        best = (middle - (middle - low) * value / slope).clamp(low, high)
+        at_best = excess(best)
+        for place, height in ((middle, value), (best, at_best)):
+            inside = (place > low) & (place < high)
+            lower, upper = inside & (height < 0), inside & (height >= 0)
+            low, below = torch.where(lower, place, low), torch.where(lower, height, below)
+            high, above = torch.where(upper, place, high), torch.where(upper, height, above)
+    return best

@@ -13,6 +13,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from bayespot.numerics import gauss_legendre
 from bayespot.potential.axial import AxialFields
 from bayespot.pyro_modules import AbstractPyroModule, freeze
 from bayespot.units import Declared, G, takes, takes_tensors
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 Symmetry = Literal["spherical", "axisymmetric", "triaxial"]
+#: Nodes of one hemisphere in the mean over a sphere about an axisymmetric potential.
+_N_MERIDIAN = 48
 #: How a potential is handed to another package, by the package's name; `exchange` enters them.
 EXPORTS: dict[str, Callable[..., Any]] = {}
 
@@ -170,9 +173,13 @@ class Potential(AbstractPyroModule, AxialFields, Declared, abc.ABC):
         r"""Return the mass inside radius ``r`` (Msun) by Gauss's law, averaged over the sphere if need be."""
         if self.symmetry == "spherical":
             return -(r**2) * self.radial_acceleration(r) / G
-        nodes, weights = (rule.to(r) for rule in _sphere_rule())
-        inward = -(self.acceleration(r[..., None, None] * nodes) * nodes).sum(-1)
-        return r**2 * (inward * weights).sum(-1) / G
+        rule = _meridian_rule() if self.symmetry == "axisymmetric" else _sphere_rule()
+        nodes, weights = (part.to(r) for part in rule)
+        # one axis of places, as parameters of shape (n, 1) want it
+        places = (torch.atleast_1d(r)[..., None, None] * nodes).flatten(-3, -2)
+        acceleration = self.acceleration(places).unflatten(-2, (-1, len(nodes)))
+        inward = -(acceleration * nodes).sum(-1)
+        return r**2 * (inward * weights).sum(-1).reshape(r.shape) / G
 
     @takes_tensors(r="length")
     def circular_speed(self, r: Tensor) -> Tensor:
@@ -249,6 +256,12 @@ class Potential(AbstractPyroModule, AxialFields, Declared, abc.ABC):
         return SumPotential([self, other])
 
 
+def least_symmetric(potentials: Iterable[Potential]) -> Symmetry:
+    """Return the symmetry that a sum of these potentials has."""
+    order: tuple[Symmetry, ...] = ("spherical", "axisymmetric", "triaxial")
+    return max((one.symmetry for one in potentials), key=order.index)
+
+
 class SumPotential(Potential):
     r"""Sum of potentials, :math:`\Phi = \sum_i \Phi_i`; also written ``potential_1 + potential_2``.
 
@@ -278,8 +291,7 @@ class SumPotential(Potential):
         if not flat:
             raise ValueError("SumPotential needs at least one member, got none")
         self.members: Any = PyroModule[torch.nn.ModuleList](flat)  # type: ignore[arg-type]
-        order: tuple[Symmetry, ...] = ("spherical", "axisymmetric", "triaxial")
-        self.symmetry: Symmetry = max((member.symmetry for member in flat), key=order.index)
+        self.symmetry = least_symmetric(flat)
         self.elementwise = all(member.elementwise for member in flat)
 
     def phi(self, x: Tensor) -> Tensor:
@@ -338,6 +350,16 @@ def radius(x: Tensor) -> Tensor:
 
 def _requiring_grad(x: Tensor) -> Tensor:
     return x if x.requires_grad else x.detach().requires_grad_()
+
+
+@functools.cache
+def _meridian_rule() -> tuple[Tensor, Tensor]:
+    """Unit vectors (n, 3) from pole to pole, crowded towards the plane where discs are, and weights of sum one."""
+    t, weight = gauss_legendre(_N_MERIDIAN)
+    t = (1 + t) / 2
+    mu, weight = t**3, weight / 4 * 3 * t**2
+    mu, weight = torch.cat([-mu.flip(0), mu]), torch.cat([weight.flip(0), weight])
+    return torch.stack([((1 - mu) * (1 + mu)).sqrt(), 0 * mu, mu], -1), weight
 
 
 @functools.cache

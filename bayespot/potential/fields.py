@@ -74,6 +74,26 @@ class Field:
         return table
 
 
+#: The quantiles that come first in a table: what a reader looks for.
+_INTERVAL = (0.5, 0.16, 0.84)
+
+
+def add_bands(table: QTable, fields: Mapping[str, Field]) -> QTable:
+    """Add columns with units to a table: ``_q50 _q16 _q84`` of every field, then ``_mean _sd _q2.5 _q97.5`` of all."""
+    from astropy import units as u
+
+    for name, field in fields.items():
+        for q, values in zip(_INTERVAL, field.quantile(_INTERVAL), strict=True):
+            table[f"{name}_q{100 * q:g}"] = values * u.Unit(field.unit)
+    outer = [q for q in QUANTILES if q not in _INTERVAL]
+    for name, field in fields.items():
+        table[f"{name}_mean"] = field.mean * u.Unit(field.unit)
+        table[f"{name}_sd"] = field.sd * u.Unit(field.unit)
+        for q, values in zip(outer, field.quantile(outer), strict=True):
+            table[f"{name}_q{100 * q:g}"] = values * u.Unit(field.unit)
+    return table
+
+
 #: Draws of a potential that are evaluated together: enough that the number of operations does not matter.
 _DRAWS_AT_ONCE = 50
 #: Planes of `Posterior.plane`.
@@ -90,9 +110,10 @@ class PlaneField:
     Parameters
     ----------
     name, unit
-        Quantity (``"acceleration"``: its magnitude) and its unit (astropy syntax).
+        Quantity (``"acceleration"``: its magnitude; ``"acceleration_R"``, ``"acceleration_z"``: its components) and
+        its unit (astropy syntax).
     plane
-        ``"Rz"`` (the half-plane y = 0, x = R > 0) or ``"xy"`` (z = 0).
+        ``"Rz"`` (the half-plane y = 0, x = R > 0, or its quarter z > 0) or ``"xy"`` (z = 0).
     first, second : (n,), (m,)
         Centres of the cells along R or x, and along z or y, in kpc.
     mean, sd : (m, n)

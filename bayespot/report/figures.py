@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from bayespot.mock.sample import truth_potential
 from bayespot.posterior.posterior import PotentialDraws
+from bayespot.potential.base import Potential
 from bayespot.potential.fields import PLANE_FIELDS, truth_field
 from bayespot.report import plots
+from bayespot.report.axial_figures import axial_run_figures, default_radii, star_positions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,22 +23,6 @@ FIGURES = ("potential", "circular_speed", "enclosed_mass", "density")
 SD_FIELDS = ("potential", "radial_acceleration", "density")
 #: Most parameters of a pair plot.
 MAX_PARAMETERS = 5
-
-
-def default_radii(catalog: dict[str, Any], n: int = 60) -> np.ndarray:
-    """Return log-spaced radii from the 1 % to the 99 % quantile of the stars."""
-    return np.geomspace(catalog["r_q"][1], catalog["r_q"][7], n)
-
-
-def star_positions(meta: dict[str, Any]) -> np.ndarray | None:
-    """Return positions of a sample of a run's stars; those of older runs are placed at random about the centre."""
-    if "positions" in meta:
-        return meta["positions"]
-    if "radii" not in meta:
-        return None
-    directions = np.random.default_rng(0).normal(size=(40, len(meta["radii"]), 3))
-    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
-    return (np.asarray(meta["radii"])[:, None] * directions).reshape(-1, 3)
 
 
 def draw_figures(
@@ -87,8 +71,27 @@ def draw_figures(
 
 def run_figures(posterior: PotentialDraws, elbo: list[float]) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yield the names of a run's figures and what draws them."""
-    r = default_radii(posterior.meta, 100)
     truth = truth_potential(posterior.meta.get("meta", {}))
+    axial = posterior.symmetry == "axisymmetric"
+    yield from axial_run_figures(posterior, truth) if axial else _radial_figures(posterior, truth)
+
+    def trace() -> Figure:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(plots.SINGLE, 0.65 * plots.SINGLE), layout="constrained")
+        plots.elbo_trace(figure.subplots(), elbo)
+        return figure
+
+    names = few_parameters(posterior)
+    if len(names) > 1:
+        true = _true_parameters(truth, names)
+        yield "parameters", lambda: plots.parameters(posterior.to_inference_data(), names, true)
+    if elbo:
+        yield "elbo", trace
+
+
+def _radial_figures(posterior: PotentialDraws, truth: Potential | None) -> Iterator[tuple[str, Callable[[], Any]]]:
+    r = default_radii(posterior.meta, 100)
     few = posterior.thinned(300)
     found = functools.cache(lambda: few.radial_fields(r))
 
@@ -100,23 +103,10 @@ def run_figures(posterior: PotentialDraws, elbo: list[float]) -> Iterator[tuple[
         planes = [few.plane(name) for name in PLANE_FIELDS]
         return plots.uncertainty_maps(planes, star_positions(posterior.meta), posterior.meta["n_stars"])
 
-    def trace() -> Figure:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(plots.SINGLE, 0.65 * plots.SINGLE), layout="constrained")
-        plots.elbo_trace(figure.subplots(), elbo)
-        return figure
-
     for name in FIGURES:
         yield name, functools.partial(field, name)
     yield "sd_profiles", lambda: plots.sd_profiles([found()[name] for name in SD_FIELDS], posterior.meta.get("radii"))
     yield "uncertainty_maps", maps
-    names = few_parameters(posterior)
-    if len(names) > 1:
-        true = _true_parameters(truth, names)
-        yield "parameters", lambda: plots.parameters(posterior.to_inference_data(), names, true)
-    if elbo:
-        yield "elbo", trace
 
 
 def few_parameters(posterior: PotentialDraws) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 from bayespot.files import replacing
 from bayespot.inference.verdict import LEVELS, verdict
 from bayespot.report.plots.style import SINGLE
-from bayespot.report.text import describe, quote, reweighted_where_it_matters
+from bayespot.report.text import bands_in_columns, describe, quote, reweighted_where_it_matters
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,6 +76,35 @@ CAPTIONS: dict[str, tuple[str, str, bool]] = {
         False,
     ),
 }
+#: The same of the figures that only runs of axisymmetric potentials have.
+AXIAL_CAPTIONS: dict[str, tuple[str, str, bool]] = {
+    "vertical_force": (
+        "Vertical force 1.1 kpc above the plane against radius, with its 68 and 95 % bands; below, the error or width.",
+        "Vertical force 1.1 kpc above the plane, towards it.",
+        False,
+    ),
+    "surface_density": (
+        "Surface density within 1.1 kpc of the plane against radius, with 68 and 95 % bands; below, error or width.",
+        "Surface density of all matter within 1.1 kpc of the plane.",
+        False,
+    ),
+    "flattening": (
+        "Axis ratio z/R of surfaces of equal density and of equal potential against radius, with 68 and 95 % bands.",
+        "Flattening q = z/R of the surfaces of equal density and of equal potential through (R, 0).",
+        False,
+    ),
+    "frequencies": (
+        "Vertical and epicycle frequency of near-circular orbits against radius, with their 68 and 95 % bands.",
+        "Vertical and epicycle frequency of near-circular orbits in the plane.",
+        False,
+    ),
+    "meridional_maps": (
+        "Eight maps in the R-z plane: posterior mean, and below it relative standard deviation, of the potential, the "
+        "density and the accelerations along R and z.",
+        "Posterior mean (top) and relative standard deviation (bottom); dashed: the region of 68 % of the stars.",
+        True,
+    ),
+}
 #: Most formulas that the page lists.
 MAX_FORMULAS = 10
 _RESULTS = {
@@ -83,6 +112,14 @@ _RESULTS = {
     "enclosed_mass": "M(<r) [Msun]",
     "density": "ρ [Msun/kpc³]",
     "potential": "Φ [km²/s²]",
+}
+_AXIAL_RESULTS = {
+    "circular_speed": "v_c [km/s]",
+    "vertical_acceleration": "K_z at 1.1 kpc [km²/s²/kpc]",
+    "surface_density": "Σ within 1.1 kpc [Msun/kpc²]",
+    "density": "ρ [Msun/kpc³]",
+    "density_flattening": "q of ρ",
+    "potential_flattening": "q of Φ",
 }
 
 
@@ -174,7 +211,10 @@ def render(folder: Path, posterior: PotentialDraws, config: Mapping[str, Any], d
 
 
 #: Figures of the section of that name, in this order, as far as a run has them.
-FIELD_FIGURES = ("circular_speed", "enclosed_mass", "density", "potential", "sd_profiles", "uncertainty_maps")
+FIELD_FIGURES = (
+    "circular_speed", "vertical_force", "surface_density", "flattening", "frequencies", "enclosed_mass", "density",
+    "potential", "sd_profiles", "uncertainty_maps", "meridional_maps",
+)  # fmt: skip
 
 
 def mathml(text: str) -> str:
@@ -199,9 +239,11 @@ def _lead(config: Mapping[str, Any], diagnosis: Mapping[str, Any], n_draws: int)
 
 
 def _results(caption: str, few: PotentialDraws, r: NDArray[Any]) -> Grid:
-    columns = [field.quantile([0.16, 0.5, 0.84]) for field in few.radial_fields(r, tuple(_RESULTS)).values()]
+    axial = few.symmetry == "axisymmetric"
+    heads = _AXIAL_RESULTS if axial else _RESULTS
+    columns = bands_in_columns(few, r, tuple(heads))
     rows = [[f"{r[i]:.3g}", *(interval(*q[:, i]) for q in columns)] for i in range(len(r))]
-    return Grid(caption, ["r [kpc]", *_RESULTS.values()], rows)
+    return Grid(caption + ", in the plane z = 0" * axial, ["R [kpc]" if axial else "r [kpc]", *heads.values()], rows)
 
 
 def interval(low: float, middle: float, high: float) -> str:
@@ -231,7 +273,7 @@ def _pictures(folder: Path, names: Sequence[str]) -> list[Picture]:
     for name in names:
         path = folder / ("distillation" if name == "formulas" else "figures") / f"{name}.png"
         if path.exists():
-            alt, caption, double = CAPTIONS[name]
+            alt, caption, double = (CAPTIONS | AXIAL_CAPTIONS)[name]
             content = path.read_bytes()
             # a PNG's width is in its header; 300 pixels per inch, a column is 26 rem wide
             width = round(26 * int.from_bytes(content[16:20], "big") / 300 / SINGLE, 1)
@@ -244,6 +286,8 @@ def _checks(predictive: Mapping[str, Any]) -> Grid:
         "counts": "radial profile", "sigma_r": "radial dispersion", "sigma_t": "tangential dispersion",
         "beta": "anisotropy", "directions": "directions within orbital planes (symmetry of the potential)",
         "planes": "orbital planes (symmetry of f(J))", "angles": "angles (phase mixing)",
+        "heights": "vertical profile", "mean_v_phi": "rotation", "sigma_R": "dispersion of v_R",
+        "sigma_phi": "dispersion of v_phi", "sigma_z": "dispersion of v_z",
     }  # fmt: skip
     caption = f"Posterior predictive p-values, {predictive['n_draws']} replicas; below 0.01 or above 0.99 is a misfit"
     rows = [[words.get(name, name), f"{p:.2g}"] for name, p in predictive["p_values"].items()]

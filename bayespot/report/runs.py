@@ -137,7 +137,9 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _write_tables(folder: Path, posterior: PotentialDraws, elbo: list[float]) -> None:
     posterior.summary().write(folder / "summary.ecsv")
-    posterior.thinned(400).predict(default_radii(posterior.meta)).write(folder / "fields.ecsv")
+    # beyond a sphere every draw costs tables of its own and the search for surfaces
+    n_draws = 400 if posterior.symmetry == "spherical" else 200
+    posterior.thinned(n_draws).predict(default_radii(posterior.meta)).write(folder / "fields.ecsv")
     draw_figures(folder / "figures", posterior, elbo)
 
 
@@ -206,9 +208,12 @@ def save_predictive(folder: Path, check: Predictive) -> Path:
     diagnosis = read_json(folder / "diagnostics.json")
     summary = {"p_values": check.p_values, "warnings": check.warnings, "n_draws": len(check.observed["counts"])}
     observed = {name: value if name == "angles" else value[0] for name, value in check.observed.items()}
+    edges = {"r_edges": check.r_edges}
+    if check.z_edges is not None:
+        edges = {"R_edges": check.r_edges, "z_edges": check.z_edges}
     data = diagnostics.with_predictive(
         _inference_data(folder),
-        {**observed, "r_edges": check.r_edges},
+        {**observed, **edges},
         check.replicated,
         {f"p_value_{name}": p for name, p in check.p_values.items()},
     )

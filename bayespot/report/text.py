@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from bayespot.inference.verdict import K_HAT_LIMIT, LEVELS, Verdict, elbo_trend
 from bayespot.likelihood.outliers import LIKELY
 from bayespot.posterior.posterior import PotentialDraws
+from bayespot.potential.axial_fields import AXIAL_FIELDS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -109,6 +110,14 @@ def outlier_line(diagnosis: Mapping[str, Any]) -> str:
         for one in named[:10]
     ]
     return f"{line} probably no members (rows count from 0): " + ", ".join(shown) + (", ..." if n > 10 else "")
+
+
+def bands_in_columns(few: PotentialDraws, radii: NDArray[Any], names: Sequence[str]) -> list[NDArray[Any]]:
+    """Return the quantiles 16, 50 and 84 % ``(3, n)`` of fields of radius, `AXIAL_FIELDS` among them, for a table."""
+    radial = few.radial_fields(radii, [name for name in names if name not in AXIAL_FIELDS])
+    axial = [name for name in names if name in AXIAL_FIELDS]
+    found = radial | (few.axial_fields(radii, axial) if axial else {})
+    return [found[name].quantile([0.16, 0.5, 0.84]) for name in names]
 
 
 def reweighted_where_it_matters(

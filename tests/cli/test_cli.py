@@ -205,7 +205,9 @@ def test_help_teaches():
         shown = bayespot(command, "--help", cwd=".").stdout
         assert "Example:" in shown
         assert "\N{HUNDRED POINTS SYMBOL}" not in shown  # what the help makes of ":100:"
-    assert set(builtin_models()) == {"isochrone", "spherical", "milky_way_globular_clusters", "gaia_sphere"}
+    assert set(builtin_models()) == {
+        "axisymmetric", "disc_and_halo", "isochrone", "spherical", "milky_way_globular_clusters", "gaia_sphere",
+    }  # fmt: skip
     assert all(builtin_models().values())
 
 

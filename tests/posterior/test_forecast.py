@@ -14,6 +14,7 @@ import torch
 from astropy.table import QTable
 from bayespot.models import isochrone, spherical
 from contracts.commands import bayespot
+from pyro.distributions import LogNormal
 
 from bayespot import Catalog, FitConfig, Isochrone, MassSlopeNetwork, Posterior, SnapshotModel, SphericalMixture, fit
 from bayespot.actions import IsochroneActions
@@ -21,7 +22,7 @@ from bayespot.likelihood import HeliocentricDistance, MeasurementErrors
 from bayespot.mock import mock
 from bayespot.posterior import Forecast, forecast
 from bayespot.posterior.forecast import FORECAST_FIELDS
-from bayespot.potential import DirectNetwork
+from bayespot.potential import DirectNetwork, MiyamotoNagai
 from bayespot.units import G
 
 M, B = 1e11, 3.0
@@ -256,6 +257,14 @@ def test_command(tmp_path):
     done = bayespot(*arguments, "-o", "sd.ecsv", cwd=tmp_path)
     assert done.returncode == 2
     assert "sd.ecsv exists" in done.stderr
+
+
+def test_flattened_models_are_refused():
+    """A forecast of an axisymmetric model says what forecasts are for, and what to do instead."""
+    stars = mock("isochrone", n_stars=200, seed=0)
+    model = SnapshotModel(MiyamotoNagai(LogNormal(25.0, 1.0), 3.0, 0.3), SphericalMixture())
+    with pytest.raises(ValueError, match="MiyamotoNagai is axisymmetric: forecasts are for spherical"):
+        forecast(model, stars)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ is given.
 from bayespot.report.plots.checks import chain_ranks, elbo_trace, parameters, predictive_check, predictive_figure
 from bayespot.report.plots.forecasts import forecast_figure
 from bayespot.report.plots.maps import star_map, uncertainty_map, uncertainty_maps
+from bayespot.report.plots.meridian import bands_figure, meridional_maps, star_region
 from bayespot.report.plots.profiles import (
     band,
     draws,
@@ -41,6 +42,7 @@ __all__ = [
     "SINGLE",
     "VERMILION",
     "band",
+    "bands_figure",
     "chain_ranks",
     "draws",
     "elbo_trace",
@@ -48,6 +50,7 @@ __all__ = [
     "formulas",
     "formulas_figure",
     "label",
+    "meridional_maps",
     "parameters",
     "predictive_check",
     "predictive_figure",
@@ -56,6 +59,7 @@ __all__ = [
     "save",
     "sd_profiles",
     "star_map",
+    "star_region",
     "stars",
     "style",
     "two_panel",

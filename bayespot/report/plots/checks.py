@@ -32,6 +32,11 @@ _CHECKS = {
     "sigma_r": r"$\sigma_r$ [km s$^{-1}$]",
     "sigma_t": r"$\sigma_t$ [km s$^{-1}$]",
     "beta": r"$\beta$",
+    "heights": "stars per bin",
+    "mean_v_phi": r"$\langle v_\phi \rangle$ [km s$^{-1}$]",
+    "sigma_R": r"$\sigma_R$ [km s$^{-1}$]",
+    "sigma_phi": r"$\sigma_\phi$ [km s$^{-1}$]",
+    "sigma_z": r"$\sigma_z$ [km s$^{-1}$]",
 }
 #: What of the stars has the five quadrupole moments.
 _QUADRUPOLES = {"directions": "quadrupole of $x$ about $n$", "planes": "quadrupole of $n$"}
@@ -43,6 +48,11 @@ _TITLES = {
     "directions": "directions in planes",
     "planes": "orbital planes",
     "angles": "phase mixing",
+    "heights": "vertical profile",
+    "mean_v_phi": "rotation",
+    "sigma_R": "dispersion of $v_R$",
+    "sigma_phi": r"dispersion of $v_\phi$",
+    "sigma_z": "dispersion of $v_z$",
 }
 
 
@@ -69,7 +79,8 @@ def predictive_check(ax: Axes, check: Predictive, name: str) -> Axes:
     check
         What `posterior_predictive` returned.
     name
-        ``"counts"``, ``"sigma_r"``, ``"sigma_t"``, ``"beta"``; ``"directions"`` or ``"planes"``: five quadrupole
+        ``"counts"``, ``"sigma_r"``, ``"sigma_t"``, ``"beta"``, or those of
+        `bayespot.posterior.cylindrical_profiles`; ``"directions"`` or ``"planes"``: five quadrupole
         moments; or ``"angles"``: chi-square of the observed angles against that of the replicated ones, draw by draw.
     """
     if name == "angles":
@@ -81,6 +92,9 @@ def predictive_check(ax: Axes, check: Predictive, name: str) -> Axes:
         ax.set_ylabel(r"angle $\chi^2$, catalogue")
         return ax
     r = check.r if name in _CHECKS else np.arange(len(QUADRUPOLE))
+    coordinate = "r" if check.z is None else "R"
+    if name == "heights" and check.z is not None:
+        r, coordinate = check.z, "|z|"
     low95, low68, median, high68, high95 = np.nanquantile(check.replicated[name], [0.025, 0.16, 0.5, 0.84, 0.975], 0)
     if name in _QUADRUPOLES:
         ax.bar(r, high95 - low95, 0.6, low95, color=BLUE, alpha=ALPHA95, lw=0)
@@ -94,16 +108,16 @@ def predictive_check(ax: Axes, check: Predictive, name: str) -> Axes:
     ax.fill_between(r, low68, high68, color=BLUE, alpha=ALPHA68, lw=0, label="replicas, 68 %")
     ax.plot(r, median, color=BLUE, lw=1)
     ax.plot(r, check.observed[name][0], "o", ms=3, color="black", label="catalogue")
-    radius_axis(ax)
+    radius_axis(ax, coordinate)
     ax.set_ylabel(_CHECKS[name])
     return ax
 
 
 def predictive_figure(check: Predictive, figure: Any = None) -> Any:
     """Return a figure, two columns wide, with every statistic of a posterior predictive check and its p-value."""
-    names = [*_CHECKS, *_QUADRUPOLES, "angles"]
+    names = [*(name for name in _CHECKS if name in check.observed), *_QUADRUPOLES, "angles"]
     figure = new_figure(figure, DOUBLE, 0.5 * DOUBLE)
-    panels = figure.subplots(2, 4)
+    panels = figure.subplots(2, -(-(len(names) + 1) // 2))
     for ax, name in zip(panels.flat, names, strict=False):
         predictive_check(ax, check, name)
         ax.set_title(f"{_TITLES[name]}\np = {check.p_values[name]:.2g}")

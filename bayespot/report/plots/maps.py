@@ -98,27 +98,46 @@ def uncertainty_maps(
 
 
 def _mesh(ax: Axes, field: PlaneField, edges: tuple[Any, Any], values: NDArray[Any], label: str, cmap: str) -> None:
-    """Colour the cells, logarithmically where values span more than a factor 4, with a colour bar on top."""
-    from matplotlib.colors import LogNorm, Normalize
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
-
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    norm = LogNorm(low, high) if low > 0 and high > 4 * low else Normalize(low, high)
-    mesh = ax.pcolormesh(*edges, values, cmap=cmap, norm=norm, rasterized=True)
-    # an inset keeps the width of the map, whatever its aspect
-    bar = ax.figure.colorbar(
-        mesh, cax=ax.inset_axes((0, 1.03, 1, 0.035)), orientation="horizontal", ticklocation="top", label=label
-    )
-    decades = np.log10(high / low) if isinstance(norm, LogNorm) else 0.0
-    digits = (1, 2, 5) if decades <= 1 else (1, 3) if decades < 2.2 else (1,)
-    bar.locator = LogLocator(subs=digits, numticks=9) if decades else MaxNLocator(4)
-    bar.formatter = StrMethodFormatter("{x:.4g}")
-    bar.minorlocator = NullLocator()
-    bar.update_ticks()
+    """Colour the cells, with a colour bar on top, and label the axes."""
+    color_bar(ax, colored_cells(ax, edges, values, cmap), label)
     ax.set_aspect("equal")
     names = (r"$R$ [kpc]", r"$z$ [kpc]") if field.plane == "Rz" else (r"$x$ [kpc]", r"$y$ [kpc]")
     ax.set_xlabel(names[0])
     ax.set_ylabel(names[1])
+
+
+def colored_cells(ax: Axes, edges: tuple[Any, Any], values: NDArray[Any], cmap: str) -> Any:
+    """Colour the cells, logarithmically where values span more than a factor 4; return what a colour bar needs."""
+    from matplotlib.colors import LogNorm, Normalize
+
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    norm = LogNorm(low, high) if low > 0 and high > 4 * low else Normalize(low, high)
+    return ax.pcolormesh(*edges, values, cmap=cmap, norm=norm, rasterized=True)
+
+
+def color_bar(ax: Axes, mesh: Any, label: str, thickness: float = 0.035, powers: bool = False) -> None:
+    """Draw a colour bar on top of a map, as wide as the map.
+
+    ``thickness`` is in the map's height; with ``powers`` its few numbers are powers of ten where they are large.
+    """
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+    # an inset keeps the width of the map, whatever its aspect
+    bar = ax.figure.colorbar(
+        mesh,
+        cax=ax.inset_axes((0, 1 + 0.03 / 0.035 * thickness, 1, thickness)),
+        orientation="horizontal",
+        ticklocation="top",
+        label=label,
+    )
+    low, high = mesh.get_clim()
+    decades = np.log10(high / low) if isinstance(mesh.norm, LogNorm) else 0.0
+    digits = (1, 2, 5) if decades <= 1 else (1, 3) if decades < 2.2 else (1,)
+    bar.locator = LogLocator(subs=digits, numticks=9) if decades else MaxNLocator(2 if powers else 4)
+    bar.formatter = FuncFormatter(lambda x, _: power_of_ten(x)) if powers else StrMethodFormatter("{x:.4g}")
+    bar.minorlocator = NullLocator()
+    bar.update_ticks()
 
 
 def round_levels(low: float, high: float, n: int, logarithmic: bool) -> NDArray[Any]:

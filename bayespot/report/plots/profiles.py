@@ -81,7 +81,11 @@ def stars(ax: Axes, r: ArrayLike) -> Axes:
 
 @takes(stars_r="length")
 def two_panel(
-    field: Field, truth: ArrayLike | None = None, stars_r: ArrayLike | None = None, figure: Any = None
+    field: Field,
+    truth: ArrayLike | None = None,
+    stars_r: ArrayLike | None = None,
+    figure: Any = None,
+    coordinate: str = "r",
 ) -> Any:
     """Return a figure, one column wide: the field with its bands above, residuals or relative widths below.
 
@@ -95,6 +99,8 @@ def two_panel(
         Radii of the stars, shaded in the upper panel.
     figure
         Draw into this figure or subfigure.
+    coordinate
+        ``"r"``, or ``"R"`` for the radius in the plane.
     """
     figure = new_figure(figure, SINGLE, SINGLE)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
@@ -103,7 +109,7 @@ def two_panel(
     if truth is not None:
         reference = np.asarray(plain(truth, field.unit, "truth"))
         upper.plot(field.points, reference, **TRUTH, label="truth")
-    radius_axis(upper)
+    radius_axis(upper, coordinate)
     upper.set_xlabel("")
     upper.set_xlim(field.points.min(), field.points.max())
     if field.name in LOGARITHMIC:
@@ -120,7 +126,7 @@ def two_panel(
     # a positive quantity is never more than 100 % too small
     lower.set_ylim(-min(limit, 110) if (reference > 0).all() else -limit, limit)
     lower.set_ylabel("error [%]" if truth is not None else "band [%]")
-    radius_axis(lower)
+    radius_axis(lower, coordinate)
     return figure
 
 
@@ -191,7 +197,9 @@ def relative_sd(
 
 
 @takes(stars_r="length")
-def sd_profiles(fields: Sequence[Field], stars_r: ArrayLike | None = None, figure: Any = None) -> Any:
+def sd_profiles(
+    fields: Sequence[Field], stars_r: ArrayLike | None = None, figure: Any = None, coordinate: str = "r"
+) -> Any:
     """Return a figure, one column wide, of the relative sd of fields of radius, with the stars' radii shaded."""
     figure = new_figure(figure, SINGLE, 0.8 * SINGLE)
     ax = figure.subplots()
@@ -203,8 +211,11 @@ def sd_profiles(fields: Sequence[Field], stars_r: ArrayLike | None = None, figur
     ax.set_ylim(low * (low / high) ** 0.25, high)
     if stars_r is not None:
         stars(ax, stars_r)
+    radius_axis(ax, coordinate)
     ax.set_ylabel("relative sd [%]")
-    ax.legend(ncols=len(fields) + 1, columnspacing=1.2)
+    if coordinate == "R":
+        ax.yaxis.set_minor_formatter("{x:g}")
+    ax.legend(ncols=min(len(fields) + 1, 4), columnspacing=1.2)
     return figure
 
 

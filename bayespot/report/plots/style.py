@@ -29,6 +29,14 @@ SYMBOLS = {
     "density": r"$\rho$",
     "enclosed_mass": r"$M(<r)$",
     "circular_speed": r"$v_c$",
+    "acceleration_R": r"$a_R$",
+    "acceleration_z": r"$a_z$",
+    "vertical_acceleration": r"$|K_z|(1.1\,\mathrm{kpc})$",
+    "surface_density": r"$\Sigma(1.1\,\mathrm{kpc})$",
+    "vertical_frequency": r"$\nu$",
+    "epicycle_frequency": r"$\kappa$",
+    "density_flattening": r"$q$ of $\rho$",
+    "potential_flattening": r"$q$ of $\Phi$",
 }
 UNITS = {
     "potential": r"km$^2$ s$^{-2}$",
@@ -37,8 +45,14 @@ UNITS = {
     "density": r"M$_\odot$ kpc$^{-3}$",
     "enclosed_mass": r"M$_\odot$",
     "circular_speed": r"km s$^{-1}$",
+    "acceleration_R": r"km$^2$ s$^{-2}$ kpc$^{-1}$",
+    "acceleration_z": r"km$^2$ s$^{-2}$ kpc$^{-1}$",
+    "vertical_acceleration": r"km$^2$ s$^{-2}$ kpc$^{-1}$",
+    "surface_density": r"M$_\odot$ kpc$^{-2}$",
+    "vertical_frequency": r"km s$^{-1}$ kpc$^{-1}$",
+    "epicycle_frequency": r"km s$^{-1}$ kpc$^{-1}$",
 }
-LOGARITHMIC = ("density", "enclosed_mass")
+LOGARITHMIC = ("density", "enclosed_mass", "vertical_acceleration", "surface_density")
 
 
 def label(name: str) -> str:
