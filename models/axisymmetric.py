@@ -7,7 +7,7 @@ then a logistic Gaussian process.
 
 from bayespot import Catalog, LogisticGaussianProcess, SnapshotModel
 from bayespot.actions import StaeckelFudge
-from bayespot.df import ActionMixture
+from bayespot.df import AxisymmetricMixture
 from bayespot.likelihood import MeasurementErrors
 from bayespot.potential import AxisymmetricNetwork
 
@@ -15,5 +15,5 @@ from bayespot.potential import AxisymmetricNetwork
 def build(catalog: Catalog) -> SnapshotModel:
     """Return the model; features and the prior of the mass are placed by the stars' radii and speeds."""
     errors = MeasurementErrors.where_needed(catalog)
-    df = ActionMixture() if errors is None else LogisticGaussianProcess(rotation=True)
+    df = AxisymmetricMixture() if errors is None else LogisticGaussianProcess(flattened=True)
     return SnapshotModel(AxisymmetricNetwork.for_stars(catalog.w), df, finder=StaeckelFudge(), errors=errors)

@@ -110,7 +110,8 @@ class _Fit:
         self.checkpoints = None if checkpoint is None else Checkpoints(checkpoint, model, catalog, config)
         model = copy.deepcopy(model)
         if config.df is not None:
-            model.df = density(config.df, rotation=model.df.symmetry != "spherical")
+            flattened = model.potential.symmetry == "axisymmetric"
+            model.df = density(config.df, rotation=model.df.symmetry != "spherical", flattened=flattened)
         #: f(J) that is trained in turns with the potential; until then a mixture stands in for it.
         trained = model.df if isinstance(model.df, TrainedDensity) else None
         model = model.with_outliers(catalog.w, config.outliers)
