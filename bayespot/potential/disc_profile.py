@@ -1,4 +1,4 @@
-"""A disc whose surface density is free: exponential discs of fixed shapes and free masses, as one component."""
+"""A disc of free surface density and thickness: exponential discs of fixed shapes, free masses, one component."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from bayespot.potential.discs import ExponentialDisc
 from bayespot.potential.neural import normal_site
 from bayespot.units import G, takes, takes_tensors
 
-#: Scale lengths over the median radius of the stars, and the height of all over it.
-_LENGTHS, _HEIGHT = (0.15, 0.3, 0.6, 1.2), 0.04
+#: Scale lengths and heights over the median radius of the stars; each length has both heights.
+_LENGTHS, _HEIGHTS = (0.15, 0.3, 0.6, 1.2), (0.02, 0.08)
 #: Prior median of the mass of all over r v^2 / G of the stars at their median radius.
 _SHARE = 0.3
 
@@ -91,10 +91,11 @@ class ExponentialDiscs(Potential):
     @classmethod
     @takes_tensors(w="phase_space")
     def for_stars(cls, w: Tensor) -> ExponentialDiscs:
-        """Return four discs placed by the stars' radii and speeds.
+        """Return eight discs placed by the stars' radii and speeds.
 
-        Their scale lengths are 0.15 to 1.2 of the median radius r, 0.04 r their height, and the prior of ln m is
-        about 0.3 r v^2 / G with the median v^2, sd 1.
+        Their scale lengths are 0.15 to 1.2 of the median radius r, their heights 0.02 and 0.08 r: what the stars feel
+        of a disc's thickness lies between (with one height the vertical force near the plane came out confidently
+        wrong). The prior of ln m is about 0.3 r v^2 / G with the median v^2, sd 1.
 
         Parameters
         ----------
@@ -103,7 +104,9 @@ class ExponentialDiscs(Potential):
         """
         r = float(torch.linalg.vector_norm(w[:, :3], dim=-1).median())
         mass = _SHARE * r * float((w[:, 3:] ** 2).sum(-1).median()) / G
-        return cls([length * r for length in _LENGTHS], [_HEIGHT * r] * len(_LENGTHS), math.log(mass))
+        pairs = [(length * r, height * r) for height in _HEIGHTS for length in _LENGTHS]
+        lengths, heights = zip(*pairs, strict=True)
+        return cls(lengths, heights, math.log(mass))
 
     def initial_values(self) -> dict[str, Tensor]:
         """Start at the prior's centre."""
