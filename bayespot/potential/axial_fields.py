@@ -66,7 +66,7 @@ def axial_fields(
     >>> from bayespot.potential import MWPotential2014
     >>> K_z = axial_fields(MWPotential2014(), [8.0], ["vertical_acceleration"])["vertical_acceleration"]
     >>> round(K_z.item())  # (km/s)^2/kpc
-    -1904
+    -1937
     """
     _require_known(names, AXIAL_FIELDS)
     z = torch.as_tensor(height, dtype=R.dtype, device=R.device)
