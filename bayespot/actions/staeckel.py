@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -100,6 +101,17 @@ class StaeckelFudge(ActionFinder, TorusMap):
         if not isinstance(delta, FocalTable | None) and not 0 <= delta < math.inf:
             raise ValueError(f"delta must be a length >= 0 in kpc, got {delta}; None lets the potential decide")
         self.delta = delta
+        #: Whether angles are those of the potential tabulated, see `rough`.
+        self._tabulates = False
+
+    def rough(self) -> StaeckelFudge:
+        """Return the finder that takes angles and frequencies from the table of the potential as well.
+
+        A tenth of the cost where the potential is dear to evaluate; J and theta to 1e-5 in the median.
+        """
+        finder = StaeckelFudge(self.delta)
+        finder._tabulates = True
+        return finder
 
     def settled(self, potential: Potential, w: Tensor) -> StaeckelFudge:
         """Return the finder with the focal distances of this potential, for all potentials near it.
@@ -111,7 +123,9 @@ class StaeckelFudge(ActionFinder, TorusMap):
             return self
         with torch.no_grad():
             around, *_ = self._surroundings(potential, w)
-        return StaeckelFudge(around.focal.through(lambda part: part.detach().to("cpu", torch.float64)))
+        finder = StaeckelFudge(around.focal.through(lambda part: part.detach().to("cpu", torch.float64)))
+        finder._tabulates = self._tabulates
+        return finder
 
     def tabulated(self, potential: Potential, w: Tensor) -> TabulatedFudge:
         """Return the finder with the tables of this potential, for ``w`` and any part of it."""
@@ -123,7 +137,9 @@ class StaeckelFudge(ActionFinder, TorusMap):
         return self.tabulated(potential, w).capped_actions(potential, w)
 
     def actions_angles(self, potential: Potential, w: Tensor) -> ActionAngles:
-        around, *_ = self._surroundings(potential, w)
+        around, s_first, s_last = self._surroundings(potential, w)
+        if self._tabulates:
+            around = replace(around, field=TabulatedField.of(potential, s_first, s_last, w))
         J, theta, Omega, excess = _exact(around, w.reshape(-1, 6))
         unbound = (excess > 0)[:, None]
         parts = (torch.where(unbound, torch.nan, part) for part in (J, theta, Omega))
