@@ -1,0 +1,88 @@
+"""Fits of flattened galaxies from mock to verdict, with few stars: the settled finder, widths, the finder's bias.
+
+Protocol: 150 halo stars of `galaxy_mock` (seed 31) in `MWPotential2014`. The masses of disc and halo free in the true
+family; and, with a few steps only, the free form with discs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from bayespot.models import disc_and_halo
+from pyro.distributions import LogNormal
+
+from bayespot import Catalog, FitConfig, SnapshotModel, fit
+from bayespot.actions import StaeckelFudge
+from bayespot.actions.focal import FocalTable
+from bayespot.df import AxisymmetricMixture
+from bayespot.inference.latent import LatentSpace
+from bayespot.mock import galaxy_mock
+from bayespot.potential import (
+    NFW,
+    AxisymmetricNetwork,
+    ExponentialDiscs,
+    MassSlopeNetwork,
+    MiyamotoNagai,
+    MWPotential2014,
+    PowerLawCutoff,
+)
+
+
+@pytest.fixture(scope="module")
+def stars():
+    return galaxy_mock("halo", n_stars=150, seed=31)
+
+
+def near(value, sd=1.0):
+    return LogNormal(torch.tensor(math.log(value), dtype=torch.float64), sd)
+
+
+def test_true_family(stars, tmp_path):
+    """Both masses within 4 sd, whose widths are between 0.5 and 2 times those of a halo of 150 stars; a checkpoint."""
+    bulge, disc, halo = MWPotential2014().members
+    free = PowerLawCutoff(float(bulge.m_tot), float(bulge.r_c), float(bulge.gamma))
+    free = free + MiyamotoNagai(near(float(disc.m_tot) / 2), 3.0, 0.28) + NFW(near(float(halo.m_s) / 2), 16.0)
+    model = SnapshotModel(free, AxisymmetricMixture())
+    config = FitConfig(seed=1, n_components=2, svi_steps=20, n_draws=60, k_hat_draws=30)
+    result = fit(model, stars, config, checkpoint=tmp_path / "fit.checkpoint", progress=False)
+    assert isinstance(result.model.finder, StaeckelFudge)
+    assert isinstance(result.model.finder.delta, FocalTable)
+    assert model.finder.delta is None
+    for name, true in (("members.1.m_tot", disc.m_tot), ("members.2.m_s", halo.m_s)):
+        ln = result.draws[f"potential.{name}"].log()
+        assert abs(float(ln.mean()) - math.log(float(true))) < 4 * float(ln.std())
+        assert 0.02 < float(ln.std()) < 1.0
+    found = result.diagnostics.finder_bias
+    assert len(found["fields"]) == 6
+    assert found["n_stars"] > 100
+    assert 0 < found["scatter"][0] < 0.05
+    assert result.diagnostics.gradient_norm < 0.2
+    # the settled finder is stored
+    assert (tmp_path / "fit.checkpoint").exists()
+
+
+def small(catalog):
+    """A free form of few parameters: the built-in one has 39 and takes minutes."""
+    network = AxisymmetricNetwork(MassSlopeNetwork.for_stars(catalog.w, 4), n_shapes=2, n_degrees=1)
+    ln_mass = float(ExponentialDiscs.for_stars(catalog.w).initial_values()["ln_mass"])
+    return SnapshotModel(network + ExponentialDiscs([2.0, 4.0], [0.3, 0.3], ln_mass), AxisymmetricMixture())
+
+
+@pytest.mark.parametrize("build", [small, pytest.param(disc_and_halo.build, marks=pytest.mark.slow)])
+def test_free_form(stars, build):
+    """All stages of a free form with discs: bound stars, a finite posterior, a potential near what they feel."""
+    few = Catalog(stars.w[:60])
+    config = FitConfig(
+        seed=1, n_components=1, svi_steps=2, n_draws=30, k_hat_draws=0, map_iterations=10, outliers=False
+    )
+    result = fit(build(few), few, config, progress=False)
+    assert result.diagnostics.n_unbound <= 1
+    space = LatentSpace(result.model)
+    u = torch.stack([space.vector({k: v[i] for k, v in result.draws.items()}) for i in range(3)])
+    assert all(math.isfinite(float(space.log_posterior(row, few.w))) for row in u)
+    r = few.x.norm(dim=-1).median()
+    with torch.no_grad():
+        v_c = result.model.at({k: v.mean(0) for k, v in result.draws.items()}).potential.circular_speed(r)
+    assert 0.6 < float(v_c / MWPotential2014().circular_speed(r)) < 1.6
