@@ -27,6 +27,8 @@ _OTHER_POINTS = 7_001
 _MOST_STARS, _LINEARISATIONS = 25_000, 12
 #: Distance from the maximum, in posterior standard deviations, from which the curvature leads on.
 _NEAR = 1.0
+#: Distance, in posterior standard deviations, over which the curvature is taken not to change.
+_SAME_CURVATURE = 0.5
 
 
 class Climb:
@@ -54,6 +56,8 @@ class Climb:
         self.model, self.catalog, self.data, self.few = model, catalog, data, few
         self.config, self.report = config, report
         self.iterations = 0
+        #: Stars, place and value of the last curvature.
+        self._curved: tuple[Tensor, Tensor, Tensor] | None = None
 
     def space(self, u: Tensor, n: int = _FEW_POINTS) -> LatentSpace:
         """Lay n points that normalise the selection at u, if there is one; return the model's latents."""
@@ -146,10 +150,16 @@ class Climb:
         return u
 
     def curvature(self, u: Tensor, data: Tensor, tick: Callable[[], None] | None = None) -> Tensor:
-        """Return the curvature of the log posterior at u, where the model `responds`."""
+        """Return the curvature of the log posterior at or very near u, where the model `responds`."""
+        if self._curved is not None and self._curved[0] is data:
+            _, at, known = self._curved
+            if float((u - at) @ known @ (u - at)) < _SAME_CURVATURE**2:
+                return known
         space = LatentSpace(self.model)
         information = self.information(u, data, _MOST_STARS)
-        return space.curvature(u, data, information, _MOST_STARS, self.config.seed, tick)
+        found = space.curvature(u, data, information, _MOST_STARS, self.config.seed, tick)
+        self._curved = (data, u.clone(), found)
+        return found
 
     def normalised_finely(self, u: Tensor, stage: Callable[[str], None]) -> tuple[Tensor, Tensor, int, float]:
         """Climb with ever more points, twice as many each time, until that moves the posterior little.

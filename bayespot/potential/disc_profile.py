@@ -28,10 +28,12 @@ class ExponentialDiscs(Potential):
         \Sigma(R) = \sum_k \frac{m_k}{2\pi R_k^2} e^{-R/R_k}, \qquad
         \ln m_k = \ln m + \ln \frac{e^{a_k}}{\sum_j e^{a_j}}
 
-    with sites ``ln_mass`` = ln m (Msun), the mass of all, and ``logits`` a ``(k,)``, how it is shared. The tables of
-    the single discs (`ExponentialDisc`) are made once; a change of masses costs next to nothing. What the stars tell
-    about a disc is mostly its mass at their own radii: the sum has a prior of its own, so that a finer division does
-    not widen it, and the shares, which overlapping discs leave open, have proper ones.
+    each with a vertical density :math:`\propto \mathrm{sech}^2(z / 2 h_k)`, flat in the plane as that of an
+    isothermal layer. Sites are ``ln_mass`` = ln m (Msun), the mass of all, and ``logits`` a ``(k,)``, how it is
+    shared. The tables of the single discs (`ExponentialDisc`) are made once; a change of masses costs next to
+    nothing. What the stars tell about a disc is mostly its mass at their own radii: the sum has a prior of its own,
+    so that a finer division does not widen it, and the shares, which overlapping discs leave open, have proper
+    ones.
 
     Parameters
     ----------
@@ -53,7 +55,7 @@ class ExponentialDiscs(Potential):
     >>> free = ExponentialDiscs([1.5, 3.0], [0.3, 0.3], ln_mass=24.0)
     >>> disc = freeze(free, free.initial_values())
     >>> round(disc.circular_speed(8.2).item(), 1)  # km/s
-    121.5
+    120.7
     """
 
     symmetry: Symmetry = "axisymmetric"
@@ -84,7 +86,7 @@ class ExponentialDiscs(Potential):
         zero = torch.zeros_like(lengths)
         self.logits: Any = normal_site(zero, torch.full_like(zero, logits_sd), False)
         self.discs: Any = torch.nn.ModuleList(
-            ExponentialDisc(1 / (2 * math.pi * r**2), r, h)
+            ExponentialDisc(1 / (2 * math.pi * r**2), r, h, vertical="sech2")
             for r, h in zip(lengths.tolist(), heights.tolist(), strict=True)
         )
 
