@@ -29,7 +29,8 @@ def test_sum_of_its_discs():
     masses = math.exp(24.0) * LOGITS.softmax(0)
     torch.testing.assert_close(together.masses, masses)
     parts = [
-        ExponentialDisc(float(m) / (2 * math.pi * r**2), r, h) for m, r, h in zip(masses, LENGTHS, HEIGHTS, strict=True)
+        ExponentialDisc(float(m) / (2 * math.pi * r**2), r, h, vertical="sech2")
+        for m, r, h in zip(masses, LENGTHS, HEIGHTS, strict=True)
     ]
     alone = SumPotential(parts)
     x = points_at(torch.logspace(-1, 2, 12, dtype=torch.float64))
