@@ -15,8 +15,9 @@ from bayespot.potential.discs import ExponentialDisc
 from bayespot.potential.neural import normal_site
 from bayespot.units import G, takes, takes_tensors
 
-#: Scale lengths and heights over the median radius of the stars; each length has both heights.
-_LENGTHS, _HEIGHTS = (0.15, 0.3, 0.6, 1.2), (0.02, 0.08)
+#: Scale lengths over the median radius of the stars, and heights over each of these: edge-on galaxies have 0.07 in the
+#: mean and up to twice that (Kregel, van der Kruit & de Grijs 2002, MNRAS 334, 646).
+_LENGTHS, _HEIGHTS = (0.15, 0.3, 0.6, 1.2), (0.05, 0.15)
 #: Prior median of the mass of all over r v^2 / G of the stars at their median radius.
 _SHARE = 0.3
 
@@ -95,9 +96,9 @@ class ExponentialDiscs(Potential):
     def for_stars(cls, w: Tensor) -> ExponentialDiscs:
         """Return eight discs placed by the stars' radii and speeds.
 
-        Their scale lengths are 0.15 to 1.2 of the median radius r, their heights 0.02 and 0.08 r: what the stars feel
-        of a disc's thickness lies between (with one height the vertical force near the plane came out confidently
-        wrong). The prior of ln m is about 0.3 r v^2 / G with the median v^2, sd 1.
+        Their scale lengths are 0.15 to 1.2 of the median radius r, the heights of each 0.05 and 0.15 of its length: what
+        the stars feel of a disc's thickness lies between (with one height the vertical force near the plane came out
+        confidently wrong). The prior of ln m is about 0.3 r v^2 / G with the median v^2, sd 1.
 
         Parameters
         ----------
@@ -106,7 +107,7 @@ class ExponentialDiscs(Potential):
         """
         r = float(torch.linalg.vector_norm(w[:, :3], dim=-1).median())
         mass = _SHARE * r * float((w[:, 3:] ** 2).sum(-1).median()) / G
-        pairs = [(length * r, height * r) for height in _HEIGHTS for length in _LENGTHS]
+        pairs = [(length * r, height * length * r) for height in _HEIGHTS for length in _LENGTHS]
         lengths, heights = zip(*pairs, strict=True)
         return cls(lengths, heights, math.log(mass))
 
