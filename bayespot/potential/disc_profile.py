@@ -96,9 +96,9 @@ class ExponentialDiscs(Potential):
     def for_stars(cls, w: Tensor) -> ExponentialDiscs:
         """Return eight discs placed by the stars' radii and speeds.
 
-        Their scale lengths are 0.15 to 1.2 of the median radius r, the heights of each 0.05 and 0.15 of its length: what
-        the stars feel of a disc's thickness lies between (with one height the vertical force near the plane came out
-        confidently wrong). The prior of ln m is about 0.3 r v^2 / G with the median v^2, sd 1.
+        Their scale lengths are 0.15 to 1.2 of the median radius r, the heights of each 0.05 and 0.15 of its length:
+        what the stars feel of a disc's thickness lies between (with one height the vertical force near the plane came
+        out confidently wrong). The prior of ln m is about 0.3 r v^2 / G with the median v^2, sd 1.
 
         Parameters
         ----------
