@@ -76,6 +76,14 @@ def describe(diagnosis: Mapping[str, Any]) -> list[str]:
     if diagnosis.get("angle_p_value") is not None:
         lines.append(f"phase mixing: uniformity of the angles p = {diagnosis['angle_p_value']:.2g}")
     lines += _symmetry(diagnosis)
+    if (measured := diagnosis.get("finder_bias")) and measured["fields"]:
+        worst = max(measured["fields"], key=lambda row: abs(row["bias"]))
+        median, most = (100 * value for value in measured["scatter"])
+        lines.append(
+            f"action finder: J varies along orbits by {median:.1g} % of the sum of actions in the median, by "
+            f"{most:.2g} % for the worst tenth; that moves {worst['name']} by {worst['bias']:+.2f} +- "
+            f"{worst['error']:.2f} posterior sd, other fields by less ({measured['n_stars']} stars' orbits)"
+        )
     return lines
 
 
