@@ -53,9 +53,14 @@ class Responder:
 
     def __call__(self, w: Tensor) -> Response:
         """Return the response of these stars; that of the last ones is kept."""
-        if self._last is None or self._last[0] is not w:
+        if self._last is None or not _same(self._last[0], w):
             self._last = (w, response(self.tables, w, self.changes))
         return self._last[1]
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are views of the same numbers, as a single block of stars is of all."""
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
 
 
 def _change(space: LatentSpace, u: Tensor, k: int, nodes: tuple[Tensor, Tensor]) -> Tensor:

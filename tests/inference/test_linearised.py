@@ -100,6 +100,17 @@ def test_climb_reaches_the_maximum_and_the_curvature_is_that_of_the_posterior(pr
     assert float(curvature[k, k]) == pytest.approx(second, rel=0.05)
 
 
+def test_responses_of_the_same_stars_are_kept(problem):
+    """Of a view of all stars, as blocks are, too; not of others."""
+    space, u, w = problem
+    responder = Responder(space, u, w)
+    first = responder(w)
+    assert responder(w.split(len(w))[0]) is first
+    part = responder(w[:10])
+    assert part is not first
+    torch.testing.assert_close(part.J, first.J[:10])
+
+
 def test_what_responds(problem):
     space, _, _ = problem
     assert responds(space)
