@@ -61,7 +61,7 @@ def worst(found):
 
 
 def test_exact_and_wrong_coordinates():
-    """With the right focal distance J is constant and no field moves; with none, spherical coordinates in a flat galaxy,
+    """With the right focal distance J is constant and no field moves; with none, spherical coordinates in a flat galaxy
     J varies by percents and fields move by far more."""
     exact, spherical = measured(math.sqrt(8.0)), measured(0.0)
     assert exact.n_stars >= 290
