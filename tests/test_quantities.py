@@ -65,6 +65,7 @@ EXEMPT = {
     "Potential.radial_draws.values": "draws of a posterior, tensors in the internal system",
     "MassSlopeNetwork.radial_draws.values": "draws of a posterior, tensors in the internal system",
     "Diagnostics.__init__.*": "what a fit measured of itself",
+    "FinderBias.__init__.*": "what a fit measured of itself",
     "FitResult.__init__.*": "a fit's own result",
     "AngleTest.__init__.*": "a test's result: chi-square and probability",
     "ComponentChoice.__init__.table": "the result of a choice",

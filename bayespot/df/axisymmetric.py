@@ -12,7 +12,7 @@ from torch.distributions import Categorical, Gamma, constraints
 from bayespot.df.distributions import OrbitDistribution, OrbitSample, action_space, strata
 from bayespot.df.mixture import ActionMixtureModule, SitePrior, ln_median, quantile_levels
 from bayespot.numerics import gamma_quantile
-from bayespot.units import takes_tensors
+from bayespot.units import takes, takes_tensors
 
 #: Smallest ratio of an action to the components' scale that ln |J_phi| is taken of.
 _LEAST = 1e-12
@@ -75,6 +75,7 @@ class AxisymmetricActionDistribution(OrbitDistribution):
         logits="number", scale_r="action", scale_z="action", scale_phi="action", shape_phi="number", tail="number",
         gradient_r="number", gradient_z="number", spin="number",
     )  # fmt: skip
+    @takes(turn="action")
     def __init__(
         self,
         logits: Tensor,

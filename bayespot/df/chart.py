@@ -21,7 +21,9 @@ _MOST_SPIN = 1 - 1e-6
 _TURN = 0.05
 
 
-@takes(scale_r="action", scale_L="action", size="number", tail="number")
+@takes(
+    scale_r="action", scale_L="action", size="number", tail="number", stretch_z="number", spin="number", turn="number"
+)
 @dataclass(frozen=True)
 class ActionChart:
     r"""Smooth coordinates y = (v, t, c) of an orbit, and coordinates (u, T, c) uniform under a reference density.

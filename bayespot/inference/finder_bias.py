@@ -20,6 +20,7 @@ from bayespot.actions.orbit import TransformedOrbit, integrate_transformed
 from bayespot.inference.latent import LatentSpace, potential_scores
 from bayespot.inference.linearised import Responder
 from bayespot.potential.base import Potential
+from bayespot.units import takes_tensors
 
 #: Stars whose orbits are followed: so many, of large catalogues a tenth, at most so many; radial periods of them, and
 #: places on each.
@@ -52,6 +53,7 @@ class FinderBias:
         return {"fields": self.fields, "scatter": list(self.scatter), "n_stars": self.n_stars}
 
 
+@takes_tensors(u="number", w="phase_space")
 @torch.no_grad()
 def finder_bias(space: LatentSpace, u: Tensor, w: Tensor, n_stars: int, seed: int) -> FinderBias:
     """Measure the bias of a fit with the fudge.
