@@ -9,7 +9,7 @@ matrix with a table, for all parameters together. What a table of focal distance
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias, cast
 
@@ -50,14 +50,10 @@ def response(tables: Surroundings, w: Tensor, changes: Tensor) -> Response:
     changes : Float[Tensor, "n_nodes k"]
         dPhi/da of every parameter at the nodes of the tabulated field, see `TabulatedField.nodes`.
     """
-    parts = [Response(*one) for one in _blocks(tables.through(torch.Tensor.detach), w, changes)]
+    fixed = tables.through(torch.Tensor.detach)
+    with torch.enable_grad():
+        parts = [_of_block(fixed, block, changes) for block in w.split(_BLOCK)]
     return Response(*(torch.cat(column) for column in zip(*parts, strict=True)))
-
-
-def _blocks(tables: Surroundings, w: Tensor, changes: Tensor) -> Iterator[Response]:
-    for block in w.split(_BLOCK):
-        with torch.enable_grad():
-            yield _of_block(tables, block, changes)
 
 
 def _of_block(tables: Surroundings, w: Tensor, changes: Tensor) -> Response:

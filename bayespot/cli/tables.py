@@ -22,28 +22,28 @@ def parse_radii(text: str) -> Any:
     """Return the log-spaced radii that ``LO:HI:N`` stands for."""
     import numpy as np
 
-    try:
-        low, high, n = text.split(":")
-        low_r, high_r, count = float(low), float(high), int(n)
-    except ValueError as error:
-        raise ValueError(f"--radii takes LO:HI:N, for instance 0.1:100:50 (kpc); got {text!r}") from error
-    if not 0 < low_r <= high_r < np.inf or count < 1:
+    low, high, n = _parts(text, "--radii", "0.1:100:50")
+    if not 0 < low <= high < np.inf or n < 1:
         raise ValueError(f"--radii needs 0 < LO <= HI, finite, and N >= 1; got {text!r}")
-    return np.geomspace(low_r, high_r, count)
+    return np.geomspace(low, high, n)
 
 
 def parse_heights(text: str) -> Any:
     """Return the evenly spaced heights that ``LO:HI:N`` stands for."""
     import numpy as np
 
+    low, high, n = _parts(text, "--heights", "0:3:7")
+    if not -np.inf < low <= high < np.inf or n < 1:
+        raise ValueError(f"--heights needs LO <= HI, finite, and N >= 1; got {text!r}")
+    return np.linspace(low, high, n)
+
+
+def _parts(text: str, option: str, example: str) -> tuple[float, float, int]:
     try:
         low, high, n = text.split(":")
-        low_z, high_z, count = float(low), float(high), int(n)
+        return float(low), float(high), int(n)
     except ValueError as error:
-        raise ValueError(f"--heights takes LO:HI:N, for instance 0:3:7 (kpc); got {text!r}") from error
-    if not -np.inf < low_z <= high_z < np.inf or count < 1:
-        raise ValueError(f"--heights needs LO <= HI, finite, and N >= 1; got {text!r}")
-    return np.linspace(low_z, high_z, count)
+        raise ValueError(f"{option} takes LO:HI:N, for instance {example} (kpc); got {text!r}") from error
 
 
 def check_table_place(path: Path, overwrite: bool) -> None:
