@@ -60,6 +60,8 @@ def freeze(module: M, values: Mapping[str, Tensor]) -> M:
     for shared in ("_modules", "_parameters", "_buffers", "_pyro_samples", "_pyro_params"):
         if shared in fixed.__dict__:
             fixed.__dict__[shared] = copy.copy(fixed.__dict__[shared])
+    if values:
+        fixed.__dict__.pop("_computed", None)  # with the old values, see `Potential.evaluated`
     nested: dict[str, dict[str, Tensor]] = {}
     for name, value in values.items():
         head, _, rest = name.partition(".")

@@ -47,6 +47,18 @@ class Equatorial(Potential):
         zero = torch.zeros_like(R)
         return self.potential.phi(torch.stack([R, zero, zero], -1)).to(r)
 
+    def phi_and_vc2(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        return self.radial()(r)
+
+    def radial(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        radial = self.potential.radial()
+
+        def at(r: Tensor) -> tuple[Tensor, Tensor]:
+            phi, vc2 = radial(r.to(self.like))
+            return phi.to(r), vc2.to(r)
+
+        return at
+
 
 class DirectField:
     """The potential itself, evaluated wherever it is asked for."""

@@ -129,15 +129,15 @@ class StaeckelFudge(ActionFinder, TorusMap):
 
     def tabulated(self, potential: Potential, w: Tensor) -> TabulatedFudge:
         """Return the finder with the tables of this potential, for ``w`` and any part of it."""
-        surroundings, s_first, s_last = self._surroundings(potential, w)
-        field = TabulatedField.of(potential, s_first, s_last, w)
+        surroundings, evaluated, s_first, s_last = self._surroundings(potential, w)
+        field = TabulatedField.of(evaluated, s_first, s_last, w)
         return TabulatedFudge(Surroundings(field, surroundings.focal, surroundings.profile), self)
 
     def capped_actions(self, potential: Potential, w: Tensor) -> CappedActions:
         return self.tabulated(potential, w).capped_actions(potential, w)
 
     def actions_angles(self, potential: Potential, w: Tensor) -> ActionAngles:
-        around, s_first, s_last = self._surroundings(potential, w)
+        around, _, s_first, s_last = self._surroundings(potential, w)
         if self._tabulates:
             around = replace(around, field=TabulatedField.of(potential, s_first, s_last, w))
         J, theta, Omega, excess = _exact(around, w.reshape(-1, 6))
@@ -240,13 +240,14 @@ class StaeckelFudge(ActionFinder, TorusMap):
     def reaches(self, potential: Potential, J: Tensor) -> Tensor:
         return SphericalActions().reaches(Equatorial(potential, J), J)
 
-    def _surroundings(self, potential: Potential, w: Tensor) -> tuple[Surroundings, float, float]:
-        """Return the potential's circular orbits and focal distances, and ln r between which the orbits stay."""
+    def _surroundings(self, potential: Potential, w: Tensor) -> tuple[Surroundings, Potential, float, float]:
+        """Return circular orbits and focal distances, the potential evaluated, and ln r between which orbits stay."""
         x, v = split(w)
-        sphere = Equatorial(potential, w)
+        evaluated = potential.evaluated()
+        sphere = Equatorial(evaluated, w)
         with torch.no_grad():
             s = log_radius(radius(x)).reshape(-1)
-            phi = potential.phi(x).reshape(-1)
+            phi = evaluated.phi(x).reshape(-1)
             kinetic = (v**2).sum(-1).reshape(-1) / 2
             finite = torch.isfinite(s) & torch.isfinite(kinetic)
             if not bool(finite.any()):
@@ -266,7 +267,7 @@ class StaeckelFudge(ActionFinder, TorusMap):
         if profile.vc2.device != w.device or profile.vc2.dtype != w.dtype:
             profile = profile.through(lambda part: part.to(w))
         focal = self._focal(potential, s_first, s_last, w)
-        return Surroundings(DirectField(potential), focal, profile), s_first - _INNER, largest + _OUTER
+        return Surroundings(DirectField(potential), focal, profile), evaluated, s_first - _INNER, largest + _OUTER
 
 
 class TabulatedFudge(ActionFinder):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bayespot.potential.base import Potential
 from bayespot.potential.multipole import (
+    CENTRE,
     ExpandedPotential,
     MultipoleTable,
     checked_degree,
@@ -16,6 +19,7 @@ from bayespot.potential.multipole import (
     polar,
 )
 from bayespot.potential.neural import MassSlopeNetwork, Prior, normal_site
+from bayespot.pyro_modules import freeze
 from bayespot.units import takes, takes_tensors
 
 #: Width of the partition's bumps in their spacing.
@@ -70,6 +74,9 @@ class AxisymmetricNetwork(ExpandedPotential):
     >>> round(sphere.potential_flattening(8.0).item(), 9)
     1.0
     """
+
+    #: The table of an `evaluated` copy.
+    _computed: MultipoleTable | None = None
 
     @takes(shape_sd="number")
     def __init__(
@@ -143,7 +150,28 @@ class AxisymmetricNetwork(ExpandedPotential):
         sphere = self.monopole.phi(torch.stack([r, 0 * r, 0 * r], -1))
         return sphere[:, None] + self._multipoles().phi_on_grid(s, mu)
 
+    def phi_and_vc2(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        return self.radial()(r)
+
+    def radial(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        monopole, multipoles = self.monopole.radial(), self._multipoles()
+
+        def at(r: Tensor) -> tuple[Tensor, Tensor]:
+            sphere, vc2 = monopole(r)
+            phi, slope = multipoles.in_plane(r.detach().clamp(min=CENTRE).log())
+            return sphere + phi, vc2 + slope
+
+        return at
+
+    def evaluated(self) -> Potential:
+        fixed = freeze(self, {})
+        fixed.monopole = self.monopole.evaluated()
+        fixed.__dict__["_computed"] = fixed._multipoles()
+        return fixed
+
     def _multipoles(self) -> MultipoleTable:
+        if self._computed is not None:
+            return self._computed
         monopole, weights = self.monopole, self.shape_weights
         key = (weights, monopole.slope_weights, monopole.ln_mass, monopole.centres, monopole.ln_width)
         return self._kept_table(key, lambda: self._build(weights))

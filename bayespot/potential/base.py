@@ -101,6 +101,13 @@ class Potential(AbstractPyroModule, AxialFields, Declared, abc.ABC):
         # whatever graph leads to the radii is never followed
         return phi if keep else phi.detach(), slope * r.detach()
 
+    def evaluated(self) -> Potential:
+        """Return the potential with what no place changes, such as its tables, computed once with their graph.
+
+        For several evaluations that end in one backward pass; default: the potential itself.
+        """
+        return self
+
     def radial(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """Return `phi_and_vc2` as a function to be called several times: what no radius changes is computed once."""
         return self.phi_and_vc2
@@ -305,6 +312,23 @@ class SumPotential(Potential):
         for member in self.members[1:]:
             total = total + member.phi_on_grid(s, mu)
         return total
+
+    def evaluated(self) -> Potential:
+        fixed = freeze(self, {})
+        fixed.members = torch.nn.ModuleList(member.evaluated() for member in self.members)
+        return fixed
+
+    def phi_and_vc2(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        return self.radial()(r)
+
+    def radial(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        members = [member.radial() for member in self.members]
+
+        def at(r: Tensor) -> tuple[Tensor, Tensor]:
+            phi, vc2 = zip(*(member(r) for member in members), strict=True)
+            return sum(phi[1:], phi[0]), sum(vc2[1:], vc2[0])
+
+        return at
 
     def density(self, x: Tensor) -> Tensor:
         """Return the mass density; members that know theirs better than the Laplacian does are asked for it."""

@@ -129,6 +129,24 @@ class ExponentialDiscs(Potential):
     def phi_on_grid(self, s: Tensor, mu: Tensor) -> Tensor:
         return torch.tensordot(self._units(s.detach(), mu.detach()), self.masses.to(s), dims=([2], [0]))
 
+    def phi_and_vc2(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        units = self._radial_units(r.detach())
+        phi, vc2 = (part @ self.masses.to(part) for part in units)
+        return phi, vc2
+
+    @torch.no_grad()
+    def _radial_units(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        """Return Phi and v_c^2 of single discs of unit mass ``(*batch, k)``; of the last radii they are kept."""
+        kept = _RADII.setdefault(self.r_d, [])
+        for known, units in kept:
+            if known.shape == r.shape and known.device == r.device and torch.equal(known, r):
+                return units
+        pairs = [disc.phi_and_vc2(r) for disc in self.discs]
+        phi, vc2 = (torch.stack(part, -1) for part in zip(*pairs, strict=True))
+        kept.append((r.clone(), (phi, vc2)))
+        del kept[:-_N_RADII]
+        return phi, vc2
+
     def _units(self, s: Tensor, mu: Tensor) -> Tensor:
         """Return Phi of single discs of unit mass ``(n, m, k)``; rows that were asked for before are kept."""
         kept = _GRIDS.get(self.r_d)
@@ -169,5 +187,9 @@ class _Grid(NamedTuple):
 
 #: Nodes in ln r as near as this are the same.
 _SAME = 1e-9
-#: The largest grid of every set of discs, by its lengths: no part of a potential, neither copied nor stored.
+#: The largest grid of every set of discs, and what it has at its last radii in the plane, by its lengths: no part of a
+#: potential, neither copied nor stored.
 _GRIDS: Any = WeakTensorKeyDictionary()
+_RADII: Any = WeakTensorKeyDictionary()
+#: How many sets of radii are kept: those of tables whose ends move by a node or two from one potential to the next.
+_N_RADII = 12

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from bayespot.numerics import gather_rows, gauss_legendre, horner
+from bayespot.numerics import gather_rows, gauss_legendre, horner, horner_slope
 from bayespot.potential.base import Potential, Symmetry
 from bayespot.units import G, takes
 
@@ -162,6 +162,36 @@ class MultipoleTable:
         if bool((fixed > last).any()):
             found = torch.where(fixed > last, (self._above((s - last).clamp(min=0)) * angular).sum(-1), found)
         return found
+
+    def in_plane(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`\phi` and :math:`d\phi/ds` at s = ln r in the plane mu = 0."""
+        rows, u = self._cells_at(s)
+        angular = self._angular(torch.zeros_like(s[:1]))[0]
+        quintic = (rows * angular[:, None]).sum(-2)
+        phi, slope = horner(quintic, u), horner_slope(quintic, u) / self.ds
+        below, above = s < self.s_first, s > self.s_last
+        for beyond, d, law in (
+            (below, (s - self.s_first).clamp(max=0), (self._below, self._slope_below)),
+            (above, (s - self.s_last).clamp(min=0), (self._above, self._slope_above)),
+        ):
+            if bool(beyond.any()):
+                outside, rise = (part(d) @ angular for part in law)
+                phi, slope = torch.where(beyond, outside, phi), torch.where(beyond, rise, slope)
+        return phi, slope
+
+    def _slope_below(self, d: Tensor) -> Tensor:
+        """d phi_l / ds at s_first + d, d <= 0."""
+        l, edge, d = d.new_tensor(self.degrees), self.inner, d[..., None]
+        power = torch.exp(edge.power * d)
+        outside = l * edge.near * torch.exp(l * d) - edge.source * (power - l * _between(-d, l, edge.power))
+        return -(edge.far * edge.power * power + outside) / (2 * l + 1)
+
+    def _slope_above(self, d: Tensor) -> Tensor:
+        """d phi_l / ds at s_last + d, d >= 0."""
+        l, edge, d = d.new_tensor(self.degrees) + 1, self.outer, d[..., None]
+        power = torch.exp(edge.power * d)
+        inside = edge.source * (power - l * _between(d, l, -edge.power)) - l * edge.near * torch.exp(-l * d)
+        return -(inside + edge.far * edge.power * power) / (2 * l - 1)
 
     def _below(self, d: Tensor) -> Tensor:
         """phi_l at s_first + d, d <= 0."""

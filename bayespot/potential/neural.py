@@ -16,6 +16,7 @@ from torch import Tensor
 from bayespot.numerics import attach_derivative, cubic_coefficients, cumulative_integral, gather_rows, horner
 from bayespot.potential.base import Potential, Symmetry, radius
 from bayespot.potential.profile import RadialProfile
+from bayespot.pyro_modules import freeze
 from bayespot.units import G, takes, takes_tensors
 
 Prior = Literal["none", "last_layer", "all"]
@@ -56,6 +57,8 @@ class MassSlopeNetwork(Potential):
     """
 
     symmetry: Symmetry = "spherical"
+    #: The tables of an `evaluated` copy.
+    _computed: tuple[RadialProfile, Tensor] | None = None
 
     @takes(s_0="number", s_inner="number", s_outer="number", ln_mass="number", weight_sd="number", mass_sd="number")
     def __init__(
@@ -136,12 +139,19 @@ class MassSlopeNetwork(Potential):
         """Return gamma = d ln M / d ln r at s = ln(r/kpc)."""
         return _slope(s, self._out_start, self.slope_weights, self.centres, self.ln_width)
 
+    def evaluated(self) -> Potential:
+        fixed = freeze(self, {})
+        fixed.__dict__["_computed"] = self._tables()
+        return fixed
+
     def profile(self) -> RadialProfile:
         """Tabulate the potential with the current weights."""
         return self._tables()[0]
 
     def _tables(self) -> tuple[RadialProfile, Tensor]:
         """Return the profile and the cubics of ln M on the same grid."""
+        if self._computed is not None:
+            return self._computed
         phi, vc2, ln_m_cubics = self._nodes(self.mass_slope(self._s), self.ln_mass)
         return RadialProfile(float(self._s[1]), self.ds, phi, vc2), ln_m_cubics
 
