@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import NamedTuple, TypeAlias, cast
 
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from bayespot.actions.focal import FocalTable
@@ -56,24 +57,71 @@ def response(tables: Surroundings, w: Tensor, changes: Tensor) -> Response:
     return Response(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
+def score_matrix(tables: Surroundings, w: Tensor, slopes: Tensor) -> sparse.csr_matrix:
+    """Return the sparse matrix ``(n, n_nodes)`` that makes of a change of Phi at the nodes one of a function of J.
+
+    Parameters
+    ----------
+    tables
+        The potential.
+    w : Float[Tensor, "n 6"]
+        Stars.
+    slopes : Float[Tensor, "n 2"]
+        Derivatives of the function by J_r and J_z of each star.
+    """
+    fixed = tables.through(torch.Tensor.detach)
+    with torch.enable_grad():
+        pairs = zip(w.split(_BLOCK), slopes.split(_BLOCK), strict=True)
+        return sparse.vstack([_Probed(fixed, *pair).matrix() for pair in pairs]).tocsr()
+
+
 def _of_block(tables: Surroundings, w: Tensor, changes: Tensor) -> Response:
-    asked: list[_Asked] = []
-    focal = _Focal(tables.focal)
-    probed = replace(tables, field=_Probe(tables.field, asked), focal=cast("FocalTable", focal))
-    (J, excess), _ = probed.actions(w, None)
-    circular = focal.circular_orbits(asked)
-    values = [one.value for one in asked] + [focal.leaf for _ in circular[:1]]
-    places = [(one.stars, *tables.field.stencil(one.R, one.z)) for one in asked + circular]
-    rows = []
-    for column in (J[:, 0], J[:, 2], excess):
-        slopes: list[Tensor | None] = [None] * len(values)
+    probed = _Probed(tables, w)
+    rows = [_product(*probed.derivatives(column), len(w), changes) for column in probed.columns]
+    return Response(probed.J, probed.excess, torch.stack(rows[:2], 1).detach(), rows[2].detach())
+
+
+class _Probed:
+    """Actions of some stars, and where and how they depend on Phi; ``slopes`` as for `score_matrix`."""
+
+    def __init__(self, tables: Surroundings, w: Tensor, slopes: Tensor | None = None) -> None:
+        asked: list[_Asked] = []
+        focal = _Focal(tables.focal)
+        probed = replace(tables, field=_Probe(tables.field, asked), focal=cast("FocalTable", focal))
+        (J, excess), _ = probed.actions(w, None)
+        circular = focal.circular_orbits(asked)
+        self.focal, self.circular, self.slopes, self.n_nodes = focal, circular, slopes, tables.field.n_nodes
+        self.values = [one.value for one in asked] + [focal.leaf for _ in circular[:1]]
+        self.places: list[_Place] = [(one.stars, *tables.field.stencil(one.R, one.z)) for one in asked + circular]
+        self.columns = (J[:, 0], J[:, 2], excess)
+        self.J, self.excess = J.detach(), excess.detach()
+
+    def derivatives(self, column: Tensor) -> tuple[list[_Place], list[Tensor | None]]:
+        """Return the places on whose Phi ``column`` ``(n,)`` depends, and its derivatives."""
+        slopes: list[Tensor | None] = [None] * len(self.values)
         if column.requires_grad:
-            slopes = list(torch.autograd.grad(column.sum(), values, retain_graph=True, allow_unused=True))
-        if circular:
+            slopes = list(torch.autograd.grad(column.sum(), self.values, retain_graph=True, allow_unused=True))
+        if self.circular:
             by_s = slopes.pop()
-            slopes += [None if by_s is None else by_s * weight for weight in focal.weights]
-        rows.append(_product(places, slopes, len(w), changes))
-    return Response(J.detach(), excess.detach(), torch.stack(rows[:2], 1).detach(), rows[2].detach())
+            slopes += [None if by_s is None else by_s * weight for weight in self.focal.weights]
+        return self.places, slopes
+
+    def matrix(self) -> sparse.csr_matrix:
+        """Return the block's rows of `score_matrix`."""
+        assert self.slopes is not None  # whoever asks for the matrix gave them
+        n = len(self.J)
+        places, slopes = self.derivatives(self.slopes[:, 0] * self.columns[0] + self.slopes[:, 1] * self.columns[1])
+        total = sparse.csr_matrix((n, self.n_nodes))
+        for (stars, index, weight), slope in zip(places, slopes, strict=True):
+            if slope is None:
+                continue
+            data = (weight * slope[..., None]).reshape(len(slope), -1)
+            rows = torch.arange(n) if stars is None else stars
+            rows = rows[:, None].expand(data.shape)
+            triple = (part.reshape(-1).cpu().numpy() for part in (data, rows, index.reshape(data.shape)))
+            values, row, column = triple
+            total = total + sparse.csr_matrix((values, (row, column)), shape=total.shape)
+        return total
 
 
 class _Focal:

@@ -78,7 +78,7 @@ class LatentSpace:
         return torch.cat([self.transforms[n].inv(values[n]).reshape(-1) for n in self.priors]).double()
 
     def log_prior(self, u: Tensor) -> Tensor:
-        """Return the log prior density in u.
+        """Return the log prior density ``(*batch,)`` in u ``(*batch, size)``; factors of a potential allow no batch.
 
         Raises
         ------
@@ -89,10 +89,10 @@ class LatentSpace:
             raise ValueError("the latents are not finite: no value of a site is within the support of its prior")
         total = self._normal.log_prob(u)
         for name in self._normal.others:
-            raw = u[self.slices[name]].reshape(self.shapes[name])
+            raw = u[..., self.slices[name]].reshape(u.shape[:-1] + self.shapes[name])
             value = self.transforms[name](raw)
-            total = total + self.priors[name].log_prob(value).sum()
-            total = total + self.transforms[name].log_abs_det_jacobian(raw, value).sum()
+            for part in (self.priors[name].log_prob(value), self.transforms[name].log_abs_det_jacobian(raw, value)):
+                total = total + part.reshape(*u.shape[:-1], -1).sum(-1)
         return total + self.model.log_factors(self.values(u)) if self.model.has_factors else total
 
     def log_likelihood(self, u: Tensor, w: Tensor) -> Tensor:
@@ -428,7 +428,7 @@ class _NormalPriors:
         self.log_norm = -float(self.sd.log().sum()) - len(self.rows) * 0.5 * math.log(2 * math.pi)
 
     def log_prob(self, u: Tensor) -> Tensor:
-        return self.log_norm - 0.5 * ((u[self.rows] - self.mean) / self.sd).square().sum()
+        return self.log_norm - 0.5 * ((u[..., self.rows] - self.mean) / self.sd).square().sum(-1)
 
 
 class _RememberedActions(ActionFinder):

@@ -16,10 +16,10 @@ from bayespot.actions.staeckel import StaeckelFudge, TabulatedFudge
 from bayespot.inference.latent import OUTLIERS, LatentSpace, whitening
 from bayespot.inference.optimise import Report, lbfgs
 from bayespot.likelihood.phase_mixed import UNBOUND_STEEPNESS
-from bayespot.potential.base import SumPotential
+from bayespot.potential.base import Potential, SumPotential
 
-#: Step in u of the change of the potential.
-_STEP = 1e-4
+#: Step in u of the change of the potential, and of differences of linearised gradients.
+_STEP, _DIFFERENCE = 1e-4, 1e-3
 #: Of the optimiser on the linearised posterior: nearest to its maximum in posterior sd, and most iterations.
 _INNER, _ITERATIONS = 0.3, 60
 #: Least gain in ln p of a round that is followed by another.
@@ -48,8 +48,7 @@ class Responder:
             assert isinstance(finder, TabulatedFudge)  # `responds` looked
             self.tables = finder.tables
             self._last: tuple[Tensor, Response] | None = None
-            nodes = self.tables.field.nodes()
-            self.changes = torch.stack([_change(space, u, k, nodes) for k in range(space.n_potential)], 1)
+            self.changes = _changes(space, u, self.tables.field.nodes())
 
     def __call__(self, w: Tensor) -> Response:
         """Return the response of these stars; that of the last ones is kept."""
@@ -63,31 +62,63 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
 
 
-def _change(space: LatentSpace, u: Tensor, k: int, nodes: tuple[Tensor, Tensor]) -> Tensor:
-    """Return dPhi/du_k at the nodes: that of the component that has this latent, of a sum."""
-    (site,) = (name for name, part in space.slices.items() if part.start <= k < part.stop)
-    _, _, *path = site.split(".")
-    step = torch.zeros_like(u)
-    step[k] = _STEP
+def phi_of_draws(space: LatentSpace, u: Tensor, nodes: tuple[Tensor, Tensor]) -> Tensor:
+    """Return Phi ``(n_draws, n m)`` at all pairs of s ``(n,)`` and mu ``(m,)`` for draws of the latents."""
+    values = space.values(u)
+    parts = [
+        part.phi_draws_on_grid({name.removeprefix(prefix): values[name] for name in names}, *nodes)
+        if names
+        else part.phi_on_grid(*nodes)
+        for prefix, part, names in components(space)
+    ]
+    return sum(parts[1:], parts[0]).expand(len(u), -1, -1).flatten(1)
 
-    def phi(at: Tensor) -> Tensor:
-        potential = space.model.at(space.values(at)).potential
-        if isinstance(potential, SumPotential):
-            potential = potential.members[int(path[0])]
-        return potential.phi_on_grid(*nodes).reshape(-1)
 
-    return (phi(u + step) - phi(u - step)) / (2 * _STEP)
+def components(space: LatentSpace) -> list[tuple[str, Potential, list[str]]]:
+    """Return the prefix of the sites of each component of the potential, the component, and the sites' names."""
+    potential = space.model.potential
+    parts = (
+        {f"potential.members.{i}.": part for i, part in enumerate(potential.members)}
+        if isinstance(potential, SumPotential)
+        else {"potential.": potential}
+    )
+    return [(prefix, part, [name for name in space.slices if name.startswith(prefix)]) for prefix, part in parts.items()]
+
+
+def _changes(space: LatentSpace, u: Tensor, nodes: tuple[Tensor, Tensor]) -> Tensor:
+    """Return dPhi/du ``(n_nodes, k)`` of every latent of the potential at the nodes, component by component."""
+    changes = u.new_zeros(nodes[0].numel() * nodes[1].numel(), space.n_potential)
+    for prefix, part, names in components(space):
+        columns = [k for name in names for k in range(space.size)[space.slices[name]]]
+        if not columns:
+            continue
+        steps = _STEP * torch.eye(space.size, dtype=u.dtype)[columns]
+        values = space.values(u + torch.cat([steps, -steps]))
+        mine = {name.removeprefix(prefix): values[name] for name in names}
+        ahead, behind = part.phi_draws_on_grid(mine, *nodes).flatten(1).chunk(2)
+        changes[:, columns] = ((ahead - behind) / (2 * _STEP)).T
+    return changes
 
 
 class Linearised:
     """The log posterior of ``w`` with J linear in the potential's latents about u_0, exact to first order there.
 
     It has what `lbfgs` asks of a `LatentSpace`. Far off it falls steeply: linear actions could all shrink together, and
-    f(J) with them. ``reach`` says how far, over where J stops being linear.
+    f(J) with them. ``reach`` says how far, over where J stops being linear. With a ``curvature`` of the posterior in
+    u_0, or near, its second derivatives are these: what J of second order contributes is the same for all u.
     """
 
-    def __init__(self, space: LatentSpace, u: Tensor, w: Tensor, responder: Responder, reach: float = 1.0) -> None:
+    def __init__(
+        self,
+        space: LatentSpace,
+        u: Tensor,
+        w: Tensor,
+        responder: Responder,
+        reach: float = 1.0,
+        curvature: Tensor | None = None,
+    ) -> None:
         self.space, self.u_0 = space, u
+        self.of_second_order: Tensor | None = None
         self.response = responder(w)
         self.reach = reach * _reach(self.response, space.prior_curvature(u).diagonal()[: space.n_potential])
         outliers = space.model.outliers
@@ -95,6 +126,17 @@ class Linearised:
             background = None if outliers is None else outliers.background
             self.background = None if background is None else background.log_prob(w)
         self.value, self.slope = self._approximate(u)
+        if curvature is not None:
+            own = slice(0, space.n_potential)
+            self.of_second_order = curvature[own, own] - self._curvature()
+
+    def _curvature(self) -> Tensor:
+        """Return minus the second derivatives by the potential's latents in u_0."""
+        n = self.space.n_potential
+        steps = _DIFFERENCE * torch.eye(self.space.size, dtype=self.u_0.dtype)[:n]
+        rows = [self._approximate(self.u_0 - step)[1] - self._approximate(self.u_0 + step)[1] for step in steps]
+        found = torch.stack(rows)[:, :n] / (2 * _DIFFERENCE)
+        return (found + found.T) / 2
 
     def valid(self, u: Tensor) -> bool:
         """Whether every site has a value at u."""
@@ -104,9 +146,14 @@ class Linearised:
         """Return the log posterior at u and its gradient; the stars are those of the construction."""
         value, slope = self._approximate(u)
         step = u - self.u_0
-        far = step[: self.space.n_potential] / self.reach
+        own = slice(0, self.space.n_potential)
+        far = step[own] / self.reach
         value = value - len(w) * (far**8).sum()
-        slope[: self.space.n_potential] -= 8 * len(w) * far**7 / self.reach
+        slope[own] -= 8 * len(w) * far**7 / self.reach
+        if self.of_second_order is not None:
+            bend = self.of_second_order @ step[own]
+            value = value - step[own] @ bend / 2
+            slope[own] -= bend
         return value, slope
 
     def _approximate(self, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from bayespot.potential.multipole import (
     polar,
 )
 from bayespot.potential.neural import MassSlopeNetwork, Prior, normal_site
+from bayespot.potential.profile import RadialProfile
 from bayespot.pyro_modules import freeze
 from bayespot.units import takes, takes_tensors
 
@@ -26,6 +27,17 @@ from bayespot.units import takes, takes_tensors
 _WIDTH = 0.6
 #: Nodes in mu of one hemisphere beyond the largest degree of the multipoles.
 _MORE_ANGLES = 16
+
+
+#: The sites of a network whose features are fixed.
+_SITES = frozenset(("monopole.ln_mass", "monopole.slope_weights", "shape_weights"))
+
+
+class _Grid(NamedTuple):
+    """First node and spacing in ln r."""
+
+    first: float
+    ds: float
 
 
 class AxisymmetricNetwork(ExpandedPotential):
@@ -169,6 +181,54 @@ class AxisymmetricNetwork(ExpandedPotential):
         fixed.__dict__["_computed"] = fixed._multipoles()
         return fixed
 
+    def phi_draws_on_grid(self, values: Mapping[str, Tensor], s: Tensor, mu: Tensor) -> Tensor:
+        if not _SITES.issuperset(values):
+            return super().phi_draws_on_grid(values, s, mu)
+        grid, phi, vc2, mean, source = self._densities(values)
+        rows = source.transpose(-1, -2).flatten(0, 1)
+        edges = mean.repeat_interleave(len(self._degrees), 0)
+        table = MultipoleTable.of(rows, self._degrees * len(mean), grid.first + 2 * grid.ds, grid.ds, edges)
+        spheres = [RadialProfile(grid.first, grid.ds, *pair).phi(s) for pair in zip(phi, vc2, strict=True)]
+        return torch.stack(spheres)[..., None] + table.draws_on_grid(s, mu)
+
+    def functionals_on_grid(
+        self, values: Mapping[str, Tensor], W: Tensor, s: Tensor, mu: Tensor
+    ) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        with torch.no_grad():
+            grid, *nodes = self._densities({name: value[None] for name, value in values.items()})
+        inside = grid.first <= float(s.min()) and float(s.max()) <= grid.first + grid.ds * (nodes[0].shape[1] - 1)
+        if not _SITES.issuperset(values) or not inside:
+            return super().functionals_on_grid(values, W, s, mu)
+        phi, vc2, mean, source = (part[0] for part in nodes)
+        # Phi is linear in these nodes' values, if the power laws beyond the last ones stay: its adjoint, once
+        with torch.enable_grad():
+            phi, vc2, source = (part.detach().requires_grad_() for part in (phi, vc2, source))
+            table = MultipoleTable.of(source.T, self._degrees, grid.first + 2 * grid.ds, grid.ds, mean.detach())
+            sphere = RadialProfile(grid.first, grid.ds, phi, vc2).phi(s)
+            asked = torch.tensordot(sphere[:, None] + table.phi_on_grid(s, mu), W, dims=2)
+            columns = [torch.autograd.grad(one, (phi, vc2, source), retain_graph=True) for one in asked]
+        by_phi, by_vc2, by_source = (torch.stack(part, -1) for part in zip(*columns, strict=True))
+
+        def functionals(draws: Mapping[str, Tensor]) -> Tensor:
+            _, phi, vc2, _, source = self._densities(draws)
+            return phi @ by_phi + vc2 @ by_vc2 + torch.tensordot(source, by_source, dims=2)
+
+        return functionals
+
+    @property
+    def _degrees(self) -> tuple[int, ...]:
+        return tuple(range(2, self.l_max + 1, 2))
+
+    def _densities(self, values: Mapping[str, Tensor]) -> tuple[_Grid, Tensor, Tensor, Tensor, Tensor]:
+        r"""Return the monopole's grid and, of draws, its Phi, v_c^2 and :math:`4\pi G\rho r^2`, and the multipoles'.
+
+        ``(n_draws, n)`` at its nodes; the multipoles ``(n_draws, n, n_l)``.
+        """
+        phi, vc2, mean = self.monopole.draws_at_nodes(values["monopole.ln_mass"], values["monopole.slope_weights"])
+        grid = _Grid(self.monopole.first_node, self.monopole.ds)
+        s = grid.first + grid.ds * torch.arange(phi.shape[1], dtype=phi.dtype, device=phi.device)
+        return grid, phi, vc2, mean, self._source(values["shape_weights"], mean, s)
+
     def _multipoles(self) -> MultipoleTable:
         if self._computed is not None:
             return self._computed
@@ -193,13 +253,16 @@ class AxisymmetricNetwork(ExpandedPotential):
         profile = self.monopole.profile()
         s = profile.s_nodes.to(weights)
         mean = profile.vc2 * self.monopole.mass_slope(s)
+        source = self._source(weights, mean, s)
+        return MultipoleTable.of(source.T, self._degrees, profile.s_first + 2 * profile.ds, profile.ds, mean)
+
+    def _source(self, weights: Tensor, mean: Tensor, s: Tensor) -> Tensor:
+        """Return the multipoles ``(*batch, n, n_l)`` of ``mean`` ``(*batch, n)`` times p."""
         mu, rule = (part.to(s) for part in half_rule(self.l_max + _MORE_ANGLES))
-        ln_p = self._bumps(s) @ weights @ _even(mu, weights.shape[1]).T
+        ln_p = self._bumps(s) @ weights @ _even(mu, weights.shape[-1]).T
         p = torch.exp(ln_p - ln_p.detach().amax(-1, keepdim=True)) * rule
-        degrees = tuple(range(2, self.l_max + 1, 2))
-        projection = _even(mu, self.l_max // 2) * (2 * mu.new_tensor(degrees) + 1)
-        source = mean[:, None] * (p @ projection) / p.sum(-1, keepdim=True)
-        return MultipoleTable.of(source.T, degrees, profile.s_first + 2 * profile.ds, profile.ds, mean)
+        projection = _even(mu, self.l_max // 2) * (2 * mu.new_tensor(self._degrees) + 1)
+        return mean[..., None] * (p @ projection) / p.sum(-1, keepdim=True)
 
 
 def _even(mu: Tensor, n: int) -> Tensor:

@@ -69,6 +69,49 @@ class Potential(AbstractPyroModule, AxialFields, Declared, abc.ABC):
         x, z = r * ((1 - mu) * (1 + mu)).sqrt(), r * mu
         return self.phi(torch.stack([x, torch.zeros_like(x), z], -1))
 
+    @takes_tensors(s="number", mu="number")
+    def phi_draws_on_grid(self, values: Mapping[str, Tensor], s: Tensor, mu: Tensor) -> Tensor:
+        r"""Return `phi_on_grid` for many values of the potential's sites at once.
+
+        Parameters
+        ----------
+        values : Float[Tensor, "n_draws *shape"] each
+            Values of sites by name.
+        s, mu : Float[Tensor, "n"], Float[Tensor, "m"]
+            As for `phi_on_grid`.
+
+        Returns
+        -------
+        Float[Tensor, "n_draws n m"]
+            In (km/s)^2.
+        """
+        n = len(next(iter(values.values())))
+        draws = ({name: value[i] for name, value in values.items()} for i in range(n))
+        return torch.stack([freeze(self, draw).phi_on_grid(s, mu) for draw in draws])
+
+    def functionals_on_grid(
+        self, values: Mapping[str, Tensor], W: Tensor, s: Tensor, mu: Tensor
+    ) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        r"""Return what computes linear functionals of Phi on a grid for many values of the potential's sites at once.
+
+        Potentials that are linear in what their sites change need not go by way of the grid.
+
+        Parameters
+        ----------
+        values : Float[Tensor, "*shape"] each
+            Values of the sites near which it will be asked, by name.
+        W : Float[Tensor, "n m k"]
+            Weights of the nodes in each functional.
+        s, mu : Float[Tensor, "n"], Float[Tensor, "m"]
+            As for `phi_on_grid`.
+
+        Returns
+        -------
+        Callable
+            Of values as for `phi_draws_on_grid`; the result is ``(n_draws, k)``.
+        """
+        return lambda draws: torch.tensordot(self.phi_draws_on_grid(draws, s, mu), W, dims=2)
+
     def register_factors(self) -> None:
         """Add named `pyro.factor` terms to the prior; called once per model evaluation. Default: none."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from bayespot.potential.base import Potential, Symmetry
 from bayespot.potential.discs import ExponentialDisc
 from bayespot.potential.neural import normal_site
+from bayespot.pyro_modules import freeze
 from bayespot.units import G, takes, takes_tensors
 
 #: Scale lengths over the median radius of the stars, and heights over each of these: edge-on galaxies have 0.07 in the
@@ -117,14 +118,24 @@ class ExponentialDiscs(Potential):
 
     @property
     def masses(self) -> Tensor:
-        """Masses of the discs ``(k,)`` in Msun."""
-        return torch.exp(self.ln_mass + torch.log_softmax(self.logits, -1))
+        """Masses of the discs ``(*batch, k)`` in Msun."""
+        return torch.exp(self.ln_mass[..., None] + torch.log_softmax(self.logits, -1))
 
     def phi(self, x: Tensor) -> Tensor:
         return (self.masses * torch.stack([disc.phi(x) for disc in self.discs], -1)).sum(-1)
 
     def density(self, x: Tensor) -> Tensor:
         return (self.masses * torch.stack([disc.density(x) for disc in self.discs], -1)).sum(-1)
+
+    def phi_draws_on_grid(self, values: Mapping[str, Tensor], s: Tensor, mu: Tensor) -> Tensor:
+        masses = freeze(self, values).masses
+        return torch.einsum("nmk,dk->dnm", self._units(s.detach(), mu.detach()), masses.to(s))
+
+    def functionals_on_grid(
+        self, values: Mapping[str, Tensor], W: Tensor, s: Tensor, mu: Tensor
+    ) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        units = torch.einsum("nmd,nmk->dk", self._units(s.detach(), mu.detach()), W)
+        return lambda draws: freeze(self, draws).masses @ units
 
     def phi_on_grid(self, s: Tensor, mu: Tensor) -> Tensor:
         return torch.tensordot(self._units(s.detach(), mu.detach()), self.masses.to(s), dims=([2], [0]))

@@ -82,16 +82,17 @@ class MultipoleTable:
     ) -> MultipoleTable:
         r"""Solve for ``source`` ``(n_l, n + 4)``: :math:`r^2 \rho_l` on the nodes and on two more beyond either end.
 
-        The power laws at the ends are those of ``monopole`` ``(n + 4,)``, by default the first row.
+        The power laws at the ends are those of ``monopole`` ``(n + 4,)``, by default the first row. Many densities are
+        solved for at once as rows of repeated ``degrees``, with a row of ``monopole`` for each.
         """
         l = torch.tensor(degrees, dtype=source.dtype, device=source.device)[:, None]
         weights_in, weights_out = (w.to(source) for w in _cell_weights(degrees, ds))
         pieces = source.unfold(-1, 2 * _GHOSTS + 2, 1)
         q = source[:, _GHOSTS:-_GHOSTS]
-        mean = q[0] if monopole is None else monopole[_GHOSTS:-_GHOSTS]
-        p_in, p_out = _power(mean[0], mean[1], ds), _power(mean[-2], mean[-1], ds)
-        start = _integral_of_power(q[:, :1], p_in + l + 1)
-        end = _integral_of_power(q[:, -1:], l - p_out)
+        mean = q[0] if monopole is None else monopole[..., _GHOSTS:-_GHOSTS]
+        p_in, p_out = _power(mean[..., 0], mean[..., 1], ds), _power(mean[..., -2], mean[..., -1], ds)
+        start = _integral_of_power(q[:, :1], p_in[..., None] + l + 1)
+        end = _integral_of_power(q[:, -1:], l - p_out[..., None])
         inward = _decaying_sums(
             torch.cat([start, (pieces * weights_in[:, None]).sum(-1)], -1), torch.exp(-(l + 1) * ds)
         )
@@ -132,13 +133,22 @@ class MultipoleTable:
 
     def phi_on_grid(self, s: Tensor, mu: Tensor) -> Tensor:
         r"""Return :math:`\phi` ``(n, m)`` at all pairs of s ``(n,)`` and mu ``(m,)``: a product of matrices."""
+        return self.each_degree(s) @ self._angular(mu).T
+
+    def draws_on_grid(self, s: Tensor, mu: Tensor) -> Tensor:
+        r"""Return :math:`\phi` ``(n_draws, n, m)`` where the rows are those of several densities, one after the other."""
+        angular = self._angular(mu)
+        return self.each_degree(s).unflatten(-1, (-1, angular.shape[1])).transpose(0, 1) @ angular.T
+
+    def each_degree(self, s: Tensor) -> Tensor:
+        r"""Return :math:`\phi_l` ``(n, n_l)`` at s ``(n,)``."""
         rows, u = self._cells_at(s)
         degrees = horner(rows, u[:, None])
         for beyond, edge in ((s < self.s_first, self._below), (s > self.s_last, self._above)):
             if bool(beyond.any()):
                 d = (s - self.s_first).clamp(max=0) if edge == self._below else (s - self.s_last).clamp(min=0)
                 degrees = torch.where(beyond[:, None], edge(d), degrees)
-        return degrees @ self._angular(mu).T
+        return degrees
 
     def _angular(self, mu: Tensor) -> Tensor:
         return even_legendre(mu, self.degrees[-1])[..., self.degrees[0] // 2 :]

@@ -153,7 +153,7 @@ class MassSlopeNetwork(Potential):
         if self._computed is not None:
             return self._computed
         phi, vc2, ln_m_cubics = self._nodes(self.mass_slope(self._s), self.ln_mass)
-        return RadialProfile(float(self._s[1]), self.ds, phi, vc2), ln_m_cubics
+        return RadialProfile(self.first_node, self.ds, phi, vc2), ln_m_cubics
 
     def _nodes(self, gamma: Tensor, ln_mass: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return Phi and v_c^2 at the nodes and the cubics of ln M from gamma ``(*batch, n)``, ghost nodes included."""
@@ -166,6 +166,29 @@ class MassSlopeNetwork(Potential):
         rise = torch.cat([torch.zeros_like(step[..., :1]), step.cumsum(-1)], -1)
         phi = rise - rise[..., -1:] - vc2[..., -1:] / (1 - gamma[..., -1:])
         return phi, vc2, cubic_coefficients(ln_m, gamma * self.ds)
+
+    @property
+    def first_node(self) -> float:
+        """ln(r/kpc) of the profile's first node."""
+        return float(self._s[1])
+
+    @takes_tensors(ln_mass="number", slope_weights="number")
+    def draws_at_nodes(self, ln_mass: Tensor, slope_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Return :math:`\Phi`, :math:`v_c^2` and :math:`4\pi G\rho r^2` at the profile's nodes for many values of the sites.
+
+        Parameters
+        ----------
+        ln_mass, slope_weights : Float[Tensor, "n_draws"], Float[Tensor, "n_draws n_features+1"]
+            Values of the sites.
+
+        Returns
+        -------
+        tuple of Float[Tensor, "n_draws n"]
+            In (km/s)^2.
+        """
+        gamma = _slopes(self._s, self._out_start, slope_weights, self.centres, self.ln_width)
+        phi, vc2, _ = self._nodes(gamma, ln_mass)
+        return phi, vc2, vc2 * gamma[:, 1:-1]
 
     def radial_draws(self, values: Mapping[str, Tensor], r: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         first = float(self._s[1])
