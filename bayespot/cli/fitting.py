@@ -59,11 +59,12 @@ def fit(
     guide: Annotated[
         Any,
         typer.Option(
-            help="full_rank, low_rank, mean_field (too narrow), laplace, svgd (up to 3 latents) or nuts (few stars).",
+            help="full_rank, low_rank, mean_field (too narrow), laplace, emulated (flattened potentials), svgd (up to "
+            "3 latents) or nuts (few stars); default: emulated where it can be, else full_rank.",
             parser=str,
             metavar="TEXT",
         ),
-    ] = "full_rank",
+    ] = None,
     df_guide: Annotated[
         Any,
         typer.Option(

@@ -26,6 +26,8 @@ from bayespot.likelihood.phase_mixed import effective_samples
 
 #: Rows of a larger catalogue from which the importance weights are estimated (noise of about 0.1 in their logarithms).
 _RATIO_ROWS = 40_000
+#: How many times as many draws of an emulated posterior get importance weights: these are its draws.
+EMULATED_DRAWS = 2
 #: Most stars of the tests of phase mixing and symmetry.
 ANGLE_STARS = 20_000
 
@@ -70,12 +72,13 @@ def diagnose(
     k_hat = math.nan
     extra: dict[str, Any] = {}
     if drawn.log_q is not None and config.k_hat_draws > 0:
-        n = min(config.k_hat_draws, len(u))
+        n = min(config.k_hat_draws * (EMULATED_DRAWS if config.guide == "emulated" else 1), len(u))
         log_p = space.log_posterior_near(state["u"], data, _RATIO_ROWS, config.seed)
         smoothed, k_hat = psis(log_ratios(log_p, u[:n], drawn.log_q[:n], tick).detach())
         log_weights[:n] = torch.as_tensor(smoothed)
         extra["weight_fraction"] = weight_fraction(log_weights[:n])
-        extra["log_evidence"] = float(log_weights[:n].logsumexp(0)) - math.log(n)
+        if config.guide != "emulated":  # whose density is not normalised
+            extra["log_evidence"] = float(log_weights[:n].logsumexp(0)) - math.log(n)
     if drawn.log_q is not None and math.isnan(k_hat):
         notes.append("the guide was not compared with the exact posterior: k-hat takes 25 draws (k_hat_draws, n_draws)")
     if config.guide == "nuts":

@@ -1,8 +1,8 @@
 r"""The likelihood of a potential as a Gaussian in what the stars tell of Phi: what the posterior is sampled with.
 
-Stars tell a few numbers about Phi well, such as v_c at their radii, and leave the rest to the prior. Latents of a
-free-form potential are far from linear in Phi: over the width that the prior leaves them, what the stars know well bends
-through hundreds of standard deviations, and no Gaussian in the latents is near the posterior. In Phi itself the
+Stars tell a few numbers about Phi well, such as v_c at their radii, and leave the rest to the prior. Phi is far from
+linear in the latents of a free-form potential: over the width that the prior leaves them, what the stars know well
+changes by hundreds of its standard deviations, and no Gaussian in the latents is near the posterior. In Phi itself the
 likelihood is nearly Gaussian. With the stars' first-order response to Phi on a grid of nodes,
 
 .. math::
@@ -17,9 +17,8 @@ of the potential.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -97,10 +96,9 @@ class Emulator:
         tick
             Called after each gradient.
         """
-        n_potential, n = space.n_potential, len(w)
+        n_potential = space.n_potential
         generator = torch.Generator().manual_seed(seed)
-        part = w[torch.randperm(n, generator=generator)[:_MOST_STARS]] if n > _MOST_STARS else w
-        scale = n / len(part)
+        part, scale = _part(w, seed)
         responder = Responder(space, u, w)
         nodes = responder.tables.field.nodes()
         G = score_matrix(responder.tables, part, _slopes(space, u, part, responder(part).J))
@@ -121,44 +119,57 @@ class Emulator:
         rows = torch.arange(int(rows[0]), int(rows[-1]) + 1)
         at = (rows[:, None] * len(nodes[1]) + torch.arange(len(nodes[1]))).reshape(-1)
         g, H = scale * patterns.sum(0), torch.eye(int(kept.sum()), dtype=u.dtype)
-        found = cls(space, u, nodes[0][rows], nodes[1], W[at], g, H, prior)
-        return found._exact(w, W.T @ responder.changes, C, prior, measured, tick)
+        information = torch.linalg.inv(C @ C.T)
+        found = cls(space, u, nodes[0][rows], nodes[1], W[at], g, H, information)
+        return found._exact(w, C, prior, measured, seed, tick)
 
     def _exact(
-        self, w: Tensor, D: Tensor, C: Tensor, prior: Tensor, measured: bool, tick: Callable[[], None] | None
+        self, w: Tensor, C: Tensor, prior: Tensor, measured: bool, seed: int, tick: Callable[[], None] | None
     ) -> Emulator:
-        """Return the emulator with the exact gradient at u_0 and second derivatives; D is dc/du ``(k, d)``."""
+        """Return the emulator with the exact gradient at u_0 and second derivatives; C is the root of a covariance."""
         space, u, d = self.space, self.u_0, self.space.n_potential
+        here = self.corrected(u, w)
+        D = here.derivatives(u)
         A, sigma, Bt = torch.linalg.svd(D @ C, full_matrices=False)
-        slope = space.likelihood_gradient(u, w)[1][:d]
-        rest = Bt @ (C.T @ (slope - D.T @ self.g))
-        g = self.g + A @ (rest * sigma / (sigma**2 + _LEAST))
-        bend = self._bend(g)
-        H = self.H
+        bend, H = here._bend(), self.H
         if measured and bool((told := sigma**2 > _MEASURED).any()):
             V, A, sigma = (C @ Bt.T)[:, told], A[:, told], sigma[told]
-            n = len(w)
-            part = w
-            if n > _MOST_STARS:
-                part = w[torch.randperm(n, generator=torch.Generator().manual_seed(1))[:_MOST_STARS]]
+            part, scale = _part(w, seed)
             columns = []
             for v in V.T:
                 step = torch.cat([_STEP * v, u.new_zeros(space.size - d)])
                 slopes = [space.likelihood_gradient(at, part)[1][:d] for at in (u - step, u + step)]
-                columns.append(n / len(part) * (slopes[0] - slopes[1]) / (2 * _STEP))
+                columns.append(scale * (slopes[0] - slopes[1]) / (2 * _STEP))
                 if tick:
                     tick()
             found = V.T @ (torch.stack(columns, 1) + bend @ V) / (sigma[:, None] * sigma)
             H = H + A @ ((found + found.T) / 2 - torch.eye(len(sigma), dtype=u.dtype)) @ A.T
             H = _at_least(H, _LEAST_CURVATURE)
-        information = D.T @ H @ D + prior - bend
-        white = _at_least(C.T @ information @ C, _LEAST_CURVATURE)
+        white = _at_least(C.T @ (D.T @ H @ D + prior - bend) @ C, _LEAST_CURVATURE)
         back = torch.linalg.inv(C)
-        return Emulator(space, u, self.s, self.mu, self.W, g, H, back.T @ white @ back)
+        return replace(here, H=H, information=back.T @ white @ back)
 
-    def _bend(self, g: Tensor) -> Tensor:
-        """Return the second derivatives of g . c by the potential's latents ``(d, d)``."""
+    def corrected(self, u: Tensor, w: Tensor) -> Emulator:
+        """Return the emulator with another g, such that its gradient at u is that of the stars ``w``."""
         d = self.space.n_potential
+        C, D = whitening(self.information), self.derivatives(u)
+        slope = self.space.likelihood_gradient(u, w)[1][:d]
+        with torch.no_grad():
+            missing = slope - D.T @ (self.g - self.H @ self.c(u[None])[0])
+        A, sigma, Bt = torch.linalg.svd(D @ C, full_matrices=False)
+        # what the stars hardly tell stays as it is
+        return replace(self, g=self.g + A @ (sigma / (sigma**2 + _LEAST) * (Bt @ (C.T @ missing))))
+
+    def derivatives(self, u: Tensor) -> Tensor:
+        """Return dc/du ``(k, d)`` by the potential's latents."""
+        steps = _DIFFERENCE * torch.eye(self.space.size, dtype=u.dtype)[: self.space.n_potential]
+        with torch.no_grad():
+            ahead, behind = self.c(u + torch.cat([steps, -steps])).chunk(2)
+        return (ahead - behind).T / (2 * _DIFFERENCE)
+
+    def _bend(self) -> Tensor:
+        """Return the second derivatives of g . c by the potential's latents ``(d, d)`` at u_0."""
+        d, g = self.space.n_potential, self.g
         steps = _DIFFERENCE * torch.eye(self.space.size, dtype=g.dtype)[:d]
         at = (self.u_0 + torch.cat([steps, -steps])).requires_grad_()
         with torch.enable_grad():
@@ -216,11 +227,11 @@ class Emulator:
         """Whether every site has a value at u."""
         return self.space.valid(u)
 
-    def maximum(self) -> Tensor:
-        """Return the latents where the emulated posterior is largest, f(J) as it is."""
+    def maximum(self, u: Tensor) -> Tensor:
+        """Return the latents where the emulated posterior is largest, from u, whose f(J) stays."""
         n = self.space.size - self.space.n_potential
-        information = torch.block_diag(self.information, torch.eye(n, dtype=self.u_0.dtype))
-        u, *_ = lbfgs(self, self.u_0, self.u_0[None], information, _TOLERANCE, _ITERATIONS, lambda u, note: None)  # type: ignore[arg-type]
+        information = torch.block_diag(self.information, torch.eye(n, dtype=u.dtype))
+        u, *_ = lbfgs(self, u, u[None], information, _TOLERANCE, _ITERATIONS, lambda u, note: None)  # type: ignore[arg-type]
         return u
 
     def state(self) -> dict[str, Any]:
@@ -244,6 +255,14 @@ def _slopes(space: LatentSpace, u: Tensor, w: Tensor, J: Tensor) -> Tensor:
         with torch.no_grad():
             slopes = slopes * (1 - model.tabulated(w).density().outlier_probability(w))[:, None]
     return slopes[:, ::2]
+
+
+def _part(w: Tensor, seed: int) -> tuple[Tensor, float]:
+    """Return a random part of many stars, and by how much it must be scaled up."""
+    if len(w) <= _MOST_STARS:
+        return w, 1.0
+    order = torch.randperm(len(w), generator=torch.Generator().manual_seed(seed))
+    return w[order[:_MOST_STARS]], len(w) / _MOST_STARS
 
 
 def _at_least(matrix: Tensor, least: float) -> Tensor:

@@ -100,7 +100,7 @@ def fit_ensemble(
     config = FitConfig() if config is None else config
     if n_members < 2:
         raise ValueError(f"an ensemble needs at least 2 members, got {n_members}")
-    if weighting == "evidence" and (config.guide in ("nuts", "svgd") or config.k_hat_draws == 0):
+    if weighting == "evidence" and (config.guide in ("nuts", "svgd", "emulated") or config.k_hat_draws == 0):
         raise ValueError(NO_EVIDENCE)
     jobs = min(n_members, os.cpu_count() or 1) if jobs is None else min(jobs, n_members)
     if jobs < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,13 +22,16 @@ from bayespot.df.components import CANDIDATES, choose_n_components
 from bayespot.inference.alternating import UNSETTLED, alternate, require_plain
 from bayespot.inference.blocks import stars_in
 from bayespot.inference.checkpoint import Checkpoints
-from bayespot.inference.diagnose import ANGLE_STARS, Draws, diagnose
+from bayespot.inference.diagnose import ANGLE_STARS, EMULATED_DRAWS, Draws, diagnose
+from bayespot.inference.emulator import Emulator
 from bayespot.inference.guides import Family, WhitenedGuide
+from bayespot.inference.hmc import hmc, n_trajectories, r_hat
 from bayespot.inference.latent import OUTLIERS, LatentSpace
 from bayespot.inference.linearised import Responder, gauss_newton, responds
 from bayespot.inference.map import Climb
 from bayespot.inference.membership import named, outlier_probability, unremarkable
 from bayespot.inference.optimise import Report, adam_until_bound, count_unbound, lbfgs
+from bayespot.inference.resampling import systematic
 from bayespot.inference.result import FitConfig, FitError, FitResult
 from bayespot.inference.samplers import Chain, WhitenedPosterior, check_svgd_size, nuts, svgd
 from bayespot.inference.spherical_start import spherical_start
@@ -44,6 +48,10 @@ if TYPE_CHECKING:
 _CHECKPOINT_SECONDS = 20.0
 #: Fewest stars of a subset on the way to the maximum, and how near to its own maximum the climb goes.
 _LEAST_SUBSET, _SUBSET_TOLERANCE = 4000, 0.3
+#: r-hat of the chains of an emulated posterior up to which they count as mixed.
+_MIXED = 1.2
+#: Stars of a flattened galaxy that the first climb goes with.
+_ON_THE_WAY = 2000
 #: Fraction of outliers that a fit starts with.
 _START_FRACTION = 0.01
 #: Draws over which the probability of an outlier is averaged, and below which probability at their mean it is not.
@@ -67,7 +75,8 @@ def fit(
 
     Start from the data or the prior, Adam until every star is bound, choice of the number of components of
     f(J), full-batch L-BFGS to the maximum a posteriori, Fisher matrix, and from there, in whitened coordinates, what
-    ``config.guide`` names: stochastic variational inference, Stein particles or NUTS. A trained f(J) (`TrainedDensity`)
+    ``config.guide`` names: stochastic variational inference, Stein particles, NUTS, or Hamiltonian Monte Carlo with an
+    emulator. A trained f(J) (`TrainedDensity`)
     is trained and held fixed in turns with the potential first. The model is not changed.
 
     Parameters
@@ -115,6 +124,7 @@ class _Fit:
         #: f(J) that is trained in turns with the potential; until then a mixture stands in for it.
         trained = model.df if isinstance(model.df, TrainedDensity) else None
         model = model.with_outliers(catalog.w, config.outliers)
+        self.config = _resolved(config, model)
         if trained is not None:
             require_plain(model)
             model.df = trained.start()
@@ -181,7 +191,8 @@ class _Fit:
         if self.state["trained"] is not None:
             stages["orbits"] = self._orbits
         stages["map"] = self._map
-        last = {"nuts": self._nuts, "svgd": self._svgd}.get(self.config.guide, self._svi)
+        others = {"nuts": self._nuts, "svgd": self._svgd, "emulated": self._emulated}
+        last = others.get(cast("str", self.config.guide), self._svi)
         stages[last.__name__.removeprefix("_")] = last
         names = list(stages)
         for i, name in enumerate(names):
@@ -285,7 +296,7 @@ class _Fit:
             # the fraction comes last, and its information is that of a count
             count = torch.tensor([[_START_FRACTION * len(self.few)]], dtype=torch.float64)
             if responds(space):
-                u, _, _ = gauss_newton(space, u, self.few, 0.3, 10, report, 3000)
+                u, _, _ = gauss_newton(space, u, _thinned(self.few), 0.3, 10, report, 3000)
             else:
                 u, _, _ = lbfgs(space, u, self.few, torch.block_diag(information, count), 0.3, 60, report)
             values = space.values(u)
@@ -294,6 +305,7 @@ class _Fit:
     def _climbed(self, space: LatentSpace, u: Tensor, w: Tensor, report: Report) -> tuple[Tensor, Tensor]:
         """Return the information of a plain model at or near u, and where a short climb leads."""
         if responds(space):
+            w = _thinned(w)
             u, _, _ = gauss_newton(space, u, w, 0.3, 10, report, 3000)
             return space.fisher(u, w, 3000, self.config.seed, responder=Responder(space, u, w)), u
         information = space.fisher(u, w, 3000, self.config.seed)
@@ -384,9 +396,9 @@ class _Fit:
             u = climb.towards(u, data, tolerance) if k == 0 else climb.onwards(u, data, tolerance)
         if self.model.selection is None:
             bar.stage("Fisher information")
-            # outer products of scores are not the curvature where orbits change family: bands take the latter
-            if responds(LatentSpace(climb.model)):
-                information = climb.curvature(u, self.data, bar.step)
+            if climb.emulator is not None:
+                information = climb.with_orbits(climb.emulator, u, self.data)
+                self.state["emulator"] = climb.emulator.state()
             else:
                 information = climb.information(u, self.data, config.fisher_stars, bar.step)
         else:
@@ -466,8 +478,36 @@ class _Fit:
                 f"the particles of SVGD still move ({rest:.2f} of the first step's direction): raise svgd_steps"
             )
 
+    def _emulated(self, bar: Progress) -> None:
+        """Hamiltonian Monte Carlo with the emulator, f(J) at its maximum."""
+        config, space = self.config, LatentSpace(self.model)
+        emulator, u = Emulator.restored(space, self.state["emulator"]), self.state["u"]
+        n_potential = space.n_potential
+
+        def whole(some: Tensor) -> Tensor:
+            return torch.cat([some, u[n_potential:].expand(len(some), -1)], 1)
+
+        def gradients(some: Tensor) -> tuple[Tensor, Tensor]:
+            value, slope = emulator.gradients(whole(some))
+            return value, slope[:, :n_potential]
+
+        n = config.k_hat_draws * EMULATED_DRAWS or config.n_draws
+        bar.stage("posterior by Hamiltonian Monte Carlo", n_trajectories(n))
+        chains = hmc(gradients, u[:n_potential], emulator.information, n, config.seed, bar.step)
+        order = torch.randperm(chains.u[..., 0].numel(), generator=torch.Generator().manual_seed(config.seed))
+        self.state["draws"] = whole(chains.u.flatten(0, 1)[order[:n]])
+        spread = float(r_hat(chains.u).max())
+        if spread > _MIXED:
+            self.state["warnings"].append(
+                f"the chains of Hamiltonian Monte Carlo have not mixed (r-hat {spread:.2f} > {_MIXED}): bands may be "
+                "too narrow; compare with guide nuts, or another seed"
+            )
+
     def _draws(self, space: LatentSpace) -> Draws:
         config, state = self.config, self.state
+        if config.guide == "emulated":
+            u = state["draws"]
+            return Draws(u, Emulator.restored(space, state["emulator"]).log_posterior(u).detach())
         if config.guide in ("nuts", "svgd"):
             chains = state["chains"]
             u = self._whitened().u(torch.cat([chain.z for chain in chains]))
@@ -488,6 +528,10 @@ class _Fit:
         found.outliers.extend(named(probability, self.catalog.names))
         found.seconds["draws"] = time.perf_counter() - begun
         statistics = {} if drawn.log_q is None else {"log_q": drawn.log_q, "log_weights": log_weights}
+        if config.guide == "emulated" and torch.isfinite(log_weights).all():
+            rows = systematic(log_weights.softmax(0), config.n_draws, config.seed)
+            drawn = drawn._replace(u=drawn.u[rows])
+            statistics = {}
         r = radius(self.w[:, :3])
         q = [0.0, 0.01, 0.05, 0.16, 0.5, 0.84, 0.95, 0.99, 1.0]
         ranked = r.sort().values
@@ -529,6 +573,25 @@ class _Fit:
         """Coordinates of members for the test of phase mixing."""
         rows = self.order[:ANGLE_STARS]
         return self.w[rows if probability is None else rows[probability[rows] < LIKELY]]
+
+
+def _thinned(w: Tensor) -> Tensor:
+    """Return about as many stars as the way to a first f(J) and potential needs."""
+    return w[:: max(1, len(w) // _ON_THE_WAY)]
+
+
+def _resolved(config: FitConfig, model: SnapshotModel) -> FitConfig:
+    """Return the settings with a guide: of those that ask for none, the best that the model allows."""
+    possible = responds(LatentSpace(model))
+    if config.guide == "emulated" and not possible:
+        raise ValueError(
+            "guide 'emulated' is for an axisymmetric potential with StaeckelFudge and a complete sample without errors "
+            "or streams; take 'full_rank', or None, which chooses"
+        )
+    if config.guide is not None:
+        return config
+    fits = possible and config.df_guide in (None, "point")
+    return dataclasses.replace(config, guide="emulated" if fits else "full_rank")
 
 
 def _sharp(catalog: Catalog, order: Tensor) -> Tensor:

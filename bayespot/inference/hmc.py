@@ -1,4 +1,4 @@
-"""Hamiltonian Monte Carlo with many chains side by side, for densities that cost little more for many places at once."""
+"""Hamiltonian Monte Carlo with many chains side by side, for densities that cost little more at many places at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bayespot.inference.latent import whitening
 N_CHAINS, _LEAPFROG, _ACCEPTANCE = 64, 16, 0.8
 #: Trajectories of each of the two warm-ups: with the metric given, and with that of the chains. Trajectories from one
 #: kept draw to the next.
-_WARMUP, _SECOND_WARMUP, _THIN = 12, 6, 2
+_WARMUP, _SECOND_WARMUP, _THIN = 16, 8, 3
 #: Width of the start over the metric's, first step, its largest change after a trajectory, and its scatter.
 _START, _FIRST_STEP, _GAIN, _JITTER = 0.5, 0.05, 0.5, 0.3
 #: Weight of the old metric among the chains' covariance, as a number of draws.
@@ -66,12 +66,27 @@ def hmc(
     for _ in range(_SECOND_WARMUP):
         sampler.next()
     sampler.adapts = False
-    kept = []
+    kept: list[Tensor] = []
     while len(kept) * N_CHAINS < n_draws:
         for _ in range(_THIN):
             u = sampler.next()
         kept.append(u)
     return Chains(torch.stack(kept), sampler.accepted / sampler.counted)
+
+
+def n_trajectories(n_draws: int) -> int:
+    """Return how often `hmc` reports on the way to so many draws."""
+    return _WARMUP + _SECOND_WARMUP + _THIN * math.ceil(n_draws / N_CHAINS)
+
+
+def r_hat(u: Tensor) -> Tensor:
+    """Return r-hat ``(d,)`` of draws ``(n_kept, n_chains, d)``: between chains over within them.
+
+    Without halving the chains, which here are many and short (Gelman & Rubin 1992, Statistical Science 7, 457).
+    """
+    n = len(u)
+    within, between = u.var(0).mean(0), u.mean(0).var(0)
+    return ((n - 1) / n + between / within.clamp(min=1e-300)).sqrt()
 
 
 class _Sampler:

@@ -21,8 +21,6 @@ from bayespot.potential.base import Potential
 
 #: Stars per block of a literal likelihood.
 _LITERAL_BLOCK = 100_000
-#: Differences for the curvature, in standard deviations, and its least value over that of the information.
-_CURVATURE_STEP, _LEAST_CURVATURE = 0.25, 0.05
 #: The site of the outliers' fraction.
 OUTLIERS = "outliers.fraction"
 
@@ -78,7 +76,7 @@ class LatentSpace:
         return torch.cat([self.transforms[n].inv(values[n]).reshape(-1) for n in self.priors]).double()
 
     def log_prior(self, u: Tensor) -> Tensor:
-        """Return the log prior density ``(*batch,)`` in u ``(*batch, size)``; factors of a potential allow no batch.
+        """Return the log prior density ``(*batch,)`` in u ``(*batch, size)``.
 
         Raises
         ------
@@ -93,7 +91,10 @@ class LatentSpace:
             value = self.transforms[name](raw)
             for part in (self.priors[name].log_prob(value), self.transforms[name].log_abs_det_jacobian(raw, value)):
                 total = total + part.reshape(*u.shape[:-1], -1).sum(-1)
-        return total + self.model.log_factors(self.values(u)) if self.model.has_factors else total
+        if not self.model.has_factors:
+            return total
+        rows = [self.model.log_factors(self.values(row)) for row in u.reshape(-1, self.size)]
+        return total + torch.stack(rows).reshape(total.shape)
 
     def log_likelihood(self, u: Tensor, w: Tensor) -> Tensor:
         """Return the log-density of each star of ``w`` at ``u``."""
@@ -315,53 +316,6 @@ class LatentSpace:
         if (own := self.slices.get(OUTLIERS)) is not None:
             information[own, own] = information[own, own].clamp(min=curvature)
         return information * (n / len(w)) + self.prior_curvature(u)
-
-    def curvature(
-        self,
-        u: Tensor,
-        w: Tensor,
-        information: Tensor,
-        max_stars: int,
-        seed: int,
-        tick: Callable[[], None] | None = None,
-    ) -> Tensor:
-        r"""Return minus the second derivatives of the log posterior by the potential's latents, in u.
-
-        By differences of the gradient over a quarter of a standard deviation either way: where outer products of scores
-        are another thing, as for the shape of a potential whose orbits change family, this is what the width of the
-        posterior is. Those by the other latents alone are the outer products' in ``information``. Directions in which
-        the posterior is flat or convex get the least curvature that is possible, `_LEAST_CURVATURE` of that of the
-        information.
-
-        Parameters
-        ----------
-        information
-            `fisher` there.
-        max_stars, seed
-            More stars are represented by a random part, scaled up.
-        """
-        n = len(w)
-        if n > max_stars:
-            w = w[torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:max_stars]]
-        scale = n / len(w)
-        found = information.clone()
-        steps = _CURVATURE_STEP * information.diagonal().clamp(min=1e-12).rsqrt()
-        for k in range(self.n_potential):
-            shift = torch.zeros_like(u)
-            shift[k] = steps[k]
-            slopes = [
-                scale * self.likelihood_gradient(at, w)[1] + self.prior_gradient(at)[1] for at in (u - shift, u + shift)
-            ]
-            found[k] = (slopes[0] - slopes[1]) / (2 * steps[k])
-            if tick:
-                tick()
-        own = slice(0, self.n_potential)
-        found[own, own] = (found[own, own] + found[own, own].T) / 2
-        found[self.n_potential :, own] = found[own, self.n_potential :].T
-        C = whitening(information)
-        values, vectors = torch.linalg.eigh(C.T @ found @ C)
-        unwhite = torch.linalg.solve(C.T, vectors)
-        return (unwhite * values.clamp(min=_LEAST_CURVATURE)) @ unwhite.T
 
     def _fraction_curvature(self, u: Tensor, scores: Tensor) -> float:
         """Minus the second derivative of ln p in the logit of the outliers' fraction, summed over stars.

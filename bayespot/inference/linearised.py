@@ -7,6 +7,7 @@ one product of matrices, so an optimiser may ask for them as often as it likes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,8 +19,8 @@ from bayespot.inference.optimise import Report, lbfgs
 from bayespot.likelihood.phase_mixed import UNBOUND_STEEPNESS
 from bayespot.potential.base import Potential, SumPotential
 
-#: Step in u of the change of the potential, and of differences of linearised gradients.
-_STEP, _DIFFERENCE = 1e-4, 1e-3
+#: Step in u of the change of the potential.
+_STEP = 1e-4
 #: Of the optimiser on the linearised posterior: nearest to its maximum in posterior sd, and most iterations.
 _INNER, _ITERATIONS = 0.3, 60
 #: Least gain in ln p of a round that is followed by another.
@@ -82,7 +83,9 @@ def components(space: LatentSpace) -> list[tuple[str, Potential, list[str]]]:
         if isinstance(potential, SumPotential)
         else {"potential.": potential}
     )
-    return [(prefix, part, [name for name in space.slices if name.startswith(prefix)]) for prefix, part in parts.items()]
+    return [
+        (prefix, part, [name for name in space.slices if name.startswith(prefix)]) for prefix, part in parts.items()
+    ]
 
 
 def _changes(space: LatentSpace, u: Tensor, nodes: tuple[Tensor, Tensor]) -> Tensor:
@@ -104,21 +107,13 @@ class Linearised:
     """The log posterior of ``w`` with J linear in the potential's latents about u_0, exact to first order there.
 
     It has what `lbfgs` asks of a `LatentSpace`. Far off it falls steeply: linear actions could all shrink together, and
-    f(J) with them. ``reach`` says how far, over where J stops being linear. With a ``curvature`` of the posterior in
-    u_0, or near, its second derivatives are these: what J of second order contributes is the same for all u.
+    f(J) with them. ``reach`` says how far, over where J stops being linear.
     """
 
     def __init__(
-        self,
-        space: LatentSpace,
-        u: Tensor,
-        w: Tensor,
-        responder: Responder,
-        reach: float = 1.0,
-        curvature: Tensor | None = None,
+        self, space: LatentSpace, u: Tensor, w: Tensor, responder: Callable[[Tensor], Response], reach: float = 1.0
     ) -> None:
         self.space, self.u_0 = space, u
-        self.of_second_order: Tensor | None = None
         self.response = responder(w)
         self.reach = reach * _reach(self.response, space.prior_curvature(u).diagonal()[: space.n_potential])
         outliers = space.model.outliers
@@ -126,17 +121,6 @@ class Linearised:
             background = None if outliers is None else outliers.background
             self.background = None if background is None else background.log_prob(w)
         self.value, self.slope = self._approximate(u)
-        if curvature is not None:
-            own = slice(0, space.n_potential)
-            self.of_second_order = curvature[own, own] - self._curvature()
-
-    def _curvature(self) -> Tensor:
-        """Return minus the second derivatives by the potential's latents in u_0."""
-        n = self.space.n_potential
-        steps = _DIFFERENCE * torch.eye(self.space.size, dtype=self.u_0.dtype)[:n]
-        rows = [self._approximate(self.u_0 - step)[1] - self._approximate(self.u_0 + step)[1] for step in steps]
-        found = torch.stack(rows)[:, :n] / (2 * _DIFFERENCE)
-        return (found + found.T) / 2
 
     def valid(self, u: Tensor) -> bool:
         """Whether every site has a value at u."""
@@ -150,10 +134,6 @@ class Linearised:
         far = step[own] / self.reach
         value = value - len(w) * (far**8).sum()
         slope[own] -= 8 * len(w) * far**7 / self.reach
-        if self.of_second_order is not None:
-            bend = self.of_second_order @ step[own]
-            value = value - step[own] @ bend / 2
-            slope[own] -= bend
         return value, slope
 
     def _approximate(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,6 +156,24 @@ class Linearised:
             return members.sum()
         fraction = values[OUTLIERS]
         return torch.logaddexp(members + torch.log1p(-fraction), self.background + fraction.log()).sum()
+
+
+class AtFixedActions(Linearised):
+    """The log posterior of ``w`` as a function of f(J) and the outliers alone, the potential being that at u."""
+
+    def __init__(self, space: LatentSpace, u: Tensor, w: Tensor) -> None:
+        with torch.no_grad():
+            model = space.model.at(space.values(u)).tabulated(w)
+            J, excess = model.finder.capped_actions(model.potential, w)
+        k = space.n_potential
+        still = Response(J, excess, J.new_zeros(len(w), 2, k), J.new_zeros(len(w), k))
+        super().__init__(space, u, w, lambda _: still)
+
+    def gradient(self, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log posterior at u and its gradient, zero by the potential's latents."""
+        value, slope = self._approximate(u)
+        slope[: self.space.n_potential] = 0
+        return value, slope
 
 
 def _reach(response: Response, prior_curvature: Tensor) -> Tensor:
@@ -229,7 +227,7 @@ def gauss_newton(
         before = float(here.value)
         u_1, _, n = lbfgs(here, u, w, information, max(_INNER * tolerance, 0.01), _ITERATIONS, _silent)  # type: ignore[arg-type]
         done += n
-        shorter = _uphill(space, u, u_1 - u, w, float(here.value))
+        shorter = uphill(space, u, u_1 - u, w, float(here.value))
         if shorter == 0:
             break
         reach = min(1.0, 2 * reach) if shorter == 1 else reach / 2
@@ -237,7 +235,7 @@ def gauss_newton(
     return u, norm, done
 
 
-def _uphill(space: LatentSpace, u: Tensor, step: Tensor, w: Tensor, value: float) -> float:
+def uphill(space: LatentSpace, u: Tensor, step: Tensor, w: Tensor, value: float) -> float:
     """Return the part of a step that leads higher than ``value``, halved until it does; zero if none does."""
     part = 1.0
     for _ in range(_HALVINGS):

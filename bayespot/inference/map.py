@@ -9,8 +9,9 @@ from torch import Tensor
 
 from bayespot.catalog.catalog import Catalog
 from bayespot.inference.blocks import stars_in
-from bayespot.inference.latent import LatentSpace
-from bayespot.inference.linearised import Responder, gauss_newton, responds
+from bayespot.inference.emulator import Emulator
+from bayespot.inference.latent import LatentSpace, whitening
+from bayespot.inference.linearised import AtFixedActions, Responder, gauss_newton, responds, uphill
 from bayespot.inference.optimise import Report, displacement, lbfgs
 from bayespot.inference.result import FitConfig
 from bayespot.likelihood.model import SnapshotModel
@@ -25,10 +26,8 @@ _REFRESHED = 17
 _OTHER_POINTS = 7_001
 #: Stars that give the information on the way, and most linearisations of the actions.
 _MOST_STARS, _LINEARISATIONS = 25_000, 12
-#: Distance from the maximum, in posterior standard deviations, from which the curvature leads on.
-_NEAR = 1.0
-#: Distance, in posterior standard deviations, over which the curvature is taken not to change.
-_SAME_CURVATURE = 0.5
+#: Distance from the maximum, in posterior standard deviations, from which an emulator leads on, and most of its rounds.
+_NEAR, _EMULATED = 1.0, 8
 
 
 class Climb:
@@ -56,8 +55,8 @@ class Climb:
         self.model, self.catalog, self.data, self.few = model, catalog, data, few
         self.config, self.report = config, report
         self.iterations = 0
-        #: Stars, place and value of the last curvature.
-        self._curved: tuple[Tensor, Tensor, Tensor] | None = None
+        #: What the last maximum was reached with, where the model `responds`.
+        self.emulator: Emulator | None = None
 
     def space(self, u: Tensor, n: int = _FEW_POINTS) -> LatentSpace:
         """Lay n points that normalise the selection at u, if there is one; return the model's latents."""
@@ -123,7 +122,7 @@ class Climb:
         """
         tolerance = self.config.map_tolerance if tolerance is None else tolerance
         if responds(space := LatentSpace(self.model)):
-            return self._to_curved_maximum(space, u, data, tolerance)
+            return self._to_emulated_maximum(space, u, data, tolerance)
         left = self.config.map_iterations
         while left > 0:
             space = self.space(u, n_points)
@@ -135,31 +134,58 @@ class Climb:
                 break
         return u
 
-    def _to_curved_maximum(self, space: LatentSpace, u: Tensor, data: Tensor, tolerance: float) -> Tensor:
-        """Climb with linear actions as far as that leads, from there with the curvature measured."""
+    def _to_emulated_maximum(self, space: LatentSpace, u: Tensor, data: Tensor, tolerance: float) -> Tensor:
+        """Climb with linear actions as far as that leads, from there by turns with an emulator, and f(J)."""
         u, _, done = gauss_newton(space, u, data, _NEAR, _LINEARISATIONS, self.report, _MOST_STARS)
         self.iterations += done
-        left = self.config.map_iterations
-        while left > 0:
-            curvature = self.curvature(u, data)
-            u, norm, done = lbfgs(space, u, data, curvature, tolerance, min(left, 2 * _REFRESHED), self.report)
-            self.iterations += done
-            left -= done
-            if norm <= tolerance or done < _REFRESHED:
+        u = self._uphill(space, u, Emulator.of(space, u, data, self.config.seed, measured=False).maximum(u), data)
+        u = self._with_orbits(space, u, data)
+        emulator = Emulator.of(space, u, data, self.config.seed)
+        for k in range(_EMULATED):
+            emulator = emulator.corrected(u, data)
+            information = self.with_orbits(emulator, u, data)
+            value, slope = space.gradient(u, data)
+            norm = float((whitening(information).T @ slope).norm())
+            self.report(u, f"ln p {float(value):.3f}, {norm:.2g} sd from the maximum")
+            self.iterations += 1
+            if norm <= tolerance:
                 break
+            u = self._uphill(space, u, emulator.maximum(u), data)
+            u = self._with_orbits(space, u, data)
+            if k == _EMULATED // 2 and norm > _NEAR:
+                emulator = Emulator.of(space, u, data, self.config.seed)
+        self.emulator = emulator
         return u
 
-    def curvature(self, u: Tensor, data: Tensor, tick: Callable[[], None] | None = None) -> Tensor:
-        """Return the curvature of the log posterior at or very near u, where the model `responds`."""
-        if self._curved is not None and self._curved[0] is data:
-            _, at, known = self._curved
-            if float((u - at) @ known @ (u - at)) < _SAME_CURVATURE**2:
-                return known
-        space = LatentSpace(self.model)
+    def _uphill(self, space: LatentSpace, u: Tensor, u_1: Tensor, data: Tensor) -> Tensor:
+        """Return the place on the way from u to u_1 that is higher than u."""
+        return u + uphill(space, u, u_1 - u, data, float(space.log_posterior(u, data))) * (u_1 - u)
+
+    def _with_orbits(self, space: LatentSpace, u: Tensor, data: Tensor) -> Tensor:
+        """Return u with the best f(J) in its potential."""
+        if space.size == space.n_potential:
+            return u
+        information = self._of_orbits(space, u, data)
+        u, *_ = lbfgs(AtFixedActions(space, u, data), u, data, information, 0.02, 60, lambda *_: None)  # type: ignore[arg-type]
+        return u
+
+    def _of_orbits(self, space: LatentSpace, u: Tensor, data: Tensor) -> Tensor:
+        """Return the outer-product information without its part between potential and f(J)."""
+        own = slice(0, space.n_potential)
         information = self.information(u, data, _MOST_STARS)
-        found = space.curvature(u, data, information, _MOST_STARS, self.config.seed, tick)
-        self._curved = (data, u.clone(), found)
-        return found
+        information[own, space.n_potential :] = 0
+        information[space.n_potential :, own] = 0
+        return information
+
+    def with_orbits(self, emulator: Emulator, u: Tensor, data: Tensor) -> Tensor:
+        """Return the information of all latents: the emulator's for the potential, the outer product's for f(J).
+
+        The score identity parts them.
+        """
+        information = self._of_orbits(LatentSpace(self.model), u, data)
+        own = slice(0, len(emulator.information))
+        information[own, own] = emulator.information
+        return information
 
     def normalised_finely(self, u: Tensor, stage: Callable[[str], None]) -> tuple[Tensor, Tensor, int, float]:
         """Climb with ever more points, twice as many each time, until that moves the posterior little.

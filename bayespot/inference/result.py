@@ -13,9 +13,11 @@ from bayespot.df.components import Criterion
 from bayespot.inference.guides import OrbitsFamily
 from bayespot.likelihood.model import SnapshotModel
 
-GuideName = Literal["full_rank", "low_rank", "mean_field", "laplace", "svgd", "nuts"]
+GuideName = Literal["full_rank", "low_rank", "mean_field", "laplace", "emulated", "svgd", "nuts"]
 _COUNTS = ("n_draws", "adam_steps", "map_iterations", "guide_rank", "nuts_chains", "nuts_warmup", "svgd_particles")
-NO_EVIDENCE = "members fitted by NUTS or SVGD, or with k_hat_draws=0, have no evidence; weight them equally"
+NO_EVIDENCE = (
+    "members fitted by NUTS, SVGD or an emulator, or with k_hat_draws=0, have no evidence; weight them equally"
+)
 #: How the members of an ensemble are weighted.
 Weighting = Literal["equal", "evidence"]
 
@@ -47,8 +49,11 @@ class FitConfig:
         densities that are trained.
     guide
         How the posterior of the potential is found: a Gaussian guide, ``"full_rank"``, ``"low_rank"``,
-        ``"mean_field"`` (too narrow by construction) or ``"laplace"`` (full rank, no SVI); ``"svgd"``, particles, for
-        up to three latents; ``"nuts"``, Hamiltonian Monte Carlo over all latents, the reference for small N.
+        ``"mean_field"`` (too narrow by construction) or ``"laplace"`` (full rank, no SVI); ``"emulated"``, Hamiltonian
+        Monte Carlo with an emulator of the likelihood (`bayespot.inference.emulator`), re-weighted by the exact
+        posterior, for flattened potentials with complete samples; ``"svgd"``, particles, for up to three latents;
+        ``"nuts"``, Hamiltonian Monte Carlo over all latents, the reference for small N. None: ``"emulated"`` where it
+        can be, else ``"full_rank"``.
     df_guide
         Guide over f(J): ``"point"`` (by the score identity it costs no width to first order), ``"mean_field"``,
         ``"low_rank"``, ``"full_rank"``, or ``"joint"``: one guide over the potential and f(J) together. None:
@@ -72,7 +77,8 @@ class FitConfig:
         Catalogues more than twice as large are scored in random minibatches of this size in SVI, with a control variate
         (`bayespot.inference.svi.Minibatches`); with measurement errors a star counts as many as it has samples.
     k_hat_draws
-        Draws used for the PSIS diagnostic, the evidence and re-weighting; 0: without them. Of catalogues of more than
+        Draws used for the PSIS diagnostic, the evidence and re-weighting, twice as many of an emulated posterior; 0:
+        without them. Of catalogues of more than
         80 000 stars a random 40 000 give the weights, corrected to first order (`LatentSpace.log_posterior_near`).
     selection_points, selection_max_points, selection_tolerance
         Points that normalise a selection near the maximum. They are doubled until twice as many, and others, would
@@ -97,7 +103,7 @@ class FitConfig:
     component_choice: Criterion = "held_out"
     df: DensityName | None = None
     df_rounds: int = 5
-    guide: GuideName = "full_rank"
+    guide: GuideName | None = None
     df_guide: OrbitsFamily | None = None
     n_draws: int = 1000
     adam_steps: int = 30
@@ -124,7 +130,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("guide", get_args(GuideName)),
+            ("guide", (None, *get_args(GuideName))),
             ("df_guide", (None, *get_args(OrbitsFamily))),
             ("df", (None, *DENSITIES)),
             ("component_choice", get_args(Criterion)),
@@ -133,6 +139,8 @@ class FitConfig:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}; got {getattr(self, name)!r}")
         if self.guide in ("nuts", "svgd") and self.df_guide not in (None, "point", "joint"):
             raise ValueError(f"{self.guide} takes df_guide 'joint' or 'point', got {self.df_guide!r}")
+        if self.guide == "emulated" and self.df_guide not in (None, "point"):
+            raise ValueError(f"emulated takes df_guide 'point', got {self.df_guide!r}: f(J) stays at its maximum")
         for name in (*_COUNTS, "subset_size", "fisher_stars", "batch_size", "df_rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bayespot.inference.membership import outlier_probability
+from bayespot.inference.resampling import systematic
 from bayespot.inference.result import EnsembleResult, FitResult
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.posterior.meridian import MeridionalDraws
@@ -472,11 +473,3 @@ def member_spread(posterior: EnsemblePosterior, radii: ArrayLike) -> float:
     means, variances = np.stack([f.mean for f in fields]), np.stack([f.sd**2 for f in fields])
     between = (w * (means - (w * means).sum(0)) ** 2).sum(0)
     return float(np.sqrt((between / (w * variances).sum(0)).mean()))
-
-
-def systematic(weights: Tensor, n: int, seed: int) -> Tensor:
-    """Return n indices, sorted, each as often as n times its weight says to within one (systematic resampling)."""
-    offset = torch.rand((), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    ticks = (torch.arange(n, dtype=torch.float64) + offset) / n
-    cumulative = weights.double().cumsum(0)
-    return torch.searchsorted(cumulative / cumulative[-1], ticks).clamp(max=len(weights) - 1)

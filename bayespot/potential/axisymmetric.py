@@ -177,7 +177,7 @@ class AxisymmetricNetwork(ExpandedPotential):
 
     def evaluated(self) -> Potential:
         fixed = freeze(self, {})
-        fixed.monopole = self.monopole.evaluated()
+        fixed._modules["monopole"] = self.monopole.evaluated()
         fixed.__dict__["_computed"] = fixed._multipoles()
         return fixed
 

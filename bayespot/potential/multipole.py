@@ -136,7 +136,7 @@ class MultipoleTable:
         return self.each_degree(s) @ self._angular(mu).T
 
     def draws_on_grid(self, s: Tensor, mu: Tensor) -> Tensor:
-        r"""Return :math:`\phi` ``(n_draws, n, m)`` where the rows are those of several densities, one after the other."""
+        r"""Return :math:`\phi` ``(n_draws, n, m)`` where the rows are those of several densities in turn."""
         angular = self._angular(mu)
         return self.each_degree(s).unflatten(-1, (-1, angular.shape[1])).transpose(0, 1) @ angular.T
 

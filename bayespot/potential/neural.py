@@ -174,7 +174,7 @@ class MassSlopeNetwork(Potential):
 
     @takes_tensors(ln_mass="number", slope_weights="number")
     def draws_at_nodes(self, ln_mass: Tensor, slope_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        r"""Return :math:`\Phi`, :math:`v_c^2` and :math:`4\pi G\rho r^2` at the profile's nodes for many values of the sites.
+        r"""Return :math:`\Phi`, :math:`v_c^2` and :math:`4\pi G\rho r^2` at the profile's nodes for many draws.
 
         Parameters
         ----------

@@ -26,11 +26,11 @@ from bayespot.inference.ensemble import member_config, member_model
 from bayespot.inference.guides import WhitenedGuide, mean_field_narrowing
 from bayespot.inference.latent import LatentSpace
 from bayespot.inference.optimise import count_unbound
+from bayespot.inference.resampling import systematic
 from bayespot.inference.samplers import SVGD_MAX_SIZE, WhitenedPosterior, nuts, stein_direction, svgd
 from bayespot.inference.verdict import elbo_trend
 from bayespot.mock import mock
 from bayespot.posterior import member_spread
-from bayespot.posterior.posterior import systematic
 from bayespot.report import describe
 from bayespot.report.text import reweighted_where_it_matters
 
