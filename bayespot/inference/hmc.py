@@ -18,7 +18,10 @@ N_CHAINS, _LEAPFROG, _ACCEPTANCE = 64, 16, 0.8
 #: kept draw to the next.
 _WARMUP, _SECOND_WARMUP, _THIN = 16, 8, 3
 #: Width of the start over the metric's, first step, its largest change after a trajectory, and its scatter.
-_START, _FIRST_STEP, _GAIN, _JITTER = 0.5, 0.05, 0.5, 0.3
+_START, _FIRST_STEP, _GAIN, _JITTER = 0.2, 0.05, 0.5, 0.3
+#: How far below the median of ln p a chain may be after the first warm-up, in standard deviations of a Gaussian's: one
+#: that is farther has not come down from where it started, and begins anew where another is.
+_LOST = 10.0
 #: Weight of the old metric among the chains' covariance, as a number of draws.
 _PRIOR_DRAWS = 60
 
@@ -58,7 +61,10 @@ def hmc(
     """
     generator = torch.Generator().manual_seed(seed)
     sampler = _Sampler(gradients, u_0, whitening(information), generator, tick)
-    warm = torch.cat([sampler.next() for _ in range(_WARMUP)][_WARMUP // 2 :])
+    for _ in range(_WARMUP - _WARMUP // 2):
+        sampler.next()
+    sampler.gather()
+    warm = torch.cat([sampler.next() for _ in range(_WARMUP // 2)])
     centred = warm - warm.mean(0)
     own = torch.linalg.inv(information)
     covariance = (centred.T @ centred + _PRIOR_DRAWS * own) / (len(warm) + _PRIOR_DRAWS)
@@ -110,6 +116,15 @@ class _Sampler:
     def _at(self, z: Tensor) -> tuple[Tensor, Tensor]:
         value, slope = self.gradients(self.centre + z @ self.C.T)
         return value, slope @ self.C
+
+    def gather(self) -> None:
+        """Put chains that are far from where the density is to where others are."""
+        scatter = (self.z.shape[1] / 2) ** 0.5
+        lost = ~(self.value > self.value.nan_to_num(-math.inf).median() - _LOST * scatter)
+        sound = (~lost).nonzero()[:, 0]
+        chosen = sound[torch.randint(len(sound), (int(lost.sum()),), generator=self.generator)]
+        for part in (self.z, self.value, self.slope):
+            part[lost] = part[chosen]
 
     def remeasure(self, C: Tensor) -> None:
         """Take another metric; the chains stay where they are."""

@@ -12,7 +12,7 @@ import torch
 from contracts.actions import bound_stars
 
 from bayespot.actions import StaeckelFudge
-from bayespot.actions.response import response
+from bayespot.actions.response import response, score_matrix
 from bayespot.potential import NFW, ExponentialDisc, Logarithmic, MiyamotoNagai, SumPotential
 
 STEP = 1e-5
@@ -96,3 +96,17 @@ def test_through_the_focal_distance(stars):
             miss = (one.of_J[:, k, 0] - slope[:, action]).abs() / slope[:, action].abs().max()
             assert float(miss.median()) < 1e-5, (name, action)
             assert float(miss.quantile(0.98)) < 2e-3, (name, action)
+
+
+def test_score_matrix(stars):
+    """The change of a function of J by its slopes is that of J, with focal distances read at the energy too."""
+    potential = galaxy()
+    for finder in (StaeckelFudge(2.5), StaeckelFudge().settled(potential, stars)):
+        tables = finder.tabulated(potential, stars).tables
+        nodes = tables.field.nodes()
+        changes = torch.stack([part.phi_on_grid(*nodes).reshape(-1) for part in potential.members], 1)
+        slopes = torch.randn(len(stars), 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        matrix = score_matrix(tables, stars, slopes)
+        expected = (slopes[:, :, None] * response(tables, stars, changes).of_J).sum(1)
+        found = torch.as_tensor(matrix @ changes.numpy())
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bayespot.potential import Potential
+from bayespot.pyro_modules import freeze
 from bayespot.units import G
 
 
@@ -34,7 +35,8 @@ def check_potential(
 
     Acceleration against finite differences (1e-8 of its modulus); density by autodiff to ``rtol_density``
     and by finite differences to ``rtol_laplacian`` of the larger of itself and the mean density inside;
-    Gauss's law (1e-8); circular speed (1e-12); batch against scalar (1e-13); no graph under no_grad.
+    Gauss's law (1e-8); circular speed (1e-12) and what tables of circular orbits are made of (1e-9); batch against
+    scalar (1e-13); no graph under no_grad.
     """
     x = points_at(radii)
     check_acceleration(potential, x)
@@ -42,6 +44,7 @@ def check_potential(
         check_density(potential, x, density, rtol_density, rtol_laplacian)
         check_enclosed_mass(potential, radii, density)
     check_circular_speed(potential, radii)
+    check_circular_orbits(potential, radii)
     check_batches(potential, x)
     check_no_graph(potential, x)
 
@@ -121,6 +124,30 @@ def check_circular_speed(potential: Potential, radii: Tensor, rtol: float = 1e-1
         if potential.symmetry == "spherical":
             newton = G * potential.enclosed_mass(radii) / radii
             _below((vc2 - newton).abs(), rtol * vc2, "circular speed from mass", potential, radii)
+
+
+def check_circular_orbits(potential: Potential, radii: Tensor, rtol: float = 1e-9) -> None:
+    """`phi_and_vc2`, `radial` and an `evaluated` copy are Phi and R dPhi/dR in the plane, also for a second call."""
+    phi, vc2 = (part.detach() for part in Potential.phi_and_vc2(potential, radii))
+    for one in (potential.phi_and_vc2, potential.radial(), potential.evaluated().phi_and_vc2):
+        for _ in range(2):
+            for found, expected in zip(one(radii), (phi, vc2), strict=True):
+                torch.testing.assert_close(found.detach(), expected, rtol=rtol, atol=rtol * float(vc2.abs().max()))
+
+
+def check_draws_on_grid(free: Potential, draws: dict[str, Tensor], s: Tensor, mu: Tensor, rtol: float = 1e-9) -> None:
+    """Phi of many values of the sites on a grid, and functionals of it, are those of one value after the other."""
+    each = torch.stack(
+        [freeze(free, {name: value[i] for name, value in draws.items()}).phi_on_grid(s, mu) for i in range(3)]
+    )
+    few = {name: value[:3] for name, value in draws.items()}
+    torch.testing.assert_close(free.phi_draws_on_grid(few, s, mu), each, rtol=rtol, atol=rtol * float(each.abs().max()))
+    generator = torch.Generator().manual_seed(1)
+    W = torch.randn(len(s), len(mu), 4, dtype=torch.float64, generator=generator)
+    functionals = free.functionals_on_grid({name: value[0] for name, value in draws.items()}, W, s, mu)
+    expected = torch.tensordot(each, W, dims=2)
+    # power laws beyond a table's edges are those of the first draw
+    torch.testing.assert_close(functionals(few), expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
 
 
 def check_batches(potential: Potential, x: Tensor, rtol: float = 1e-13) -> None:

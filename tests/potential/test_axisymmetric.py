@@ -7,7 +7,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from contracts.potential import check_acceleration, check_batches, check_circular_speed, check_no_graph, points_at
+from contracts.potential import (
+    check_acceleration,
+    check_batches,
+    check_circular_orbits,
+    check_circular_speed,
+    check_draws_on_grid,
+    check_no_graph,
+    points_at,
+)
 
 from bayespot.potential import (
     NFW,
@@ -205,3 +213,33 @@ def test_on_a_grid():
     places = torch.stack([x, torch.zeros_like(x), z], -1)
     for one in (potential, *potential.members):
         torch.testing.assert_close(one.phi_on_grid(s, mu), one.phi(places), rtol=1e-10, atol=1e-9)
+
+
+def test_circular_orbits_beyond_the_tables():
+    """Phi and v_c^2 in the plane from the centre to where all mass is inside, alone and in a sum."""
+    potential = drawn(3)[0]
+    r = torch.linspace(-18.0, 22.0, 60, dtype=torch.float64).exp()
+    check_circular_orbits(potential, r)
+    check_circular_orbits(potential + ExponentialDisc(5e8, 2.6, 0.3), r)
+    # derivatives by the sites, which tables of actions pass on
+    free, values = AxisymmetricNetwork(monopole()), drawn(3)[1]
+    values = {name: value.clone().requires_grad_() for name, value in values.items()}
+    for k in (0, 1):
+        found, expected = (
+            torch.autograd.grad(pair[k].sum(), list(values.values()), allow_unused=True)
+            for pair in (
+                freeze(free, values).phi_and_vc2(r[20:40]),
+                Potential.phi_and_vc2(freeze(free, values), r[20:40]),
+            )
+        )
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8 * float(other.abs().max()))
+
+
+def test_many_draws_on_a_grid():
+    free = AxisymmetricNetwork(monopole())
+    values = [drawn(seed)[1] for seed in (3, 4, 5)]
+    draws = {name: torch.stack([one[name] for one in values]) for name in values[0]}
+    mu = torch.linspace(0.0, 1.0, 7, dtype=torch.float64)
+    check_draws_on_grid(free, draws, torch.linspace(-3.0, 4.0, 9, dtype=torch.float64), mu)
+    check_draws_on_grid(free, draws, torch.linspace(-25.0, 40.0, 9, dtype=torch.float64), mu)

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from contracts.potential import check_batches, points_at
+from contracts.potential import check_batches, check_circular_orbits, check_draws_on_grid, points_at
 
 from bayespot.potential import ExponentialDisc, ExponentialDiscs, SumPotential
 from bayespot.potential import disc_profile as module
@@ -102,3 +102,13 @@ def test_nothing_is_kept_of_what_is_gone():
     del together
     gc.collect()
     assert len(module._GRIDS) == before
+
+
+def test_circular_orbits_and_many_draws():
+    """In the plane, kept for the last radii; and for many masses at once."""
+    together = discs()
+    for r in (torch.logspace(-6, 6, 20), torch.logspace(-1, 2, 5), torch.logspace(-6, 6, 20)):
+        check_circular_orbits(together, r.double())
+    draws = {"ln_mass": torch.tensor([24.0, 23.0, 25.0]).double(), "logits": torch.stack([LOGITS, -LOGITS, 0 * LOGITS])}
+    s, mu = torch.linspace(-2, 3, 8, dtype=torch.float64), torch.linspace(0, 1, 5, dtype=torch.float64)
+    check_draws_on_grid(ExponentialDiscs(LENGTHS, HEIGHTS, 24.0), draws, s, mu)

@@ -1,0 +1,139 @@
+"""The emulator of the likelihood of a flattened potential against the exact posterior.
+
+Protocol: the stars of `flattened_problem`, at the maximum of their posterior. Gradient and second derivatives are exact
+to what their steps and the stars' weak directions leave; at draws from the posterior the emulator is off by a part of
+what the draws' ln p scatters.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from contracts.actions import bound_stars
+
+from bayespot import SnapshotModel
+from bayespot.df import ActionMixture
+from bayespot.inference.emulator import Emulator
+from bayespot.inference.hmc import hmc, r_hat
+from bayespot.inference.latent import LatentSpace
+from bayespot.inference.linearised import gauss_newton, phi_of_draws
+from bayespot.potential import NFW, AxisymmetricNetwork, ExponentialDiscs, MassSlopeNetwork, MiyamotoNagai
+
+
+@pytest.fixture(scope="module")
+def top(flattened_problem):
+    """The maximum, and the emulator there."""
+    space, u, w = flattened_problem
+    u, _, _ = gauss_newton(space, u, w, 0.05, 20, lambda u, note: None, 1000)
+    return u, Emulator.of(space, u, w, 1)
+
+
+def test_gradient(flattened_problem, top):
+    """Exact where it was expanded, and after a correction elsewhere too."""
+    space, _, w = flattened_problem
+    u, emulator = top
+    d = space.n_potential
+    assert float(emulator.c(u[None]).abs().max()) < 1e-9
+    scale = space.gradient(u, w)[1][:d].abs().max() + emulator.information.diagonal().sqrt()
+    for at, one in ((u, emulator), (u + 0.02, emulator.corrected(u + 0.02, w))):
+        _, slope = one.gradients(at[None])
+        exact = space.gradient(at, w)[1]
+        assert float(((slope[0, :d] - exact[:d]) / scale).abs().max()) < 0.02
+    value, slope = emulator.gradient(u + 0.02, w)
+    assert float(value) == pytest.approx(float(emulator.log_posterior(u[None] + 0.02)[0]))
+    assert not slope[d:].any()
+
+
+def test_information(flattened_problem, top):
+    """Minus the second derivatives of the exact posterior."""
+    space, _, w = flattened_problem
+    u, emulator = top
+    d = space.n_potential
+    C = torch.linalg.cholesky(torch.linalg.inv(emulator.information))
+    for k in range(d):
+        step = torch.cat([0.3 * C[:, k], u.new_zeros(space.size - d)])
+        slopes = [space.gradient(at, w)[1][:d] for at in (u - step, u + step)]
+        assert float(C[:, k] @ (slopes[0] - slopes[1]) / 0.6) == pytest.approx(1, abs=0.25)
+
+
+def test_at_draws(flattened_problem, top):
+    """Emulated and exact ln p of draws agree far better than a Gaussian's does."""
+    space, _, w = flattened_problem
+    u, emulator = top
+    d = space.n_potential
+    u = emulator.maximum(u)
+    C = torch.linalg.cholesky(torch.linalg.inv(emulator.information))
+    noise = torch.randn(40, d, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    draws = torch.cat([u[:d] + 1.5 * noise @ C.T, u[d:].expand(40, -1)], 1)
+    exact = torch.stack([space.log_posterior(one, w) for one in draws])
+    emulated = exact - emulator.log_posterior(draws)
+    gaussian = exact + 0.5 * (1.5 * noise).square().sum(-1)
+    assert float(emulated.std()) < 0.5
+    assert float(emulated.std()) < 0.7 * float(gaussian.std())
+
+
+def test_stored(flattened_problem, top):
+    """A fit that is resumed goes on with the same emulator."""
+    space, _, _ = flattened_problem
+    u, emulator = top
+    again = Emulator.restored(space, emulator.state())
+    torch.testing.assert_close(again.log_posterior(u[None] + 0.1), emulator.log_posterior(u[None] + 0.1))
+
+
+def test_functionals_of_a_free_form():
+    """What is asked of Phi by way of the sources is what the grid gives, to the power laws at its edges."""
+    w = bound_stars(MiyamotoNagai(5e10, 3.0, 0.3) + NFW(5e11, 20.0), 150, 3)
+    network = AxisymmetricNetwork(MassSlopeNetwork.for_stars(w, 4), n_shapes=3, n_degrees=2)
+    model = SnapshotModel(network + ExponentialDiscs([2.0, 4.0], [0.3, 0.3], 24.0), ActionMixture())
+    values = model.initial_values()
+    fixed = model.at(values)
+    model.finder = model.finder.settled(fixed.potential, w)
+    J = model.finder.capped_actions(fixed.potential, w).J.detach()
+    model.df = model.df.resolved(2, J)
+    space = LatentSpace(model)
+    u = space.vector(values | {f"df.{name}": value for name, value in model.df.fit_actions(J, 1).items()})
+    emulator = Emulator.of(space, u, w, 1, measured=False)
+    noise = torch.randn(5, space.n_potential, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    draws = torch.cat([u[: space.n_potential] + 0.5 * noise, u[space.n_potential :].expand(5, -1)], 1)
+    nodes = (emulator.s, emulator.mu)
+    change = phi_of_draws(space, draws, nodes) - phi_of_draws(space, u[None], nodes)
+    found = emulator.c(draws)
+    assert float((found - change @ emulator.W).abs().max() / found.abs().max()) < 1e-6
+
+
+def test_hmc_on_a_gaussian():
+    """Mean and covariance within 5 standard errors, from a metric wrong by factors of 10; no draw beyond a wall."""
+    d = 4
+    root = torch.tensor([[1.0, 0, 0, 0], [0.9, 0.3, 0, 0], [0, 0, 3.0, 0], [0, 1.0, 0, 0.1]], dtype=torch.float64)
+    precision = torch.linalg.inv(root @ root.T)
+
+    def gradients(u):
+        return -0.5 * ((u @ precision) * u).sum(-1), -u @ precision
+
+    zero = torch.zeros(d, dtype=torch.float64)
+    chains = hmc(gradients, zero, precision.diagonal().diag() / 4, 3000, 1, lambda note: None)
+    u = chains.u.flatten(0, 1)
+    assert chains.acceptance > 0.6
+    assert float(r_hat(chains.u).max()) < 1.05
+    n = chains.u.shape[0] * chains.u.shape[1] / 3  # the draws of a chain are not independent
+    sd = (root @ root.T).diagonal().sqrt()
+    assert bool((u.mean(0).abs() < 5 * sd / n**0.5).all())
+    covariance = u.T.cov() / sd / sd[:, None]
+    assert float((covariance - root @ root.T / sd / sd[:, None]).abs().max()) < 5 * (2 / n) ** 0.5
+    again = hmc(gradients, zero, precision.diagonal().diag() / 4, 3000, 1, lambda note: None)
+    assert torch.equal(again.u, chains.u)
+
+    def half(u):
+        value, slope = gradients(u)
+        return torch.where(u[:, 0] > 0, value, torch.nan), slope
+
+    inside = hmc(half, zero + 1, precision, 600, 2, lambda note: None).u
+    assert bool((inside[..., 0] > 0).all())
+    assert float(inside[..., 0].mean()) == pytest.approx((2 / torch.pi) ** 0.5, abs=0.12)
+
+
+def test_chains_apart_are_told():
+    u = torch.randn(6, 30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert float(r_hat(u).max()) < 1.1
+    u[:, :15, 1] += 2
+    assert float(r_hat(u)[1]) > 1.2
