@@ -37,7 +37,10 @@ _MOST_STARS, _DRAWS, _CHUNK = 25_000, 256, 64
 _LEAST = 0.01
 #: Share of the information that stars must have in a direction for its second derivative to be measured; step of the
 #: difference in standard deviations, and least value over that of the outer product of scores.
-_MEASURED, _STEP, _LEAST_CURVATURE = 0.3, 0.25, 0.05
+_MEASURED, _STEP, _LEAST_CURVATURE = 0.3, 1.0, 0.05
+#: Share of the information that stars must have in a direction for it to be refined; standard deviation of what second
+#: derivatives change by then, in units of the outer product's.
+_REFINED, _CHANGE = 0.1, 1.0
 #: Step of differences of c by the latents.
 _DIFFERENCE = 1e-2
 #: Of the optimiser: distance from the maximum in standard deviations, and most iterations.
@@ -159,6 +162,38 @@ class Emulator:
         A, sigma, Bt = torch.linalg.svd(D @ C, full_matrices=False)
         # what the stars hardly tell stays as it is
         return replace(self, g=self.g + A @ (sigma / (sigma**2 + _LEAST) * (Bt @ (C.T @ missing))))
+
+    def refined(self, u: Tensor, w: Tensor, tick: Callable[[], None] | None = None) -> Emulator:
+        """Return the emulator whose gradients are nearest to the exact ones at draws u ``(n_draws, size)``.
+
+        g and H change as little as that takes, by least squares: second derivatives then are those over the width of
+        the posterior, of use where ln L is not quadratic.
+        """
+        d = self.space.n_potential
+        C = whitening(self.information)
+        A, sigma, _ = torch.linalg.svd(self.derivatives(u.mean(0)) @ C, full_matrices=False)
+        A = A[:, (sigma**2 > _REFINED).nonzero()[:, 0]]
+        m = A.shape[1]
+        first, second = torch.triu_indices(m, m)
+        places = self.c(u).detach() @ A
+        design, missing = [], []
+        for one, a in zip(u, places, strict=True):
+            slope = self.space.likelihood_gradient(one, w)[1][:d]
+            D = self.derivatives(one)
+            emulated = D.T @ (self.g - self.H @ self.c(one[None])[0].detach())
+            B = C.T @ (D.T @ A)
+            of_H = B[:, first] * a[second] + torch.where(first == second, 0.0, B[:, second] * a[first])
+            design.append(torch.cat([B, -of_H], 1))
+            missing.append(C.T @ (slope - emulated))
+            if tick:
+                tick()
+        X, y = torch.cat(design), torch.cat(missing)
+        found = torch.linalg.solve(X.T @ X + torch.eye(X.shape[1], dtype=X.dtype) / _CHANGE**2, X.T @ y)
+        change = torch.zeros(m, m, dtype=X.dtype)
+        change[first, second] = found[m:]
+        change[second, first] = found[m:]
+        H = _at_least(self.H + A @ change @ A.T, _LEAST_CURVATURE)
+        return replace(self, g=self.g + A @ found[:m], H=H)
 
     def derivatives(self, u: Tensor) -> Tensor:
         """Return dc/du ``(k, d)`` by the potential's latents."""

@@ -25,7 +25,7 @@ from bayespot.inference.checkpoint import Checkpoints
 from bayespot.inference.diagnose import ANGLE_STARS, EMULATED_DRAWS, Draws, diagnose
 from bayespot.inference.emulator import Emulator
 from bayespot.inference.guides import Family, WhitenedGuide
-from bayespot.inference.hmc import hmc, n_trajectories, r_hat
+from bayespot.inference.hmc import N_CHAINS, hmc, n_trajectories, r_hat, starts
 from bayespot.inference.latent import OUTLIERS, LatentSpace
 from bayespot.inference.linearised import Responder, gauss_newton, responds
 from bayespot.inference.map import Climb
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 _CHECKPOINT_SECONDS = 20.0
 #: Fewest stars of a subset on the way to the maximum, and how near to its own maximum the climb goes.
 _LEAST_SUBSET, _SUBSET_TOLERANCE = 4000, 0.3
+#: Draws at which an emulator is made to agree with the exact posterior.
+_REFINING = 32
 #: r-hat of the chains of an emulated posterior up to which they count as mixed.
 _MIXED = 1.2
 #: Stars of a flattened galaxy that the first climb goes with.
@@ -492,8 +494,15 @@ class _Fit:
             return value, slope[:, :n_potential]
 
         n = config.k_hat_draws * EMULATED_DRAWS or config.n_draws
-        bar.stage("posterior by Hamiltonian Monte Carlo", n_trajectories(n))
-        chains = hmc(gradients, u[:n_potential], emulator.information, n, config.seed, bar.step)
+        bar.stage(
+            "posterior by Hamiltonian Monte Carlo", n_trajectories(N_CHAINS) + _REFINING + n_trajectories(n, True)
+        )
+        begin = starts(u[:n_potential], emulator.information, config.seed)
+        chains = hmc(gradients, begin, emulator.information, N_CHAINS, config.seed, bar.step)
+        # where the chains are, not where the maximum is, the emulator has to be right
+        emulator = emulator.refined(whole(chains.u[-1][:_REFINING]), self.data, bar.step)
+        self.state["emulator"] = emulator.state()
+        chains = hmc(gradients, begin, emulator.information, n, config.seed + 1, bar.step, chains)
         order = torch.randperm(chains.u[..., 0].numel(), generator=torch.Generator().manual_seed(config.seed))
         self.state["draws"] = whole(chains.u.flatten(0, 1)[order[:n]])
         spread = float(r_hat(chains.u).max())

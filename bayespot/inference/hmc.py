@@ -30,14 +30,28 @@ Gradients = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Chains(NamedTuple):
-    """Draws ``(n_kept, n_chains, d)`` and the mean acceptance while they were made."""
+    """Draws ``(n_kept, n_chains, d)``, the mean acceptance while they were made, and the root of the metric."""
 
     u: Tensor
     acceptance: float
+    C: Tensor
+
+
+def starts(u_0: Tensor, information: Tensor, seed: int) -> Tensor:
+    """Return places ``(n_chains, d)`` near u_0, for an information about there."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(N_CHAINS, len(u_0), generator=generator, dtype=u_0.dtype)
+    return u_0 + _START * noise @ whitening(information).T
 
 
 def hmc(
-    gradients: Gradients, u_0: Tensor, information: Tensor, n_draws: int, seed: int, tick: Callable[[str], None]
+    gradients: Gradients,
+    u: Tensor,
+    information: Tensor,
+    n_draws: int,
+    seed: int,
+    tick: Callable[[str], None],
+    warm: Chains | None = None,
 ) -> Chains:
     """Draw from a density by Hamiltonian Monte Carlo (Neal 2011, Handbook of MCMC, chapter 5).
 
@@ -48,41 +62,47 @@ def hmc(
     ----------
     gradients
         Log density and gradient at many places; not finite where there is no density.
-    u_0 : Float[Tensor, "d"]
-        About where chains start.
+    u : Float[Tensor, "n_chains d"]
+        Where chains start.
     information : Float[Tensor, "d d"]
         The inverse of about the covariance.
     n_draws
         At least so many are kept, thinned.
     seed
-        Of starts and momenta.
+        Of momenta.
     tick
         Called with a note after each trajectory.
+    warm
+        Chains of nearly the same density: they go on from where they were, with their metric.
     """
     generator = torch.Generator().manual_seed(seed)
-    sampler = _Sampler(gradients, u_0, whitening(information), generator, tick)
-    for _ in range(_WARMUP - _WARMUP // 2):
-        sampler.next()
-    sampler.gather()
-    warm = torch.cat([sampler.next() for _ in range(_WARMUP // 2)])
-    centred = warm - warm.mean(0)
-    own = torch.linalg.inv(information)
-    covariance = (centred.T @ centred + _PRIOR_DRAWS * own) / (len(warm) + _PRIOR_DRAWS)
-    sampler.remeasure(torch.linalg.cholesky(covariance))
+    if warm is None:
+        sampler = _Sampler(gradients, u, whitening(information), generator, tick)
+        for _ in range(_WARMUP - _WARMUP // 2):
+            sampler.next()
+        sampler.gather()
+        found = torch.cat([sampler.next() for _ in range(_WARMUP // 2)])
+        centred = found - found.mean(0)
+        own = torch.linalg.inv(information)
+        covariance = (centred.T @ centred + _PRIOR_DRAWS * own) / (len(found) + _PRIOR_DRAWS)
+        sampler.remeasure(torch.linalg.cholesky(covariance))
+    else:
+        sampler = _Sampler(gradients, warm.u[-1], warm.C, generator, tick)
     for _ in range(_SECOND_WARMUP):
         sampler.next()
+    sampler.gather()
     sampler.adapts = False
     kept: list[Tensor] = []
     while len(kept) * N_CHAINS < n_draws:
         for _ in range(_THIN):
             u = sampler.next()
         kept.append(u)
-    return Chains(torch.stack(kept), sampler.accepted / sampler.counted)
+    return Chains(torch.stack(kept), sampler.accepted / sampler.counted, sampler.C)
 
 
-def n_trajectories(n_draws: int) -> int:
-    """Return how often `hmc` reports on the way to so many draws."""
-    return _WARMUP + _SECOND_WARMUP + _THIN * math.ceil(n_draws / N_CHAINS)
+def n_trajectories(n_draws: int, warm: bool = False) -> int:
+    """Return how often `hmc` reports on the way to so many draws, from the start or from ``warm`` chains."""
+    return (0 if warm else _WARMUP) + _SECOND_WARMUP + _THIN * math.ceil(n_draws / N_CHAINS)
 
 
 def r_hat(u: Tensor) -> Tensor:
@@ -99,16 +119,17 @@ class _Sampler:
     """The chains' places u = centre + C z, and the step."""
 
     def __init__(
-        self, gradients: Gradients, centre: Tensor, C: Tensor, generator: torch.Generator, tick: Callable[[str], None]
+        self, gradients: Gradients, u: Tensor, C: Tensor, generator: torch.Generator, tick: Callable[[str], None]
     ) -> None:
-        self.gradients, self.centre, self.C = gradients, centre, C
+        self.gradients, self.centre, self.C = gradients, u.mean(0), C
         self.generator, self.tick = generator, tick
         self.step, self.adapts, self.accepted, self.counted = _FIRST_STEP, True, 0.0, 0
-        self.z = _START * self._noise(N_CHAINS, len(centre))
+        self.z = self._white(u - self.centre)
         self.value, self.slope = self._at(self.z)
-        lost = ~torch.isfinite(self.value)
-        self.z[lost] = 0.0
-        self.value, self.slope = self._at(self.z)
+        self.gather()
+
+    def _white(self, u: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.C, u.T, upper=False).T
 
     def _noise(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator, dtype=self.C.dtype)
@@ -128,9 +149,10 @@ class _Sampler:
 
     def remeasure(self, C: Tensor) -> None:
         """Take another metric; the chains stay where they are."""
-        self.z = torch.linalg.solve_triangular(C, (self.z @ self.C.T).T, upper=False).T
-        self.slope = torch.linalg.solve_triangular(self.C.T, self.slope.T, upper=True).T @ C
+        u = self.z @ self.C.T
         self.C = C
+        self.z = self._white(u)
+        self.value, self.slope = self._at(self.z)
 
     def next(self) -> Tensor:
         """Return where the chains are after one more trajectory."""

@@ -7,6 +7,8 @@ what the draws' ln p scatters.
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from contracts.actions import bound_stars
@@ -14,7 +16,7 @@ from contracts.actions import bound_stars
 from bayespot import SnapshotModel
 from bayespot.df import ActionMixture
 from bayespot.inference.emulator import Emulator
-from bayespot.inference.hmc import hmc, r_hat
+from bayespot.inference.hmc import hmc, r_hat, starts
 from bayespot.inference.latent import LatentSpace
 from bayespot.inference.linearised import gauss_newton, phi_of_draws
 from bayespot.potential import NFW, AxisymmetricNetwork, ExponentialDiscs, MassSlopeNetwork, MiyamotoNagai
@@ -72,6 +74,23 @@ def test_at_draws(flattened_problem, top):
     assert float(emulated.std()) < 0.7 * float(gaussian.std())
 
 
+def test_refined(flattened_problem, top):
+    """Made to agree with exact gradients at draws, it is nearer to the exact posterior at others."""
+    space, _, w = flattened_problem
+    u, emulator = top
+    d = space.n_potential
+    C = torch.linalg.cholesky(torch.linalg.inv(emulator.information))
+    noise = torch.randn(60, d, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    draws = torch.cat([u[:d] + noise @ C.T, u[d:].expand(60, -1)], 1)
+    exact = torch.stack([space.log_posterior(one, w) for one in draws])
+    wrong = dataclasses.replace(emulator, H=1.5 * emulator.H, g=emulator.g + 0.5)
+    before, after = (
+        float((exact - one.log_posterior(draws))[30:].std()) for one in (wrong, wrong.refined(draws[:30], w))
+    )
+    assert after < 0.3 * before
+    assert after < 1.5 * float((exact - emulator.log_posterior(draws))[30:].std())
+
+
 def test_stored(flattened_problem, top):
     """A fit that is resumed goes on with the same emulator."""
     space, _, _ = flattened_problem
@@ -111,7 +130,9 @@ def test_hmc_on_a_gaussian():
         return -0.5 * ((u @ precision) * u).sum(-1), -u @ precision
 
     zero = torch.zeros(d, dtype=torch.float64)
-    chains = hmc(gradients, zero, precision.diagonal().diag() / 4, 3000, 1, lambda note: None)
+    wrong = precision.diagonal().diag() / 4
+    begin = starts(zero, wrong, 1)
+    chains = hmc(gradients, begin, wrong, 3000, 1, lambda note: None)
     u = chains.u.flatten(0, 1)
     assert chains.acceptance > 0.6
     assert float(r_hat(chains.u).max()) < 1.05
@@ -120,14 +141,17 @@ def test_hmc_on_a_gaussian():
     assert bool((u.mean(0).abs() < 5 * sd / n**0.5).all())
     covariance = u.T.cov() / sd / sd[:, None]
     assert float((covariance - root @ root.T / sd / sd[:, None]).abs().max()) < 5 * (2 / n) ** 0.5
-    again = hmc(gradients, zero, precision.diagonal().diag() / 4, 3000, 1, lambda note: None)
+    again = hmc(gradients, begin, wrong, 3000, 1, lambda note: None)
     assert torch.equal(again.u, chains.u)
+    # a wider density, from where these chains are
+    wide = hmc(lambda u: tuple(part / 4 for part in gradients(u)), begin, wrong, 3000, 2, lambda note: None, chains)
+    assert float((wide.u.flatten(0, 1).std(0) / u.std(0) - 2).abs().max()) < 0.25
 
     def half(u):
         value, slope = gradients(u)
         return torch.where(u[:, 0] > 0, value, torch.nan), slope
 
-    inside = hmc(half, zero + 1, precision, 600, 2, lambda note: None).u
+    inside = hmc(half, starts(zero + 1, precision, 2), precision, 600, 2, lambda note: None).u
     assert bool((inside[..., 0] > 0).all())
     assert float(inside[..., 0].mean()) == pytest.approx((2 / torch.pi) ** 0.5, abs=0.12)
 
