@@ -64,6 +64,8 @@ BY_HAND = (
 EXEMPT = {
     "Potential.radial_draws.values": "draws of a posterior, tensors in the internal system",
     "MassSlopeNetwork.radial_draws.values": "draws of a posterior, tensors in the internal system",
+    "*.phi_draws_on_grid.values": "draws of a posterior, tensors in the internal system",
+    "*.functionals_on_grid.*": "draws of a posterior, in the internal system; weights and numbers",
     "Diagnostics.__init__.*": "what a fit measured of itself",
     "FinderBias.__init__.*": "what a fit measured of itself",
     "FitResult.__init__.*": "a fit's own result",

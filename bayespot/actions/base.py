@@ -110,7 +110,8 @@ class TorusMap(Declared, abc.ABC):
 @takes_tensors(energy="potential", phi="potential", escape="potential")
 def cap_energy(energy: Tensor, phi: Tensor, escape: Tensor) -> tuple[Tensor, Tensor]:
     """Return (energy capped just below escape, excess); see `CappedActions`."""
-    depth = torch.where(torch.isfinite(escape), escape - phi, 1.0)
+    # a star outside the place where a potential ceases to hold orbits has Phi above escape
+    depth = torch.where(torch.isfinite(escape), (escape - phi).abs(), 1.0)
     cap = torch.where(torch.isfinite(escape), escape - ESCAPE_MARGIN * depth, torch.inf)
     excess = torch.where(energy > cap, (energy - torch.where(energy > cap, cap, energy)) / depth, 0.0)
     return torch.minimum(energy, cap), excess

@@ -110,6 +110,7 @@ def diagnose(
         warnings=[],
         n_stars=len(data),
         df=type(model.df).__name__,
+        guide=config.guide or "",
         df_rounds=[dataclasses.asdict(one) for one in state["rounds"]],
         notes=notes,
         **extra,

@@ -41,6 +41,8 @@ _MEASURED, _STEP, _LEAST_CURVATURE = 0.3, 1.0, 0.05
 #: Share of the information that stars must have in a direction for it to be refined; standard deviation of what second
 #: derivatives change by then, in units of the outer product's.
 _REFINED, _CHANGE = 0.1, 1.0
+#: Distance from u_0 in any latent beyond which no draw of a posterior lies.
+_FARTHEST = 100.0
 #: Step of differences of c by the latents.
 _DIFFERENCE = 1e-2
 #: Of the optimiser: distance from the maximum in standard deviations, and most iterations.
@@ -246,11 +248,14 @@ class Emulator:
         return c @ self.g - 0.5 * ((c @ self.H) * c).sum(-1) + self.space.log_prior(u)
 
     def gradients(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `log_posterior` and its gradient ``(n_draws, size)``; NaN where a latent overflows."""
+        """Return `log_posterior` and its gradient ``(n_draws, size)``; NaN so far off that a site may overflow."""
+        u = u.detach()
+        near = ((u - self.u_0).abs() < _FARTHEST).all(-1)
         with torch.enable_grad():
-            u = u.detach().requires_grad_()
-            value = self.log_posterior(u)
-            return value.detach(), torch.autograd.grad(value.sum(), u)[0]
+            at = torch.where(near[:, None], u, self.u_0).requires_grad_()
+            value = self.log_posterior(at)
+            slope = torch.autograd.grad(value.sum(), at)[0]
+        return torch.where(near, value.detach(), torch.nan), torch.where(near[:, None], slope, torch.nan)
 
     def gradient(self, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Return `log_posterior` at one u ``(size,)`` and its gradient; f(J) stays: what `lbfgs` asks for."""

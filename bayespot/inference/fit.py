@@ -493,7 +493,7 @@ class _Fit:
             value, slope = emulator.gradients(whole(some))
             return value, slope[:, :n_potential]
 
-        n = config.k_hat_draws * EMULATED_DRAWS or config.n_draws
+        n = max(config.k_hat_draws * EMULATED_DRAWS or config.n_draws, 2 * N_CHAINS)
         bar.stage(
             "posterior by Hamiltonian Monte Carlo", n_trajectories(N_CHAINS) + _REFINING + n_trajectories(n, True)
         )

@@ -14,12 +14,12 @@ from bayespot.inference.latent import whitening
 #: Chains, leapfrog steps of a trajectory, and the acceptance that the step is adapted to (Beskos et al. 2013, Bernoulli
 #: 19, 1501, give 0.65 at least; rough posteriors want more).
 N_CHAINS, _LEAPFROG, _ACCEPTANCE = 64, 16, 0.8
-#: Trajectories of each of the two warm-ups: with the metric given, and with that of the chains. Trajectories from one
-#: kept draw to the next.
+#: Trajectories of the warm-up with the metric given, and of each of the two with that of the chains. Trajectories from
+#: one kept draw to the next.
 _WARMUP, _SECOND_WARMUP, _THIN = 16, 8, 3
 #: Width of the start over the metric's, first step, its largest change after a trajectory, and its scatter.
 _START, _FIRST_STEP, _GAIN, _JITTER = 0.2, 0.05, 0.5, 0.3
-#: How far below the median of ln p a chain may be after the first warm-up, in standard deviations of a Gaussian's: one
+#: How far below the median of ln p a chain may be in the warm-up, in standard deviations of a Gaussian's: one
 #: that is farther has not come down from where it started, and begins anew where another is.
 _LOST = 10.0
 #: Weight of the old metric among the chains' covariance, as a number of draws.
@@ -55,8 +55,8 @@ def hmc(
 ) -> Chains:
     """Draw from a density by Hamiltonian Monte Carlo (Neal 2011, Handbook of MCMC, chapter 5).
 
-    Half of the warm-up has the given information as its metric, half the covariance of the chains, which is kept.
-    Trajectories are of fixed length with steps that vary at random.
+    The metric is the given information, and after each part of the warm-up the covariance of the chains. Trajectories
+    are of fixed length with steps that vary at random.
 
     Parameters
     ----------
@@ -78,19 +78,11 @@ def hmc(
     generator = torch.Generator().manual_seed(seed)
     if warm is None:
         sampler = _Sampler(gradients, u, whitening(information), generator, tick)
-        for _ in range(_WARMUP - _WARMUP // 2):
-            sampler.next()
-        sampler.gather()
-        found = torch.cat([sampler.next() for _ in range(_WARMUP // 2)])
-        centred = found - found.mean(0)
-        own = torch.linalg.inv(information)
-        covariance = (centred.T @ centred + _PRIOR_DRAWS * own) / (len(found) + _PRIOR_DRAWS)
-        sampler.remeasure(torch.linalg.cholesky(covariance))
+        sampler.warm_up(_WARMUP)
     else:
         sampler = _Sampler(gradients, warm.u[-1], warm.C, generator, tick)
-    for _ in range(_SECOND_WARMUP):
-        sampler.next()
-    sampler.gather()
+    sampler.warm_up(_SECOND_WARMUP)
+    sampler.warm_up(_SECOND_WARMUP)
     sampler.adapts = False
     kept: list[Tensor] = []
     while len(kept) * N_CHAINS < n_draws:
@@ -102,7 +94,7 @@ def hmc(
 
 def n_trajectories(n_draws: int, warm: bool = False) -> int:
     """Return how often `hmc` reports on the way to so many draws, from the start or from ``warm`` chains."""
-    return (0 if warm else _WARMUP) + _SECOND_WARMUP + _THIN * math.ceil(n_draws / N_CHAINS)
+    return (0 if warm else _WARMUP) + 2 * _SECOND_WARMUP + _THIN * math.ceil(n_draws / N_CHAINS)
 
 
 def r_hat(u: Tensor) -> Tensor:
@@ -146,6 +138,16 @@ class _Sampler:
         chosen = sound[torch.randint(len(sound), (int(lost.sum()),), generator=self.generator)]
         for part in (self.z, self.value, self.slope):
             part[lost] = part[chosen]
+
+    def warm_up(self, n: int) -> None:
+        """Advance by n trajectories; the metric is then the covariance in the second half of them."""
+        for _ in range(n - n // 2):
+            self.next()
+        self.gather()
+        found = torch.cat([self.next() for _ in range(n // 2)])
+        centred = found - found.mean(0)
+        covariance = (centred.T @ centred + _PRIOR_DRAWS * self.C @ self.C.T) / (len(found) + _PRIOR_DRAWS)
+        self.remeasure(torch.linalg.cholesky(covariance))
 
     def remeasure(self, C: Tensor) -> None:
         """Take another metric; the chains stay where they are."""

@@ -16,9 +16,11 @@ from bayespot.potential.neural import normal_site
 from bayespot.pyro_modules import freeze
 from bayespot.units import G, takes, takes_tensors
 
-#: Scale lengths over the median radius of the stars, and heights over each of these: edge-on galaxies have 0.07 in the
-#: mean and up to twice that (Kregel, van der Kruit & de Grijs 2002, MNRAS 334, 646).
-_LENGTHS, _HEIGHTS = (0.15, 0.3, 0.6, 1.2), (0.05, 0.15)
+#: Scale lengths and heights over the median radius of the stars. Edge-on galaxies have a height of 0.07 lengths in the
+#: mean and up to twice that (Kregel, van der Kruit & de Grijs 2002, MNRAS 334, 646), the same at all radii.
+_LENGTHS, _HEIGHTS = (0.15, 0.3, 0.6, 1.2), (0.01, 0.03, 0.1)
+#: Prior standard deviation of the logits: that discs of one of the heights hardly have any mass must be likely.
+_LOGITS = 1.5
 #: Prior median of the mass of all over r v^2 / G of the stars at their median radius.
 _SHARE = 0.3
 
@@ -95,11 +97,12 @@ class ExponentialDiscs(Potential):
     @classmethod
     @takes_tensors(w="phase_space")
     def for_stars(cls, w: Tensor) -> ExponentialDiscs:
-        """Return eight discs placed by the stars' radii and speeds.
+        """Return twelve discs placed by the stars' radii and speeds.
 
-        Their scale lengths are 0.15 to 1.2 of the median radius r, the heights of each 0.05 and 0.15 of its length:
-        what the stars feel of a disc's thickness lies between (with one height the vertical force near the plane came
-        out confidently wrong). The prior of ln m is about 0.3 r v^2 / G with the median v^2, sd 1.
+        Their scale lengths are 0.15 to 1.2 of the median radius r, with heights of 0.01, 0.03 and 0.1 r each: real
+        discs are about as thick at all radii (with one height the vertical force near the plane came out confidently
+        wrong, with heights in proportion to the lengths so far out). The prior of ln m is about 0.3 r v^2 / G with the
+        median v^2, sd 1; that of the logits has sd 1.5.
 
         Parameters
         ----------
@@ -108,9 +111,9 @@ class ExponentialDiscs(Potential):
         """
         r = float(torch.linalg.vector_norm(w[:, :3], dim=-1).median())
         mass = _SHARE * r * float((w[:, 3:] ** 2).sum(-1).median()) / G
-        pairs = [(length * r, height * length * r) for height in _HEIGHTS for length in _LENGTHS]
+        pairs = [(length * r, height * r) for height in _HEIGHTS for length in _LENGTHS]
         lengths, heights = zip(*pairs, strict=True)
-        return cls(lengths, heights, math.log(mass))
+        return cls(lengths, heights, math.log(mass), logits_sd=_LOGITS)
 
     def initial_values(self) -> dict[str, Tensor]:
         """Start at the prior's centre."""
