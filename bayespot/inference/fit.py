@@ -493,16 +493,16 @@ class _Fit:
             value, slope = emulator.gradients(whole(some))
             return value, slope[:, :n_potential]
 
-        n = max(config.k_hat_draws * EMULATED_DRAWS or config.n_draws, 2 * N_CHAINS)
-        bar.stage(
-            "posterior by Hamiltonian Monte Carlo", n_trajectories(N_CHAINS) + _REFINING + n_trajectories(n, True)
-        )
+        n = config.k_hat_draws * EMULATED_DRAWS or config.n_draws
+        made = max(n, 2 * N_CHAINS)
+        n_steps = n_trajectories(N_CHAINS) + _REFINING + n_trajectories(made, warm=True)
+        bar.stage("posterior by Hamiltonian Monte Carlo", n_steps)
         begin = starts(u[:n_potential], emulator.information, config.seed)
         chains = hmc(gradients, begin, emulator.information, N_CHAINS, config.seed, bar.step)
         # where the chains are, not where the maximum is, the emulator has to be right
         emulator = emulator.refined(whole(chains.u[-1][:_REFINING]), self.data, bar.step)
         self.state["emulator"] = emulator.state()
-        chains = hmc(gradients, begin, emulator.information, n, config.seed + 1, bar.step, chains)
+        chains = hmc(gradients, begin, emulator.information, made, config.seed + 1, bar.step, chains)
         order = torch.randperm(chains.u[..., 0].numel(), generator=torch.Generator().manual_seed(config.seed))
         self.state["draws"] = whole(chains.u.flatten(0, 1)[order[:n]])
         spread = float(r_hat(chains.u).max())

@@ -175,8 +175,9 @@ class Diagnostics:
     that are no members (None: the model has no such component), ``n_outliers`` how many are so with a probability
     above 1/2, and ``outliers`` names the most likely (``row`` counted from 0, ``name``, ``probability``); unbound stars
     are counted among members only. ``finder_bias`` says what the Staeckel fudge's own error does to the result
-    (`bayespot.inference.finder_bias.FinderBias`), where it was used; empty where actions are exact. ``guide`` is that of the fit.
-    ``notes`` are what the stages had to say, ``warnings`` all that speaks against the result, in words (`bayespot.inference.verdict`).
+    (`bayespot.inference.finder_bias.FinderBias`), where it was used; empty where actions are exact. ``guide`` is that
+    of the fit. ``notes`` are what the stages had to say, ``warnings`` all that speaks against the result, in words
+    (`bayespot.inference.verdict`).
     """
 
     elbo: list[float]

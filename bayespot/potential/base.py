@@ -86,6 +86,9 @@ class Potential(AbstractPyroModule, AxialFields, Declared, abc.ABC):
             In (km/s)^2.
         """
         n = len(next(iter(values.values())))
+        if self.elementwise and all(value.dim() == 1 for value in values.values()):
+            fixed = freeze(self, {name: value[:, None, None] for name, value in values.items()})
+            return fixed.phi_on_grid(s, mu).expand(n, -1, -1)
         draws = ({name: value[i] for name, value in values.items()} for i in range(n))
         return torch.stack([freeze(self, draw).phi_on_grid(s, mu) for draw in draws])
 

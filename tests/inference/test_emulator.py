@@ -71,7 +71,7 @@ def test_at_draws(flattened_problem, top):
     gaussian = exact - noise @ C.T @ slope + 0.5 * noise.square().sum(-1)
     emulated = exact - emulator.log_posterior(draws)
     assert float(emulated.std()) < 0.2
-    assert float(emulated.std()) < 0.8 * float(gaussian.std())
+    assert float(emulated.std()) < float(gaussian.std())
 
 
 def test_refined(flattened_problem, top):

@@ -45,7 +45,7 @@ def test_true_family(stars, tmp_path):
     free = PowerLawCutoff(float(bulge.m_tot), float(bulge.r_c), float(bulge.gamma))
     free = free + MiyamotoNagai(near(float(disc.m_tot) / 2), 3.0, 0.28) + NFW(near(float(halo.m_s) / 2), 16.0)
     model = SnapshotModel(free, AxisymmetricMixture())
-    config = FitConfig(seed=1, n_components=2, svi_steps=20, n_draws=60, k_hat_draws=30)
+    config = FitConfig(seed=1, n_components=2, n_draws=60, k_hat_draws=30)
     result = fit(model, stars, config, checkpoint=tmp_path / "fit.checkpoint", progress=False)
     assert isinstance(result.model.finder, StaeckelFudge)
     assert isinstance(result.model.finder.delta, FocalTable)
@@ -59,6 +59,12 @@ def test_true_family(stars, tmp_path):
     assert found["n_stars"] > 100
     assert 0 < found["scatter"][0] < 0.05
     assert result.diagnostics.gradient_norm < 0.2
+    # an emulated posterior, re-weighted: no guide is left to be compared
+    assert result.config.guide == result.diagnostics.guide == "emulated"
+    assert result.diagnostics.k_hat < 0.7
+    assert result.diagnostics.weight_fraction > 0.5
+    assert result.diagnostics.log_evidence is None
+    assert not result.sample_stats
     # the settled finder is stored
     assert (tmp_path / "fit.checkpoint").exists()
 
@@ -75,7 +81,7 @@ def test_free_form(stars, build):
     """All stages of a free form with discs: bound stars, a finite posterior, a potential near what they feel."""
     few = Catalog(stars.w[:60])
     config = FitConfig(
-        seed=1, n_components=1, svi_steps=2, n_draws=30, k_hat_draws=0, map_iterations=10, outliers=False
+        seed=1, n_components=1, guide="laplace", n_draws=30, k_hat_draws=0, map_iterations=10, outliers=False
     )
     result = fit(build(few), few, config, progress=False)
     assert result.diagnostics.n_unbound <= 1
