@@ -22,6 +22,7 @@ from contracts.actions import (
 from contracts.axisymmetric import KuzminKutuzov, disc_stars, milky_way
 
 from bayespot.actions import SphericalActions, StaeckelFudge
+from bayespot.actions.base import cap_energy
 from bayespot.actions.meridional import Equatorial
 from bayespot.actions.separated_actions import radial_action
 from bayespot.actions.turning import turning_points
@@ -436,3 +437,14 @@ def test_rough_angles():
     assert float(angle_difference(exact.theta, rough.theta).abs().amax(-1).quantile(0.99)) < 3e-4
     assert float((exact.Omega / rough.Omega - 1).abs().amax(-1).quantile(0.99)) < 1e-4
     assert StaeckelFudge().rough().settled(GALAXY, w).rough().delta is not None
+
+
+def test_outside_where_a_potential_holds_orbits():
+    """Where Phi is above the escape energy a star is unbound by so much, never the reverse: likelihoods fall there."""
+    phi = torch.tensor([-3.0, -1.0, -1.0, -2.0 + 1e-9], dtype=torch.float64)
+    energy = phi + torch.tensor([0.5, 0.5, 5.0, 0.5], dtype=torch.float64)
+    capped, excess = cap_energy(energy, phi, torch.tensor(-2.0, dtype=torch.float64))
+    assert float(excess[0]) == 0
+    assert bool((excess[1:] > 0).all())
+    assert float(excess[2]) > float(excess[1])
+    assert bool((capped < -2.0).all())

@@ -562,3 +562,20 @@ def test_unbound_stars_with_errors(fits, few_stars):
     assert count_unbound(space, u, data) == 1
     data[1, 0, 3:6] *= 100
     assert count_unbound(space, u, data) == 2
+
+
+def test_verdict_of_an_emulated_posterior():
+    """Its weights judge it, not how far its start was from the maximum; and it names another way out."""
+    emulated = GOOD | {"guide": "emulated"}
+    assert verdict(emulated | {"gradient_norm": 0.5}).level == "trusted"
+    judged = verdict(emulated | {"k_hat": 0.9})
+    assert judged.level == "to be taken with care"
+    assert "nuts for few stars" in judged.reasons[0]
+
+
+def test_emulated_is_for_flattened_potentials():
+    with pytest.raises(ValueError, match=r"emulated takes df_guide 'point', got 'joint'"):
+        FitConfig(guide="emulated", df_guide="joint")
+    stars = mock("isochrone", n_stars=50, seed=1)
+    with pytest.raises(ValueError, match=r"guide 'emulated' is for an axisymmetric potential"):
+        fit(isochrone.build(stars), stars, FitConfig(guide="emulated"))
