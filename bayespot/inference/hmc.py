@@ -16,7 +16,7 @@ from bayespot.inference.latent import whitening
 N_CHAINS, _LEAPFROG, _ACCEPTANCE = 64, 16, 0.8
 #: Trajectories of the warm-up with the metric given, and of each of the two with that of the chains. Trajectories from
 #: one kept draw to the next.
-_WARMUP, _SECOND_WARMUP, _THIN = 16, 8, 3
+_WARMUP, _SECOND_WARMUP, _THIN = 16, 8, 5
 #: Width of the start over the metric's, first step, its largest change after a trajectory, and its scatter.
 _START, _FIRST_STEP, _GAIN, _JITTER = 0.2, 0.05, 0.5, 0.3
 #: How far below the median of ln p a chain may be in the warm-up, in standard deviations of a Gaussian's: one
