@@ -87,7 +87,9 @@ def diagnose(
         # with f(J) in the same guide its correlations with the potential are lost too
         size = space.size if config.df_guide == "joint" else space.n_potential
         extra["narrowing"] = mean_field_narrowing(state["information"][:size, :size], space.n_potential)
-    extra |= _observation(space, data, few, u.mean(0), notes)
+    # the mean of latents whose posterior bends is no place of the posterior
+    centre = state["u"] if config.guide == "emulated" else u.mean(0)
+    extra |= _observation(space, data, few, centre, notes)
     if model.points is not None:
         extra["selection_points"] = state["selection_points"]
         extra["selection_error"] = state["selection_error"]
@@ -97,11 +99,11 @@ def diagnose(
         extra["n_outliers"] = len(data) - len(members)
         extra["outlier_fraction"] = float(space.values(u)[OUTLIERS].mean())
     if responds(space):
-        extra["finder_bias"] = finder_bias(space, u, members, len(members), config.seed).as_dict()
+        extra["finder_bias"] = finder_bias(space, u, members, len(members), config.seed, centre).as_dict()
     found = Diagnostics(
         elbo=state["elbo"],
         gradient_norm=state["gradient_norm"],
-        n_unbound=count_unbound(space, u.mean(0), members),
+        n_unbound=count_unbound(space, centre, members),
         k_hat=k_hat,
         n_components=int(model.df.n_components or 0),
         component_table=state["component_table"],

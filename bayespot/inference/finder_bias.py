@@ -53,23 +53,27 @@ class FinderBias:
         return {"fields": self.fields, "scatter": list(self.scatter), "n_stars": self.n_stars}
 
 
-@takes_tensors(u="number", w="phase_space")
+@takes_tensors(u="number", w="phase_space", centre="number")
 @torch.no_grad()
-def finder_bias(space: LatentSpace, u: Tensor, w: Tensor, n_stars: int, seed: int) -> FinderBias:
+def finder_bias(
+    space: LatentSpace, u: Tensor, w: Tensor, n_stars: int, seed: int, centre: Tensor | None = None
+) -> FinderBias:
     """Measure the bias of a fit with the fudge.
 
     Parameters
     ----------
     space, u
-        A model that `responds`, and draws of its latents ``(n, size)``; their mean is where orbits are followed.
+        A model that `responds`, and draws of its latents ``(n, size)``.
     w : Float[Tensor, "m 6"]
         Members.
     n_stars
         How many stars the fit has.
     seed
         Of the stars that are followed.
+    centre : Float[Tensor, "size"], optional
+        Latents in whose potential orbits are followed; by default the mean of the draws.
     """
-    mean = u.mean(0)
+    mean = u.mean(0) if centre is None else centre
     model = space.model.at(space.values(mean))
     n_followed = min(max(_STARS, int(_SHARE * n_stars)), _MOST_STARS)
     order = torch.randperm(len(w), generator=torch.Generator().manual_seed(seed))[:n_followed]

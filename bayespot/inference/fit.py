@@ -571,7 +571,8 @@ class _Fit:
         def at(rows: Tensor) -> Iterator[SnapshotModel]:
             return (self.model.at(space.values(row)) for row in rows)
 
-        probability = outlier_probability(at(u.mean(0)[None]), self.data)
+        centre = self.state["u"] if self.config.guide == "emulated" else u.mean(0)
+        probability = outlier_probability(at(centre[None]), self.data)
         doubtful = (probability > _NEGLIGIBLE).nonzero()[:, 0]
         if len(doubtful):
             rows = u[torch.linspace(0, len(u) - 1, min(_OUTLIER_DRAWS, len(u))).long()]
