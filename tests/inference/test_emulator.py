@@ -59,19 +59,18 @@ def test_information(flattened_problem, top):
 
 
 def test_at_draws(flattened_problem, top):
-    """Emulated and exact ln p of draws agree better than a Gaussian's does."""
+    """Emulated ln p of draws is the exact one to a fraction of a nat, a small part of its scatter."""
     space, _, w = flattened_problem
     u, emulator = top
     d = space.n_potential
     C = torch.linalg.cholesky(torch.linalg.inv(emulator.information))
-    noise = 0.5 * torch.randn(40, d, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    draws = torch.cat([u[:d] + noise @ C.T, u[d:].expand(40, -1)], 1)
+    noise = torch.randn(40, d, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    draws = torch.cat([u[:d] + 0.5 * noise @ C.T, u[d:].expand(40, -1)], 1)
     exact = torch.stack([space.log_posterior(one, w) for one in draws])
-    slope = space.gradient(u, w)[1][:d]
-    gaussian = exact - noise @ C.T @ slope + 0.5 * noise.square().sum(-1)
-    emulated = exact - emulator.log_posterior(draws)
-    assert float(emulated.std()) < 0.2
-    assert float(emulated.std()) < float(gaussian.std())
+    emulated = emulator.log_posterior(draws)
+    assert float((exact - emulated).std()) < 0.1
+    # nor do they agree because nothing happens
+    assert float(exact.std()) > 5 * float((exact - emulated).std())
 
 
 def test_refined(flattened_problem, top):

@@ -45,7 +45,7 @@ def test_true_family(stars, tmp_path):
     free = PowerLawCutoff(float(bulge.m_tot), float(bulge.r_c), float(bulge.gamma))
     free = free + MiyamotoNagai(near(float(disc.m_tot) / 2), 3.0, 0.28) + NFW(near(float(halo.m_s) / 2), 16.0)
     model = SnapshotModel(free, AxisymmetricMixture())
-    config = FitConfig(seed=1, n_components=2, n_draws=60, k_hat_draws=30)
+    config = FitConfig(seed=1, n_components=2, n_draws=60, k_hat_draws=50)
     result = fit(model, stars, config, checkpoint=tmp_path / "fit.checkpoint", progress=False)
     assert isinstance(result.model.finder, StaeckelFudge)
     assert isinstance(result.model.finder.delta, FocalTable)
