@@ -9,9 +9,9 @@ matrix with a table, for all parameters together. What a table of focal distance
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple, TypeAlias, cast
+from typing import NamedTuple, TypeAlias, TypeVar, cast
 
 import torch
 from scipy import sparse
@@ -21,6 +21,7 @@ from bayespot.actions.focal import FocalTable
 from bayespot.actions.fudge import Surroundings
 from bayespot.actions.meridional import TabulatedField
 
+_T = TypeVar("_T")
 #: Stars at a time.
 _BLOCK = 4096
 #: Step in ln R of differences in the plane.
@@ -51,9 +52,7 @@ def response(tables: Surroundings, w: Tensor, changes: Tensor) -> Response:
     changes : Float[Tensor, "n_nodes k"]
         dPhi/da of every parameter at the nodes of the tabulated field, see `TabulatedField.nodes`.
     """
-    fixed = tables.through(torch.Tensor.detach)
-    with torch.enable_grad():
-        parts = [_of_block(fixed, block, changes) for block in w.split(_BLOCK)]
+    parts = _of_blocks(tables, w, lambda probed, block: probed.response(changes))
     return Response(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
@@ -69,28 +68,27 @@ def score_matrix(tables: Surroundings, w: Tensor, slopes: Tensor) -> sparse.csr_
     slopes : Float[Tensor, "n 2"]
         Derivatives of the function by J_r and J_z of each star.
     """
+    return sparse.vstack(_of_blocks(tables, w, lambda probed, block: probed.matrix(slopes[block]))).tocsr()
+
+
+def _of_blocks(tables: Surroundings, w: Tensor, found: Callable[[_Probed, slice], _T]) -> list[_T]:
+    """Return what is found for one block of stars after the other, so that their graphs do not add up."""
     fixed = tables.through(torch.Tensor.detach)
+    blocks = [slice(first, first + _BLOCK) for first in range(0, len(w), _BLOCK)]
     with torch.enable_grad():
-        pairs = zip(w.split(_BLOCK), slopes.split(_BLOCK), strict=True)
-        return sparse.vstack([_Probed(fixed, *pair).matrix() for pair in pairs]).tocsr()
-
-
-def _of_block(tables: Surroundings, w: Tensor, changes: Tensor) -> Response:
-    probed = _Probed(tables, w)
-    rows = [_product(*probed.derivatives(column), len(w), changes) for column in probed.columns]
-    return Response(probed.J, probed.excess, torch.stack(rows[:2], 1).detach(), rows[2].detach())
+        return [found(_Probed(fixed, w[block]), block) for block in blocks]
 
 
 class _Probed:
-    """Actions of some stars, and where and how they depend on Phi; ``slopes`` as for `score_matrix`."""
+    """Actions of some stars, and where and how they depend on Phi."""
 
-    def __init__(self, tables: Surroundings, w: Tensor, slopes: Tensor | None = None) -> None:
+    def __init__(self, tables: Surroundings, w: Tensor) -> None:
         asked: list[_Asked] = []
         focal = _Focal(tables.focal)
         probed = replace(tables, field=_Probe(tables.field, asked), focal=cast("FocalTable", focal))
         (J, excess), _ = probed.actions(w, None)
         circular = focal.circular_orbits(asked)
-        self.focal, self.circular, self.slopes, self.n_nodes = focal, circular, slopes, tables.field.n_nodes
+        self.focal, self.circular, self.n_nodes = focal, circular, tables.field.n_nodes
         self.values = [one.value for one in asked] + [focal.leaf for _ in circular[:1]]
         self.places: list[_Place] = [(one.stars, *tables.field.stencil(one.R, one.z)) for one in asked + circular]
         self.columns = (J[:, 0], J[:, 2], excess)
@@ -106,13 +104,17 @@ class _Probed:
             slopes += [None if by_s is None else by_s * weight for weight in self.focal.weights]
         return self.places, slopes
 
-    def matrix(self) -> sparse.csr_matrix:
+    def response(self, changes: Tensor) -> Response:
+        """Return the block's `response`."""
+        rows = [_product(*self.derivatives(column), len(self.J), changes) for column in self.columns]
+        return Response(self.J, self.excess, torch.stack(rows[:2], 1).detach(), rows[2].detach())
+
+    def matrix(self, slopes: Tensor) -> sparse.csr_matrix:
         """Return the block's rows of `score_matrix`."""
-        assert self.slopes is not None  # whoever asks for the matrix gave them
         n = len(self.J)
-        places, slopes = self.derivatives(self.slopes[:, 0] * self.columns[0] + self.slopes[:, 1] * self.columns[1])
+        places, derivatives = self.derivatives(slopes[:, 0] * self.columns[0] + slopes[:, 1] * self.columns[1])
         total = sparse.csr_matrix((n, self.n_nodes))
-        for (stars, index, weight), slope in zip(places, slopes, strict=True):
+        for (stars, index, weight), slope in zip(places, derivatives, strict=True):
             if slope is None:
                 continue
             data = (weight * slope[..., None]).reshape(len(slope), -1)

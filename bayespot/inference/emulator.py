@@ -133,7 +133,7 @@ class Emulator:
     ) -> Emulator:
         """Return the emulator with the exact gradient at u_0 and second derivatives; C is the root of a covariance."""
         space, u, d = self.space, self.u_0, self.space.n_potential
-        here = self.corrected(u, w)
+        here = self.corrected(u, space.likelihood_gradient(u, w)[1])
         D = here.derivatives(u)
         A, sigma, Bt = torch.linalg.svd(D @ C, full_matrices=False)
         bend, H = here._bend(), self.H
@@ -154,13 +154,11 @@ class Emulator:
         back = torch.linalg.inv(C)
         return replace(here, H=H, information=back.T @ white @ back)
 
-    def corrected(self, u: Tensor, w: Tensor) -> Emulator:
-        """Return the emulator with another g, such that its gradient at u is that of the stars ``w``."""
-        d = self.space.n_potential
+    def corrected(self, u: Tensor, slope: Tensor) -> Emulator:
+        """Return the emulator with another g, such that its gradient at u is ``slope``, of the log-likelihood."""
         C, D = whitening(self.information), self.derivatives(u)
-        slope = self.space.likelihood_gradient(u, w)[1][:d]
         with torch.no_grad():
-            missing = slope - D.T @ (self.g - self.H @ self.c(u[None])[0])
+            missing = slope[: self.space.n_potential] - D.T @ (self.g - self.H @ self.c(u[None])[0])
         A, sigma, Bt = torch.linalg.svd(D @ C, full_matrices=False)
         # what the stars hardly tell stays as it is
         return replace(self, g=self.g + A @ (sigma / (sigma**2 + _LEAST) * (Bt @ (C.T @ missing))))

@@ -142,11 +142,12 @@ class Climb:
         u = self._with_orbits(space, u, data)
         emulator = Emulator.of(space, u, data, self.config.seed)
         for k in range(_EMULATED):
-            emulator = emulator.corrected(u, data)
+            value, slope = space.likelihood_gradient(u, data)
+            emulator = emulator.corrected(u, slope)
+            prior, prior_slope = space.prior_gradient(u)
             information = self.with_orbits(emulator, u, data)
-            value, slope = space.gradient(u, data)
-            norm = float((whitening(information).T @ slope).norm())
-            self.report(u, f"ln p {float(value):.3f}, {norm:.2g} sd from the maximum")
+            norm = float((whitening(information).T @ (slope + prior_slope)).norm())
+            self.report(u, f"ln p {float(value + prior):.3f}, {norm:.2g} sd from the maximum")
             self.iterations += 1
             if norm <= tolerance:
                 break

@@ -30,6 +30,14 @@ def top(flattened_problem):
     return u, Emulator.of(space, u, w, 1)
 
 
+def around(emulator, u, n, width, seed):
+    """Draws of the potential's latents about u, of ``width`` times the emulator's covariance."""
+    d = emulator.space.n_potential
+    C = torch.linalg.cholesky(torch.linalg.inv(emulator.information))
+    noise = torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.cat([u[:d] + width * noise @ C.T, u[d:].expand(n, -1)], 1)
+
+
 def test_gradient(flattened_problem, top):
     """Exact where it was expanded, and after a correction elsewhere too."""
     space, _, w = flattened_problem
@@ -37,7 +45,7 @@ def test_gradient(flattened_problem, top):
     d = space.n_potential
     assert float(emulator.c(u[None]).abs().max()) < 1e-9
     scale = space.gradient(u, w)[1][:d].abs().max() + emulator.information.diagonal().sqrt()
-    for at, one in ((u, emulator), (u + 0.02, emulator.corrected(u + 0.02, w))):
+    for at, one in ((u, emulator), (u + 0.02, emulator.corrected(u + 0.02, space.likelihood_gradient(u + 0.02, w)[1]))):
         _, slope = one.gradients(at[None])
         exact = space.gradient(at, w)[1]
         assert float(((slope[0, :d] - exact[:d]) / scale).abs().max()) < 0.02
@@ -62,10 +70,7 @@ def test_at_draws(flattened_problem, top):
     """Emulated ln p of draws is the exact one to a fraction of a nat, a small part of its scatter."""
     space, _, w = flattened_problem
     u, emulator = top
-    d = space.n_potential
-    C = torch.linalg.cholesky(torch.linalg.inv(emulator.information))
-    noise = torch.randn(40, d, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    draws = torch.cat([u[:d] + 0.5 * noise @ C.T, u[d:].expand(40, -1)], 1)
+    draws = around(emulator, u, 40, 0.5, 2)
     exact = torch.stack([space.log_posterior(one, w) for one in draws])
     emulated = emulator.log_posterior(draws)
     assert float((exact - emulated).std()) < 0.1
@@ -77,10 +82,7 @@ def test_refined(flattened_problem, top):
     """Made to agree with exact gradients at draws, it is nearer to the exact posterior at others."""
     space, _, w = flattened_problem
     u, emulator = top
-    d = space.n_potential
-    C = torch.linalg.cholesky(torch.linalg.inv(emulator.information))
-    noise = torch.randn(60, d, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    draws = torch.cat([u[:d] + noise @ C.T, u[d:].expand(60, -1)], 1)
+    draws = around(emulator, u, 60, 1.0, 4)
     exact = torch.stack([space.log_posterior(one, w) for one in draws])
     wrong = dataclasses.replace(emulator, H=1.5 * emulator.H, g=emulator.g + 0.5)
     before, after = (
