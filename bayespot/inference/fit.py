@@ -31,7 +31,7 @@ from bayespot.inference.linearised import Responder, gauss_newton, responds
 from bayespot.inference.map import Climb
 from bayespot.inference.membership import named, outlier_probability, unremarkable
 from bayespot.inference.optimise import Report, adam_until_bound, count_unbound, lbfgs
-from bayespot.inference.resampling import systematic
+from bayespot.inference.resampling import by_weight
 from bayespot.inference.result import FitConfig, FitError, FitResult
 from bayespot.inference.samplers import Chain, WhitenedPosterior, check_svgd_size, nuts, svgd
 from bayespot.inference.spherical_start import spherical_start
@@ -538,7 +538,7 @@ class _Fit:
         found.seconds["draws"] = time.perf_counter() - begun
         statistics = {} if drawn.log_q is None else {"log_q": drawn.log_q, "log_weights": log_weights}
         if config.guide == "emulated" and torch.isfinite(log_weights).all():
-            rows = systematic(log_weights.softmax(0), config.n_draws, config.seed)
+            rows = by_weight(log_weights, config.n_draws, config.seed)
             drawn = drawn._replace(u=drawn.u[rows])
             statistics = {}
         r = radius(self.w[:, :3])

@@ -156,12 +156,8 @@ class _Sampler:
         self.z = self._white(u)
         self.value, self.slope = self._at(self.z)
 
-    def next(self) -> Tensor:
-        """Return where the chains are after one more trajectory."""
-        jitter = 1 + _JITTER * (2 * float(torch.rand((), generator=self.generator)) - 1)
-        step = self.step * jitter
-        p = self._noise(*self.z.shape)
-        before = self.value - (p**2).sum(-1) / 2
+    def trajectory(self, p: Tensor, step: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return z, momenta, ln p and its gradient after leapfrog steps from where the chains are."""
         z, value, slope = self.z, self.value, self.slope
         for _ in range(_LEAPFROG):
             p = p + step / 2 * slope
@@ -170,6 +166,15 @@ class _Sampler:
             # a chain that has left the density stands still, and is sent back at the end
             slope = torch.where(torch.isfinite(slope).all(-1, keepdim=True), slope, 0.0)
             p = p + step / 2 * slope
+        return z, p, value, slope
+
+    def next(self) -> Tensor:
+        """Return where the chains are after one more trajectory."""
+        jitter = 1 + _JITTER * (2 * float(torch.rand((), generator=self.generator)) - 1)
+        step = self.step * jitter
+        p = self._noise(*self.z.shape)
+        before = self.value - (p**2).sum(-1) / 2
+        z, p, value, slope = self.trajectory(p, step)
         rate = (value - (p**2).sum(-1) / 2 - before).exp().nan_to_num(0.0).clamp(max=1.0)
         take = torch.rand(len(z), generator=self.generator, dtype=z.dtype) < rate
         self.z = torch.where(take[:, None], z, self.z)

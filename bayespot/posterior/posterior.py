@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bayespot.inference.membership import outlier_probability
-from bayespot.inference.resampling import systematic
+from bayespot.inference.resampling import by_weight, systematic
 from bayespot.inference.result import EnsembleResult, FitResult
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.posterior.meridian import MeridionalDraws
@@ -378,7 +378,7 @@ class Posterior(PotentialDraws):
         """
         few = self.evaluated()
         assert few.log_weights is not None  # or evaluated had raised
-        return few.taken(systematic(few.log_weights.softmax(0), n, seed))
+        return few.taken(by_weight(few.log_weights, n, seed))
 
     def source(self, i: int) -> tuple[SnapshotModel, dict[str, Tensor]]:
         """Return the model and the values of its sites in draw ``i``."""

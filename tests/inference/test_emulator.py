@@ -16,7 +16,7 @@ from contracts.actions import bound_stars
 from bayespot import SnapshotModel
 from bayespot.df import ActionMixture
 from bayespot.inference.emulator import Emulator
-from bayespot.inference.hmc import hmc, r_hat, starts
+from bayespot.inference.hmc import _Sampler, hmc, r_hat, starts
 from bayespot.inference.latent import LatentSpace
 from bayespot.inference.linearised import gauss_newton, phi_of_draws
 from bayespot.potential import NFW, AxisymmetricNetwork, ExponentialDiscs, MassSlopeNetwork, MiyamotoNagai
@@ -155,6 +155,31 @@ def test_hmc_on_a_gaussian():
     inside = hmc(half, starts(zero + 1, precision, 2), precision, 600, 2, lambda note: None).u
     assert bool((inside[..., 0] > 0).all())
     assert float(inside[..., 0].mean()) == pytest.approx((2 / torch.pi) ** 0.5, abs=0.12)
+
+
+def test_trajectories_are_reversible():
+    """Back to the start with the momentum turned round, and the energy's error falls with the square of the step."""
+
+    def gradients(u):
+        return -(u**4).sum(-1) / 4, -(u**3)
+
+    generator = torch.Generator().manual_seed(1)
+    begin = torch.rand(20, 3, dtype=torch.float64, generator=generator)  # near enough to stay where they are
+    p = torch.randn(20, 3, dtype=torch.float64, generator=generator)
+
+    errors = []
+    for step in (0.02, 0.01):
+        chains = _Sampler(gradients, begin, torch.eye(3, dtype=torch.float64), generator, lambda note: None)
+        start = chains.z
+        before = chains.value - (p**2).sum(-1) / 2
+        z, end, value, slope = chains.trajectory(p, step)
+        errors.append(float((value - (end**2).sum(-1) / 2 - before).abs().max()))
+        chains.z, chains.value, chains.slope = z, value, slope
+        back, turned, *_ = chains.trajectory(-end, step)
+        torch.testing.assert_close(back, start, rtol=0, atol=1e-10)
+        torch.testing.assert_close(turned, -p, rtol=0, atol=1e-10)
+    assert errors[0] < 1e-2
+    assert errors[1] < errors[0] / 3
 
 
 def test_chains_apart_are_told():

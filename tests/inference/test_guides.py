@@ -26,7 +26,7 @@ from bayespot.inference.ensemble import member_config, member_model
 from bayespot.inference.guides import WhitenedGuide, mean_field_narrowing
 from bayespot.inference.latent import LatentSpace
 from bayespot.inference.optimise import count_unbound
-from bayespot.inference.resampling import systematic
+from bayespot.inference.resampling import by_weight, systematic
 from bayespot.inference.samplers import SVGD_MAX_SIZE, WhitenedPosterior, nuts, stein_direction, svgd
 from bayespot.inference.verdict import elbo_trend
 from bayespot.mock import mock
@@ -562,6 +562,12 @@ def test_unbound_stars_with_errors(fits, few_stars):
     assert count_unbound(space, u, data) == 1
     data[1, 0, 3:6] *= 100
     assert count_unbound(space, u, data) == 2
+
+
+def test_draws_by_weight():
+    """Ten times the weight, ten times as often; weight zero, never."""
+    chosen = by_weight(torch.tensor([0.0, math.log(10.0), -math.inf, 0.0], dtype=torch.float64), 1200, 1)
+    assert chosen.bincount(minlength=4).tolist() == [100, 1000, 0, 100]
 
 
 def test_verdict_of_an_emulated_posterior():

@@ -27,7 +27,7 @@ from bayespot.potential import (
     PowerLaw,
     multipole,
 )
-from bayespot.potential.multipole import MultipoleTable, even_legendre, half_rule
+from bayespot.potential.multipole import MultipoleTable, even_legendre, grid, half_rule
 from bayespot.pyro_modules import freeze
 from bayespot.units import G
 
@@ -284,3 +284,14 @@ def test_bad_input(build, message):
     """What makes no grid or no potential is refused with the value received."""
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_in_the_plane_within_and_beyond_the_grid():
+    """Phi and dPhi/ds in the plane, of a power law in density, against `phi` and its derivative."""
+    s = grid(-2.0, 2.0, 8)
+    table = MultipoleTable.of_density(lambda R, z: (R**2 + 3 * z**2) ** -1.25, s, half_rule(40), 8)
+    at = torch.linspace(-6.0, 6.0, 49, dtype=torch.float64).requires_grad_()
+    phi = table.phi(at, torch.zeros_like(at))
+    (slope,) = torch.autograd.grad(phi.sum(), at)
+    for found, expected in zip(table.in_plane(at.detach()), (phi.detach(), slope), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
