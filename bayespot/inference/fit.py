@@ -490,7 +490,7 @@ class _Fit:
             return torch.cat([some, u[n_potential:].expand(len(some), -1)], 1)
 
         def gradients(some: Tensor) -> tuple[Tensor, Tensor]:
-            value, slope = emulator.gradients(whole(some))
+            value, slope = drawn_from.gradients(whole(some))
             return value, slope[:, :n_potential]
 
         n = config.k_hat_draws * EMULATED_DRAWS or config.n_draws
@@ -498,10 +498,12 @@ class _Fit:
         n_steps = n_trajectories(N_CHAINS) + _REFINING + n_trajectories(made, warm=True)
         bar.stage("posterior by Hamiltonian Monte Carlo", n_steps)
         begin = starts(u[:n_potential], emulator.information, config.seed)
+        drawn_from = emulator.widened()
         chains = hmc(gradients, begin, emulator.information, N_CHAINS, config.seed, bar.step)
         # where the chains are, not where the maximum is, the emulator has to be right
         emulator = emulator.refined(whole(chains.u[-1][:_REFINING]), self.data, bar.step)
-        self.state["emulator"] = emulator.state()
+        drawn_from = emulator.widened()
+        self.state["emulator"] = drawn_from.state()
         chains = hmc(gradients, begin, emulator.information, made, config.seed + 1, bar.step, chains)
         order = torch.randperm(chains.u[..., 0].numel(), generator=torch.Generator().manual_seed(config.seed))
         self.state["draws"] = whole(chains.u.flatten(0, 1)[order[:n]])

@@ -92,6 +92,16 @@ def test_refined(flattened_problem, top):
     assert after < 1.5 * float((exact - emulator.log_posterior(draws))[30:].std())
 
 
+def test_widened(flattened_problem, top):
+    """What the likelihood says of a step away counts less, the prior as much."""
+    space, _, _ = flattened_problem
+    u, emulator = top
+    at = u[None] + 0.05
+    prior = space.log_prior(at) - space.log_prior(u[None])
+    whole, part = (one.log_posterior(at) - one.log_posterior(u[None]) - prior for one in (emulator, emulator.widened()))
+    torch.testing.assert_close(part, whole / 1.2)
+
+
 def test_stored(flattened_problem, top):
     """A fit that is resumed goes on with the same emulator."""
     space, _, _ = flattened_problem

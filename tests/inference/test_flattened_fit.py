@@ -61,9 +61,9 @@ def test_true_family(stars, tmp_path):
     assert result.diagnostics.gradient_norm < 0.2
     # an emulated posterior, re-weighted: no guide is left to be compared
     assert result.config.guide == result.diagnostics.guide == "emulated"
-    # k-hat of so few draws is uncertain by 0.3 (0.6 to 0.75 with 60 to 160 of them): what the weights leave is not
-    assert result.diagnostics.k_hat < 1.0
-    assert result.diagnostics.weight_fraction > 0.5
+    # 0.85 of 400 draws; of the likelihood itself, not its widened form, 0.70. k-hat of 80 draws scatters by 0.23
+    # about a mean of 0.46 to 0.72, in subsets of 400
+    assert result.diagnostics.weight_fraction > 0.75, result.diagnostics.weight_fraction
     assert result.diagnostics.log_evidence is None
     assert not result.sample_stats
     # the settled finder is stored
