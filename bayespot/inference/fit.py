@@ -25,7 +25,6 @@ from bayespot.inference.checkpoint import Checkpoints
 from bayespot.inference.diagnose import ANGLE_STARS, EMULATED_DRAWS, Draws, diagnose
 from bayespot.inference.emulator import Emulator
 from bayespot.inference.guides import Family, WhitenedGuide
-from bayespot.inference.hmc import N_CHAINS, hmc, n_trajectories, r_hat, starts
 from bayespot.inference.latent import OUTLIERS, LatentSpace
 from bayespot.inference.linearised import Responder, gauss_newton, responds
 from bayespot.inference.map import Climb
@@ -33,7 +32,15 @@ from bayespot.inference.membership import named, outlier_probability, unremarkab
 from bayespot.inference.optimise import Report, adam_until_bound, count_unbound, lbfgs
 from bayespot.inference.resampling import by_weight
 from bayespot.inference.result import FitConfig, FitError, FitResult
-from bayespot.inference.samplers import Chain, WhitenedPosterior, check_svgd_size, nuts, svgd
+from bayespot.inference.samplers import (
+    Chain,
+    WhitenedPosterior,
+    check_svgd_size,
+    emulated,
+    n_emulated_steps,
+    nuts,
+    svgd,
+)
 from bayespot.inference.spherical_start import spherical_start
 from bayespot.inference.svi import maximise_elbo, step_seed
 from bayespot.likelihood.errors import ignored_errors
@@ -48,8 +55,6 @@ if TYPE_CHECKING:
 _CHECKPOINT_SECONDS = 20.0
 #: Fewest stars of a subset on the way to the maximum, and how near to its own maximum the climb goes.
 _LEAST_SUBSET, _SUBSET_TOLERANCE = 4000, 0.3
-#: Draws at which an emulator is made to agree with the exact posterior.
-_REFINING = 32
 #: r-hat of the chains of an emulated posterior up to which they count as mixed.
 _MIXED = 1.2
 #: Stars of a flattened galaxy that the first climb goes with.
@@ -482,32 +487,12 @@ class _Fit:
 
     def _emulated(self, bar: Progress) -> None:
         """Hamiltonian Monte Carlo with the emulator, f(J) at its maximum."""
-        config, space = self.config, LatentSpace(self.model)
-        emulator, u = Emulator.restored(space, self.state["emulator"]), self.state["u"]
-        n_potential = space.n_potential
-
-        def whole(some: Tensor) -> Tensor:
-            return torch.cat([some, u[n_potential:].expand(len(some), -1)], 1)
-
-        def gradients(some: Tensor) -> tuple[Tensor, Tensor]:
-            value, slope = drawn_from.gradients(whole(some))
-            return value, slope[:, :n_potential]
-
+        config, state = self.config, self.state
+        emulator = Emulator.restored(LatentSpace(self.model), state["emulator"])
         n = config.k_hat_draws * EMULATED_DRAWS or config.n_draws
-        made = max(n, 2 * N_CHAINS)
-        n_steps = n_trajectories(N_CHAINS) + _REFINING + n_trajectories(made, warm=True)
-        bar.stage("posterior by Hamiltonian Monte Carlo", n_steps)
-        begin = starts(u[:n_potential], emulator.information, config.seed)
-        drawn_from = emulator.widened()
-        chains = hmc(gradients, begin, emulator.information, N_CHAINS, config.seed, bar.step)
-        # where the chains are, not where the maximum is, the emulator has to be right
-        emulator = emulator.refined(whole(chains.u[-1][:_REFINING]), self.data, bar.step)
-        drawn_from = emulator.widened()
-        self.state["emulator"] = drawn_from.state()
-        chains = hmc(gradients, begin, emulator.information, made, config.seed + 1, bar.step, chains)
-        order = torch.randperm(chains.u[..., 0].numel(), generator=torch.Generator().manual_seed(config.seed))
-        self.state["draws"] = whole(chains.u.flatten(0, 1)[order[:n]])
-        spread = float(r_hat(chains.u).max())
+        bar.stage("posterior by Hamiltonian Monte Carlo", n_emulated_steps(n))
+        draws, emulator, spread = emulated(emulator, state["u"], self.data, n, config.seed, bar.step)
+        state.update(draws=draws, emulator=emulator.state())
         if spread > _MIXED:
             self.state["warnings"].append(
                 f"the chains of Hamiltonian Monte Carlo have not mixed (r-hat {spread:.2f} > {_MIXED}): bands may be "

@@ -1,4 +1,4 @@
-"""Posterior draws without a Gaussian: Hamiltonian Monte Carlo (NUTS) and Stein particles (SVGD)."""
+"""Posterior draws without a Gaussian: NUTS, Stein particles (SVGD), and Hamiltonian Monte Carlo with an emulator."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ import torch
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
+from bayespot.inference.emulator import Emulator
+from bayespot.inference.hmc import N_CHAINS, Chains, hmc, n_trajectories, r_hat, starts
 from bayespot.inference.latent import LatentSpace, whitening
 from bayespot.optimisers import Adam
 
 #: 50 particles have 0.98, 0.94 and 0.89 of a Gaussian's sd in 1, 2 and 3 dimensions; 0.84, 0.64, 0.52 in 4, 8, 12.
 SVGD_MAX_SIZE = 3
+#: Draws at which an emulator is made to agree with the exact posterior.
+_REFINING = 32
 #: A trajectory of NUTS has at most 2^this steps.
 MAX_TREE_DEPTH = 7
 
@@ -160,3 +164,52 @@ def stein_direction(z: Tensor, slope: Tensor) -> Tensor:
     kernel = (-square / h).exp()
     repulsion = 2 / h * (z * kernel.sum(-1, keepdim=True) - kernel @ z)
     return (kernel @ slope + repulsion) / n
+
+
+class Emulated(NamedTuple):
+    """Draws ``(n, size)`` of an emulated posterior, what they came from, and the largest r-hat of their chains."""
+
+    u: Tensor
+    drawn_from: Emulator
+    r_hat: float
+
+
+def emulated(emulator: Emulator, u: Tensor, data: Tensor, n: int, seed: int, tick: Callable[[str], None]) -> Emulated:
+    """Draw the potential's latents with an emulator of their likelihood, f(J) as it is at u.
+
+    The emulator is refined where its chains are, which need not be where the maximum is, and widened for weights to
+    correct the draws (`Emulator.refined`, `Emulator.widened`).
+
+    Parameters
+    ----------
+    emulator, u
+        The emulator near the maximum, and the maximum.
+    data : Float[Tensor, "n_stars 6"]
+        Stars.
+    n, seed
+        Number of draws, and their seed.
+    tick
+        Called with a note after each of `n_emulated_steps`.
+    """
+    d = emulator.space.n_potential
+
+    def whole(some: Tensor) -> Tensor:
+        return torch.cat([some, u[d:].expand(len(some), -1)], 1)
+
+    def chains(of: Emulator, n: int, seed: int, warm: Chains | None = None) -> Chains:
+        def gradients(some: Tensor) -> tuple[Tensor, Tensor]:
+            value, slope = of.gradients(whole(some))
+            return value, slope[:, :d]
+
+        return hmc(gradients, starts(u[:d], of.information, seed), of.information, n, seed, tick, warm)
+
+    first = chains(emulator.widened(), N_CHAINS, seed)
+    drawn_from = emulator.refined(whole(first.u[-1][:_REFINING]), data, lambda: tick("")).widened()
+    found = chains(drawn_from, max(n, 2 * N_CHAINS), seed + 1, first)
+    order = torch.randperm(found.u[..., 0].numel(), generator=torch.Generator().manual_seed(seed))
+    return Emulated(whole(found.u.flatten(0, 1)[order[:n]]), drawn_from, float(r_hat(found.u).max()))
+
+
+def n_emulated_steps(n: int) -> int:
+    """Return how often `emulated` reports on the way to n draws."""
+    return n_trajectories(N_CHAINS) + _REFINING + n_trajectories(max(n, 2 * N_CHAINS), warm=True)
