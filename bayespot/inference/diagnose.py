@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bayespot.diagnostics import chain_statistics, psis, weight_fraction
 from bayespot.inference.blocks import blocks
+from bayespot.inference.emulator import Emulator
 from bayespot.inference.finder_bias import finder_bias
 from bayespot.inference.guides import mean_field_narrowing
 from bayespot.inference.latent import OUTLIERS, LatentSpace
@@ -21,13 +22,15 @@ from bayespot.inference.phase_mixing import angle_statistic
 from bayespot.inference.result import Diagnostics, FitConfig
 from bayespot.inference.symmetry import symmetry_test
 from bayespot.inference.verdict import verdict
+from bayespot.likelihood.model import SnapshotModel
 from bayespot.likelihood.outliers import LIKELY
 from bayespot.likelihood.phase_mixed import effective_samples
 
 #: Rows of a larger catalogue from which the importance weights are estimated (noise of about 0.1 in their logarithms).
 _RATIO_ROWS = 40_000
-#: How many times as many draws of an emulated posterior get importance weights: these are its draws.
-EMULATED_DRAWS = 2
+#: How many times as many draws of an emulated posterior get importance weights, for these are its draws: of the
+#: potential alone, and with f(J), whose latents are the less Gaussian the fewer the stars (500: 0.1 of them effective).
+_OF_POTENTIAL, _WITH_ORBITS = 2, 4
 #: Most stars of the tests of phase mixing and symmetry.
 ANGLE_STARS = 20_000
 
@@ -72,8 +75,10 @@ def diagnose(
     k_hat = math.nan
     extra: dict[str, Any] = {}
     if drawn.log_q is not None and config.k_hat_draws > 0:
-        n = min(config.k_hat_draws * (EMULATED_DRAWS if config.guide == "emulated" else 1), len(u))
+        n = min(n_emulated(model, config) if config.guide == "emulated" else config.k_hat_draws, len(u))
         log_p = space.log_posterior_near(state["u"], data, _RATIO_ROWS, config.seed)
+        if config.guide == "emulated":
+            log_p = Emulator.restored(space, state["emulator"]).exact(log_p)
         smoothed, k_hat = psis(log_ratios(log_p, u[:n], drawn.log_q[:n], tick).detach())
         log_weights[:n] = torch.as_tensor(smoothed)
         extra["weight_fraction"] = weight_fraction(log_weights[:n])
@@ -98,7 +103,7 @@ def diagnose(
         members = data[outliers < LIKELY]
         extra["n_outliers"] = len(data) - len(members)
         extra["outlier_fraction"] = float(space.values(u)[OUTLIERS].mean())
-    if responds(space):
+    if model.is_plain and responds(space):
         extra["finder_bias"] = finder_bias(space, u, members, len(members), config.seed, centre).as_dict()
     found = Diagnostics(
         elbo=state["elbo"],
@@ -118,6 +123,11 @@ def diagnose(
         **extra,
     )
     return dataclasses.replace(found, warnings=verdict(dataclasses.asdict(found)).reasons), log_weights
+
+
+def n_emulated(model: SnapshotModel, config: FitConfig) -> int:
+    """Return of how many draws of an emulated posterior the exact density is asked for."""
+    return config.k_hat_draws * (_OF_POTENTIAL if model.is_plain else _WITH_ORBITS)
 
 
 def log_ratios(log_p: Callable[[Tensor], Tensor], u: Tensor, log_q: Tensor, tick: Callable[[], None]) -> Tensor:

@@ -22,7 +22,7 @@ from bayespot.df.components import CANDIDATES, choose_n_components
 from bayespot.inference.alternating import UNSETTLED, alternate, require_plain
 from bayespot.inference.blocks import stars_in
 from bayespot.inference.checkpoint import Checkpoints
-from bayespot.inference.diagnose import ANGLE_STARS, EMULATED_DRAWS, Draws, diagnose
+from bayespot.inference.diagnose import ANGLE_STARS, Draws, diagnose, n_emulated
 from bayespot.inference.emulator import Emulator
 from bayespot.inference.guides import Family, WhitenedGuide
 from bayespot.inference.latent import OUTLIERS, LatentSpace
@@ -405,13 +405,14 @@ class _Fit:
             bar.stage("Fisher information")
             if climb.emulator is not None:
                 information = climb.with_orbits(climb.emulator, u, self.data)
-                self.state["emulator"] = climb.emulator.state()
             else:
                 information = climb.information(u, self.data, config.fisher_stars, bar.step)
         else:
             u, information, n_points, error = climb.normalised_finely(u, bar.stage)
             self.state.update(selection_points=n_points, selection_error=error)
         self.state["model"] = climb.model
+        if climb.emulator is not None:
+            self.state["emulator"] = climb.emulator.state()
         self.state["map_iterations"] += climb.iterations
         _, slope = LatentSpace(self.model).gradient(u, self.data)
         norm = float(slope @ torch.linalg.lstsq(information, slope[:, None]).solution[:, 0]) ** 0.5
@@ -489,7 +490,7 @@ class _Fit:
         """Hamiltonian Monte Carlo with the emulator, f(J) at its maximum."""
         config, state = self.config, self.state
         emulator = Emulator.restored(LatentSpace(self.model), state["emulator"])
-        n = config.k_hat_draws * EMULATED_DRAWS or config.n_draws
+        n = n_emulated(self.model, config) or config.n_draws
         bar.stage("posterior by Hamiltonian Monte Carlo", n_emulated_steps(n))
         draws, emulator, spread = emulated(emulator, state["u"], self.data, n, config.seed, bar.step)
         state.update(draws=draws, emulator=emulator.state())
@@ -503,7 +504,7 @@ class _Fit:
         config, state = self.config, self.state
         if config.guide == "emulated":
             u = state["draws"]
-            return Draws(u, Emulator.restored(space, state["emulator"]).log_posterior(u).detach())
+            return Draws(u, Emulator.restored(space, state["emulator"]).log_proposal(u))
         if config.guide in ("nuts", "svgd"):
             chains = state["chains"]
             u = self._whitened().u(torch.cat([chain.z for chain in chains]))
@@ -582,12 +583,12 @@ def _resolved(config: FitConfig, model: SnapshotModel) -> FitConfig:
     possible = responds(LatentSpace(model))
     if config.guide == "emulated" and not possible:
         raise ValueError(
-            "guide 'emulated' is for an axisymmetric potential with StaeckelFudge and a complete sample without errors "
-            "or streams; take 'full_rank', or None, which chooses"
+            "guide 'emulated' is for an axisymmetric potential with StaeckelFudge, a likelihood in closed form and no "
+            "streams; take 'full_rank', or None, which chooses"
         )
     if config.guide is not None:
         return config
-    fits = possible and config.df_guide in (None, "point")
+    fits = possible and config.df_guide in (None, "point" if model.is_plain else "joint")
     return dataclasses.replace(config, guide="emulated" if fits else "full_rank")
 
 

@@ -199,13 +199,17 @@ class LatentSpace:
             return torch.autograd.grad(log_z, u)[0]
 
     @torch.no_grad()
-    def scores(self, u: Tensor, w: Tensor, step: float = 1e-4) -> Tensor:
+    def scores(
+        self, u: Tensor, w: Tensor, step: float = 1e-4, responder: Callable[[Tensor], Response] | None = None
+    ) -> Tensor:
         """Return d ln p(w_i)/du ``(n, size)`` by central differences (error of order step^2).
+
+        A ``responder`` spares the differences by the potential's latents (`fisher`).
 
         Differences cost two passes per parameter without a graph, and are not misled by turning points
         that are constants of the first derivative.
         """
-        return torch.cat(list(mapped(self._scorer(u, w, step), w)))
+        return torch.cat(list(mapped(self._scorer(u, w, step, responder), w)))
 
     def _scorer(
         self, u: Tensor, w: Tensor, step: float = 1e-4, responder: Callable[[Tensor], Response] | None = None
@@ -237,12 +241,25 @@ class LatentSpace:
                 model.finder = here.finder
             return model
 
+        points = self.model.points
+        of_fraction = w.new_zeros(self.n_potential)
+        at_points = _RememberedActions(here.finder)
         if responder is not None:
             apart.append(range(self.n_potential))
+            if points is not None:
+                found = responder(points.w)
+                at_points.remember(points.w, found)
+                weight = torch.softmax(points.log_weight + points.accepted.log() + capped_density(here.df, found), 0)
+                of_fraction = weight @ potential_scores(here.df, found)
         pairs = {k: (moved(k, step), moved(k, -step)) for k in sorted(set(range(self.size)).difference(*apart))}
-        log_z = {
-            k: [model.density().log_z for model in pair] for k, pair in pairs.items() if self.model.points is not None
-        }
+
+        def fraction(k: int, model: SnapshotModel) -> Tensor:
+            if k >= self.n_potential and model.smoothing is None:
+                model = copy.copy(model)
+                model.finder = at_points
+            return model.density().log_z
+
+        log_z = {k: [fraction(k, model) for model in pair] for k, pair in pairs.items() if points is not None}
 
         def scores(block: Tensor) -> Tensor:
             columns = block.new_zeros(len(block), self.size)
@@ -256,8 +273,13 @@ class LatentSpace:
             J = None
             if responder is not None:
                 found = responder(block)
-                J = found.J
-                columns[:, : self.n_potential] = member[..., None] * potential_scores(here.df, found)
+                remembered.remember(block[..., :6], found)
+                own = potential_scores(here.df, found)
+                if block.dim() == 3:
+                    log_p = capped_density(here.df, found).reshape(block.shape[:-1]) + block[..., 6]
+                    own = (torch.softmax(log_p, -1)[..., None] * own.reshape(*log_p.shape, -1)).sum(1)
+                columns[:, : self.n_potential] = member[..., None] * (own - of_fraction)
+                J = found.J if plain else None
             elif plain:
                 J = here.finder.capped_actions(here.potential, block).J
             for k, pair in pairs.items():
@@ -350,6 +372,11 @@ class LatentSpace:
         return (vectors * values.abs()) @ vectors.T
 
 
+def capped_density(df: DistributionFunction, response: Response) -> Tensor:
+    """Return ln p(w) ``(n,)`` of members, up to a constant: ln f, lower for the unbound (`PhaseMixed`)."""
+    return df.log_prob(response.J) - UNBOUND_STEEPNESS * response.excess
+
+
 def potential_scores(df: DistributionFunction, response: Response) -> Tensor:
     """Return d ln p(w)/da ``(n, k)`` of members: ln f at actions that respond to the potential."""
     with torch.enable_grad():
@@ -395,13 +422,23 @@ class _RememberedActions(ActionFinder):
 
     def capped_actions(self, potential: Potential, w: Tensor) -> CappedActions:
         for known, found in self.seen:
-            if known.data_ptr() == w.data_ptr() and known.shape == w.shape and known.stride() == w.stride():
+            if same_array(known, w):
                 return found
         self.seen.append((w, self.finder.capped_actions(potential, w)))
         return self.seen[-1][1]
 
+    def remember(self, w: Tensor, found: Response) -> None:
+        """Take the actions of ``w`` ``(*batch, 6)`` from their response."""
+        J, excess = found.J.reshape(*w.shape[:-1], 3), found.excess.reshape(w.shape[:-1])
+        self.seen.append((w, CappedActions(J, excess)))
+
     def actions_angles(self, potential: Potential, w: Tensor) -> ActionAngles:
         return self.finder.actions_angles(potential, w)
+
+
+def same_array(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are views of the same numbers, as a single block of stars is of all."""
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
 
 
 def whitening(information: Tensor) -> Tensor:

@@ -7,16 +7,16 @@ one product of matrices, so an optimiser may ask for them as often as it likes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from bayespot.actions.base import ActionAngles, ActionFinder, CappedActions
 from bayespot.actions.response import Response, response
 from bayespot.actions.staeckel import StaeckelFudge, TabulatedFudge
-from bayespot.inference.latent import OUTLIERS, LatentSpace, whitening
+from bayespot.inference.latent import LatentSpace, capped_density, potential_scores, same_array, whitening
 from bayespot.inference.optimise import Report, lbfgs
-from bayespot.likelihood.phase_mixed import UNBOUND_STEEPNESS
 from bayespot.potential.base import Potential, SumPotential
 
 #: Step in u of the change of the potential.
@@ -38,9 +38,9 @@ class Responder:
     Parameters
     ----------
     space, u
-        A plain model's latents, and u_0.
-    w : Float[Tensor, "n 6"]
-        Stars.
+        The latents of a model that `responds`, and u_0.
+    w : Float[Tensor, "*batch 6"]
+        Stars, as `SnapshotModel.prepare` returns them.
     """
 
     def __init__(self, space: LatentSpace, u: Tensor, w: Tensor) -> None:
@@ -48,19 +48,17 @@ class Responder:
             finder = space.model.at(space.values(u)).tabulated(w).finder
             assert isinstance(finder, TabulatedFudge)  # `responds` looked
             self.tables = finder.tables
-            self._last: tuple[Tensor, Response] | None = None
+            self._last: list[tuple[Tensor, Response]] = []
             self.changes = _changes(space, u, self.tables.field.nodes())
 
     def __call__(self, w: Tensor) -> Response:
-        """Return the response of these stars; that of the last ones is kept."""
-        if self._last is None or not _same(self._last[0], w):
-            self._last = (w, response(self.tables, w, self.changes))
-        return self._last[1]
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are views of the same numbers, as a single block of stars is of all."""
-    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
+        """Return the response, row after row, of places ``(*batch, 6)``; that of the last two arrays is kept."""
+        w = w[..., :6]
+        for known, found in self._last:
+            if same_array(known, w):
+                return found
+        self._last = [(w, response(self.tables, w.reshape(-1, 6), self.changes)), *self._last[:1]]
+        return self._last[0][1]
 
 
 def phi_of_draws(space: LatentSpace, u: Tensor, nodes: tuple[Tensor, Tensor]) -> Tensor:
@@ -113,13 +111,11 @@ class Linearised:
     def __init__(
         self, space: LatentSpace, u: Tensor, w: Tensor, responder: Callable[[Tensor], Response], reach: float = 1.0
     ) -> None:
-        self.space, self.u_0 = space, u
-        self.response = responder(w)
-        self.reach = reach * _reach(self.response, space.prior_curvature(u).diagonal()[: space.n_potential])
-        outliers = space.model.outliers
-        with torch.no_grad():
-            background = None if outliers is None else outliers.background
-            self.background = None if background is None else background.log_prob(w)
+        self.space, self.u_0, self.w = space, u, w
+        points = space.model.points
+        places = [w[..., :6]] + ([] if points is None else [points.w])
+        self.known = [(place, responder(place)) for place in places]
+        self.reach = reach * _reach(self.known[0][1], space.prior_curvature(u).diagonal()[: space.n_potential])
         self.value, self.slope = self._approximate(u)
 
     def valid(self, u: Tensor) -> bool:
@@ -144,36 +140,68 @@ class Linearised:
             return value.detach() + prior, torch.autograd.grad(value, u)[0] + prior_slope
 
     def _log_likelihood(self, u: Tensor) -> Tensor:
-        values = self.space.values(u)
-        model = self.space.model.at(values)
-        step = (u - self.u_0)[: self.space.n_potential]
-        J, excess, of_J, of_excess = self.response
-        moved = _positive(J[:, ::2], of_J @ step)
-        excess = (excess + of_excess @ step).clamp(min=0)
-        f = model.df.log_prob(torch.stack([moved[:, 0], J[:, 1], moved[:, 1]], -1))
-        members = f - 3 * math.log(2 * math.pi) - UNBOUND_STEEPNESS * excess
-        if self.background is None:
-            return members.sum()
-        fraction = values[OUTLIERS]
-        return torch.logaddexp(members + torch.log1p(-fraction), self.background + fraction.log()).sum()
+        model = self.space.model.at(self.space.values(u))
+        model.finder = _LinearActions(self.known, (u - self.u_0)[: self.space.n_potential])
+        return model.density().log_prob(self.w).sum()
+
+
+class _LinearActions(ActionFinder):
+    """Actions to first order after a step of the potential's latents, of the arrays whose response is known."""
+
+    def __init__(self, known: Sequence[tuple[Tensor, Response]], step: Tensor) -> None:
+        self.known, self.step = known, step
+
+    def capped_actions(self, potential: Potential, w: Tensor) -> CappedActions:
+        """Return the actions of one of the arrays, whatever the potential."""
+        J, excess, of_J, of_excess = next(found for places, found in self.known if same_array(places, w))
+        moved = _positive(J[:, ::2], of_J @ self.step)
+        J = torch.stack([moved[:, 0], J[:, 1], moved[:, 1]], -1)
+        excess = (excess + of_excess @ self.step).clamp(min=0)
+        return CappedActions(J.reshape(*w.shape[:-1], 3), excess.reshape(w.shape[:-1]))
+
+    def actions_angles(self, potential: Potential, w: Tensor) -> ActionAngles:
+        """Refuse: angles are not linearised."""
+        raise NotImplementedError("linear actions have no angles")
 
 
 class AtFixedActions(Linearised):
     """The log posterior of ``w`` as a function of f(J) and the outliers alone, the potential being that at u."""
 
     def __init__(self, space: LatentSpace, u: Tensor, w: Tensor) -> None:
-        with torch.no_grad():
-            model = space.model.at(space.values(u)).tabulated(w)
-            J, excess = model.finder.capped_actions(model.potential, w)
+        model = space.model.at(space.values(u)).tabulated(w)
         k = space.n_potential
-        still = Response(J, excess, J.new_zeros(len(w), 2, k), J.new_zeros(len(w), k))
-        super().__init__(space, u, w, lambda _: still)
+
+        @torch.no_grad()
+        def still(places: Tensor) -> Response:
+            J, excess = model.finder.capped_actions(model.potential, places.reshape(-1, 6))
+            return Response(J, excess, J.new_zeros(len(J), 2, k), J.new_zeros(len(J), k))
+
+        super().__init__(space, u, w, still)
 
     def gradient(self, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log posterior at u and its gradient, zero by the potential's latents."""
         value, slope = self._approximate(u)
         slope[: self.space.n_potential] = 0
         return value, slope
+
+
+def fraction_slope(space: LatentSpace, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ln Z, of the fraction that a selection keeps, at u and its gradient ``(size,)`` to first order in J.
+
+    Of the stars ``w`` and the model's points.
+    """
+    points = space.model.points
+    assert points is not None  # the caller laid them
+    found = Responder(space, u, w)(points.w)
+    u = u.detach().requires_grad_()
+    with torch.enable_grad():
+        df = space.model.at(space.values(u)).df
+        log_p = points.log_weight + points.accepted.log() + capped_density(df, found) - 3 * math.log(2 * math.pi)
+        log_z = torch.logsumexp(log_p, 0)
+        (slope,) = torch.autograd.grad(log_z, u, allow_unused=True)
+    slope = torch.zeros_like(u) if slope is None else slope.clone()
+    slope[: space.n_potential] = torch.softmax(log_p.detach(), 0) @ potential_scores(df, found)
+    return log_z.detach(), slope.detach()
 
 
 def _reach(response: Response, prior_curvature: Tensor) -> Tensor:
@@ -250,10 +278,10 @@ def _silent(u: Tensor, note: str) -> None:
 
 
 def responds(space: LatentSpace) -> bool:
-    """Whether the model's actions have a `Responder`: the Staeckel fudge, f(J) at known places, no streams."""
+    """Whether the model's actions have a `Responder`: the Staeckel fudge, a likelihood in closed form, no streams."""
     model = space.model
     return (
-        model.is_plain
+        model.smoothing is None
         and not len(model.streams)
         and isinstance(model.finder, StaeckelFudge)
         and model.potential.symmetry == "axisymmetric"

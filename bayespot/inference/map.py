@@ -11,17 +11,27 @@ from bayespot.catalog.catalog import Catalog
 from bayespot.inference.blocks import stars_in
 from bayespot.inference.emulator import Emulator
 from bayespot.inference.latent import LatentSpace, whitening
-from bayespot.inference.linearised import AtFixedActions, Responder, gauss_newton, responds, uphill
+from bayespot.inference.linearised import (
+    AtFixedActions,
+    Responder,
+    fraction_slope,
+    gauss_newton,
+    responds,
+    uphill,
+)
 from bayespot.inference.optimise import Report, displacement, lbfgs
 from bayespot.inference.result import FitConfig
 from bayespot.likelihood.model import SnapshotModel
 
-#: Points that normalise a selection on the way to the maximum.
-_FEW_POINTS = 16_384
+#: Points that normalise a selection on the way to the maximum; of a model that `responds`, whose slope is corrected in
+#: the end, so many per star, and at least.
+_FEW_POINTS, _POINTS_PER_STAR, _LEAST_POINTS = 16_384, 16, 2048
 #: How often a climb starts afresh.
 _ROUNDS = 4
 #: Iterations of L-BFGS after which information is measured anew.
 _REFRESHED = 17
+#: Sets of points that tell each other's error.
+_SETS = 4
 #: Of the seeds of the finer points with which points are compared, beyond the fit's.
 _OTHER_POINTS = 7_001
 #: Stars that give the information on the way, and most linearisations of the actions.
@@ -60,6 +70,8 @@ class Climb:
 
     def space(self, u: Tensor, n: int = _FEW_POINTS) -> LatentSpace:
         """Lay n points that normalise the selection at u, if there is one; return the model's latents."""
+        if responds(LatentSpace(self.model)):
+            n = min(_FEW_POINTS, max(_LEAST_POINTS, _POINTS_PER_STAR * len(self.data)))
         self.model = self._with_points(u, n, self.config.seed)
         return LatentSpace(self.model)
 
@@ -82,6 +94,8 @@ class Climb:
         for _ in range(_ROUNDS):
             u = LatentSpace(self.model).vector(values)
             space = self.space(u)
+            if responds(space):
+                return space.values(gauss_newton(space, u, self.few, 0.5, _LINEARISATIONS, self.report, 3000)[0])
             u, norm, _ = lbfgs(space, u, self.few, self.information(u, self.few, 3000), 0.5, 16, self.report)
             values = space.values(u)
             if norm < 0.5:
@@ -121,8 +135,8 @@ class Climb:
         away, the climb comes to a halt before the top, or takes twice as long.
         """
         tolerance = self.config.map_tolerance if tolerance is None else tolerance
-        if responds(space := LatentSpace(self.model)):
-            return self._to_emulated_maximum(space, u, data, tolerance)
+        if responds(LatentSpace(self.model)):
+            return self._to_emulated_maximum(self.space(u, n_points), u, data, tolerance)
         left = self.config.map_iterations
         while left > 0:
             space = self.space(u, n_points)
@@ -179,10 +193,12 @@ class Climb:
         return information
 
     def with_orbits(self, emulator: Emulator, u: Tensor, data: Tensor) -> Tensor:
-        """Return the information of all latents: the emulator's for the potential, the outer product's for f(J).
+        """Return the information of all latents: the emulator's, and the outer product's of what it does not draw.
 
-        The score identity parts them.
+        The score identity parts these from the potential's.
         """
+        if emulator.d == len(u):
+            return emulator.information
         information = self._of_orbits(LatentSpace(self.model), u, data)
         own = slice(0, len(emulator.information))
         information[own, own] = emulator.information
@@ -198,6 +214,8 @@ class Climb:
             twice as many, and others, would move the mean of the parameter of the potential that moves most.
         """
         config, n = self.config, self.config.selection_points
+        if self.emulator is not None:
+            return self._corrected_finely(u, stage)
         while True:
             stage(f"normalising the selection with {n} points")
             u = self.to_maximum(u, self.data, n)
@@ -208,3 +226,36 @@ class Climb:
             if error <= config.selection_tolerance or 2 * n > config.selection_max_points:
                 return u, information, n, error
             n *= 2
+
+    def _corrected_finely(self, u: Tensor, stage: Callable[[str], None]) -> tuple[Tensor, Tensor, int, float]:
+        """Correct the emulator's slope by that of ln Z with ever more points; the likelihood keeps the few it has.
+
+        The error is the standard error of the means of sets of points.
+        """
+        config, emulator = self.config, self.emulator
+        assert emulator is not None  # the caller looked
+        space = LatentSpace(self.model)
+        d, n = space.n_potential, max(1, config.selection_points // _SETS)
+        information = self.with_orbits(emulator, u, self.data)
+        covariance = torch.linalg.inv(information)
+        _, few = fraction_slope(space, u, self.data)
+        log_z: list[Tensor] = []
+        slopes: list[Tensor] = []
+        wanted = _SETS
+        while True:
+            stage(f"normalising the selection with {wanted * n} points")
+            for k in range(len(slopes), wanted):
+                model = self._with_points(u, n, config.seed + _OTHER_POINTS + k)
+                value, slope = fraction_slope(LatentSpace(model), u, self.data)
+                log_z.append(value)
+                slopes.append(slope)
+                self.report(u, f"{(k + 1) * n} points")
+            share = torch.softmax(torch.stack(log_z), 0)
+            mean = share @ torch.stack(slopes)
+            moved = len(self.data) * (torch.stack(slopes) - mean) @ covariance / covariance.diagonal().sqrt()
+            error = float(((share[:, None] * moved) ** 2).sum(0).mul(wanted / (wanted - 1)).sqrt()[:d].max())
+            if error <= config.selection_tolerance or 2 * wanted * n > config.selection_max_points:
+                break
+            wanted *= 2
+        self.emulator = emulator.with_more_points(u, len(self.data) * (few - mean))
+        return u, information, wanted * n, error

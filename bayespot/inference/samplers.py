@@ -167,18 +167,21 @@ def stein_direction(z: Tensor, slope: Tensor) -> Tensor:
 
 
 class Emulated(NamedTuple):
-    """Draws ``(n, size)`` of an emulated posterior, what they came from, and the largest r-hat of their chains."""
+    """Draws ``(n, size)`` of an emulated posterior, the emulator, and the largest r-hat of their chains.
+
+    The draws' density is the emulator's `log_proposal`.
+    """
 
     u: Tensor
-    drawn_from: Emulator
+    emulator: Emulator
     r_hat: float
 
 
 def emulated(emulator: Emulator, u: Tensor, data: Tensor, n: int, seed: int, tick: Callable[[str], None]) -> Emulated:
-    """Draw the potential's latents with an emulator of their likelihood, f(J) as it is at u.
+    """Draw latents with an emulator of their likelihood; those that it does not draw (of f(J)) are as at u.
 
-    The emulator is refined where its chains are, which need not be where the maximum is, and widened for weights to
-    correct the draws (`Emulator.refined`, `Emulator.widened`).
+    The emulator is refined where its chains are, which need not be where the maximum is (`Emulator.refined`). Chains
+    are of the potential's latents; f(J), where it is drawn, is drawn in the potential of each (`Emulator.with_orbits`).
 
     Parameters
     ----------
@@ -192,6 +195,7 @@ def emulated(emulator: Emulator, u: Tensor, data: Tensor, n: int, seed: int, tic
         Called with a note after each of `n_emulated_steps`.
     """
     d = emulator.space.n_potential
+    generator = torch.Generator().manual_seed(seed)
 
     def whole(some: Tensor) -> Tensor:
         return torch.cat([some, u[d:].expand(len(some), -1)], 1)
@@ -203,11 +207,13 @@ def emulated(emulator: Emulator, u: Tensor, data: Tensor, n: int, seed: int, tic
 
         return hmc(gradients, starts(u[:d], of.information, seed), of.information, n, seed, tick, warm)
 
-    first = chains(emulator.widened(), N_CHAINS, seed)
-    drawn_from = emulator.refined(whole(first.u[-1][:_REFINING]), data, lambda: tick("")).widened()
-    found = chains(drawn_from, max(n, 2 * N_CHAINS), seed + 1, first)
+    first = chains(emulator.proposal(), N_CHAINS, seed)
+    places = emulator.with_orbits(whole(first.u[-1][:_REFINING]), generator)
+    refined = emulator.refined(places, data, lambda: tick(""))
+    found = chains(refined.proposal(), max(n, 2 * N_CHAINS), seed + 1, first)
     order = torch.randperm(found.u[..., 0].numel(), generator=torch.Generator().manual_seed(seed))
-    return Emulated(whole(found.u.flatten(0, 1)[order[:n]]), drawn_from, float(r_hat(found.u).max()))
+    draws = refined.with_orbits(whole(found.u.flatten(0, 1)[order[:n]]), generator)
+    return Emulated(draws, refined, float(r_hat(found.u).max()))
 
 
 def n_emulated_steps(n: int) -> int:

@@ -169,10 +169,11 @@ class SnapshotModel(PyroModule):
         return samples
 
     def select_at(self, values: Mapping[str, Tensor], catalog: Catalog, n: int, seed: int) -> SnapshotModel:
-        """Return a copy whose selection is normalised with about n points, see `FixedPoints.lattice`.
+        """Return a copy whose selection is normalised with about n points.
 
-        ``values`` of all sites give the population whose speeds of escape and radii are covered; ``seed`` is that
-        of the rotations. Without a selection the model itself.
+        In a sphere by `FixedPoints.lattice`, whose speeds of escape and radii are those of the population at ``values``
+        of all sites, and rotations those of ``seed``; otherwise by `FixedPoints.near_stars`. Without a selection the
+        model itself.
         """
         if self.selection is None:
             return self
@@ -183,7 +184,11 @@ class SnapshotModel(PyroModule):
         r_range = (float(r.min()) / 2, float(r.max()) * 1.5)
         # errors are drawn per rotation, at the price of an observation each; catalogues that have them are small
         m = 16 if blurred else 128
-        model.points = FixedPoints.lattice(self.chain(values), self.selection, n, seed, r_range, m, scatter)
+        chain = self.chain(values)
+        if self.potential.symmetry == "spherical":
+            model.points = FixedPoints.lattice(chain, self.selection, n, seed, r_range, m, scatter)
+        else:
+            model.points = FixedPoints.near_stars(chain, self.selection, catalog.w, n, seed, m, scatter)
         return model
 
     def chain(self, values: Mapping[str, Tensor]) -> Chain:

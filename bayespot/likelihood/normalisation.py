@@ -3,8 +3,9 @@ r"""The fraction of a population that a selection keeps, :math:`Z = \int f(J(w))
 `pathwise_log_z` moves the chain's augmented stars with the parameters and needs a smooth S. `FixedPoints` keeps
 points of phase space where they are and evaluates the closed-form density there: S is evaluated once and never
 differentiated, so hard edges are as good as smooth ones, and a step of the fit costs no inverse map. The points are the
-chain's stars at reference parameters (`FixedPoints.of_stars`) or, for spherical potentials, a lattice in radius, speed
-and direction of motion (`FixedPoints.lattice`), whose error is that of quadrature: fits use the latter.
+chain's stars at reference parameters (`FixedPoints.of_stars`); for spherical potentials a lattice in radius, speed
+and direction of motion (`FixedPoints.lattice`), whose error is that of quadrature; or draws from a smooth density about
+the observed stars (`FixedPoints.near_stars`). Fits use the second in spheres, the third elsewhere.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.stats import gaussian_kde
 from torch import Tensor
 
 from bayespot.actions.base import ActionFinder
@@ -30,6 +33,8 @@ _NEGLIGIBLE = 1e-7
 _BLOCK = 500_000
 #: Speeds up to this many times the escape speed: potentials nearby may bind faster stars.
 _REACH = 1.2
+#: Widths of the kernels about stars, over Scott's, the share of points with the wider one, and most stars with kernels.
+_WIDTHS, _WIDE_SHARE, _CENTRES = (1.0, 2.5), 0.2, 2000
 #: Multiples of these are evenly spread modulo 1 in two dimensions (powers of the plastic number's inverse).
 _SPREAD = (0.7548776662466927, 0.5698402909980532)
 
@@ -173,6 +178,68 @@ class FixedPoints:
         points, _ = laid(float(edges[first]), float(edges[last]), n, n_rotations)
         return points._where(points.accepted > 0, selection)
 
+    @classmethod
+    @torch.no_grad()
+    def near_stars(
+        cls,
+        chain: Chain,
+        selection: SelectionFunction,
+        w: Tensor,
+        n: int,
+        seed: int,
+        n_rotations: int = 64,
+        scatter: Scatter | None = None,
+    ) -> FixedPoints:
+        """Draw n points from a smooth density about selected stars, which are where f S is, in any potential.
+
+        The density is a kernel estimate in ln R, z and the cylindrical velocities over the escape speed, with two
+        widths of the kernel, so that its tails are wider than the stars'; azimuths are uniform. Its error is that of
+        Monte Carlo: N ln Z of N stars differs between potentials one posterior standard deviation apart by about the
+        root of N/n.
+
+        Parameters
+        ----------
+        chain, selection
+            Population, of whose symmetry S is averaged over n_rotations members, and S.
+        w : Float[Tensor, "m 6"]
+            Stars of the catalogue.
+        n, seed
+            Number of points, and their seed.
+        n_rotations, scatter
+            As of `lattice`.
+
+        Raises
+        ------
+        ValueError
+            If nothing is selected, or there are fewer than ten stars that differ.
+
+        References
+        ----------
+        Owen & Zhou (2000), JASA 95, 135 (mixtures of proposals with fixed shares).
+        """
+        w = w[torch.isfinite(w).all(-1)]
+        chart = _Cylindrical(w, chain.potential)
+        y = chart.of(w)
+        if len(y) < 10 or bool((y.std(0) == 0).any()):
+            raise ValueError(
+                f"{len(y)} stars, some coordinate of which never varies, do not tell where stars are selected"
+            )
+        y = y[torch.linspace(0, len(y) - 1, min(len(y), _CENTRES)).long()]
+        scott = len(y) ** (-1 / (y.shape[1] + 4))
+        kernels = [gaussian_kde(y.T.numpy(), width * scott) for width in _WIDTHS]
+        sizes = [n - round(_WIDE_SHARE * n), round(_WIDE_SHARE * n)]
+        random = np.random.default_rng(seed)
+        drawn = np.concatenate([one.resample(size, random).T for one, size in zip(kernels, sizes, strict=True)])
+        log_q = np.logaddexp(
+            *(one.logpdf(drawn.T) + math.log(size / n) for one, size in zip(kernels, sizes, strict=True))
+        )
+        angle = 2 * math.pi * torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        points, log_volume = chart.back(torch.as_tensor(drawn), angle)
+        accepted = _accepted(chain, selection, points, n_rotations, seed, scatter)
+        log_weight = log_volume + math.log(2 * math.pi / n) - torch.as_tensor(log_q)
+        found = cls(points, log_weight, accepted)
+        return found._where(accepted > 0, selection)
+
     def _where(self, good: Tensor, selection: SelectionFunction) -> FixedPoints:
         if not bool(good.any()):
             raise ValueError(f"{selection} keeps 0 of {len(good)} points of phase space: check its limits and observer")
@@ -208,6 +275,45 @@ def _accepted(
         means.append(s.reshape(m, -1).mean(0))
         first += len(block)
     return torch.cat(means)
+
+
+class _Cylindrical:
+    """Coordinates y = ln R, arsinh(z / h) and v_R, v_phi, v_z over the escape speed, in which stars make one cloud.
+
+    Parameters
+    ----------
+    w : Float[Tensor, "n 6"]
+        Stars, whose median height is h.
+    potential
+        The escape speed's.
+    """
+
+    def __init__(self, w: Tensor, potential: Potential) -> None:
+        R = torch.linalg.vector_norm(w[:, :2], dim=-1)
+        self.height = w[:, 2].abs().median().clamp(min=1e-6 * R.median())
+        self.potential = potential
+        # as the escape speed of a lattice: where it is infinite, the speed that goes far
+        self._far = potential.phi((1e9 * R.max() * R.new_tensor([1.0, 0.0, 0.0]))[None])
+
+    def _speed(self, x: Tensor) -> Tensor:
+        return (2 * (self._far - self.potential.phi(x))).sqrt()
+
+    def of(self, w: Tensor) -> Tensor:
+        """Return y ``(n, 5)``."""
+        R, speed = torch.linalg.vector_norm(w[:, :2], dim=-1), self._speed(w[:, :3])
+        v_R, v_phi = (w[:, 0] * w[:, 3] + w[:, 1] * w[:, 4]) / R, (w[:, 0] * w[:, 4] - w[:, 1] * w[:, 3]) / R
+        v = torch.stack([v_R, v_phi, w[:, 5]], -1) / speed[:, None]
+        return torch.cat([R.log()[:, None], torch.asinh(w[:, 2] / self.height)[:, None], v], 1)
+
+    def back(self, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+        """Return w ``(n, 6)`` at azimuths ``angle``, and ln of its volume over that in y and the azimuth."""
+        R, z = y[:, 0].exp(), self.height * y[:, 1].sinh()
+        cos, sin = angle.cos(), angle.sin()
+        x = torch.stack([R * cos, R * sin, z], -1)
+        speed = self._speed(x)
+        v_R, v_phi, v_z = (speed[:, None] * y[:, 2:]).unbind(-1)
+        w = torch.cat([x, torch.stack([v_R * cos - v_phi * sin, v_R * sin + v_phi * cos, v_z], -1)], 1)
+        return w, 2 * y[:, 0] + (self.height * y[:, 1].cosh()).log() + 3 * speed.log()
 
 
 def _mean_over_directions(

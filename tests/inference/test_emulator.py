@@ -1,6 +1,6 @@
 """The emulator of the likelihood of a flattened potential against the exact posterior.
 
-Protocol: the stars of `flattened_problem`, at the maximum of their posterior. Gradient and second derivatives are exact
+Protocol: the stars of `problem`, at the maximum of their posterior. Gradient and second derivatives are exact
 to what their steps and the stars' weak directions leave; at draws from the posterior the emulator is off by a part of
 what the draws' ln p scatters.
 """
@@ -23,26 +23,26 @@ from bayespot.potential import NFW, AxisymmetricNetwork, ExponentialDiscs, MassS
 
 
 @pytest.fixture(scope="module")
-def top(flattened_problem):
+def top(problem):
     """The maximum, and the emulator there."""
-    space, u, w = flattened_problem
+    space, u, w = problem
     u, _, _ = gauss_newton(space, u, w, 0.05, 20, lambda u, note: None, 1000)
     return u, Emulator.of(space, u, w, 1)
 
 
 def around(emulator, u, n, width, seed):
-    """Draws of the potential's latents about u, of ``width`` times the emulator's covariance."""
-    d = emulator.space.n_potential
+    """Draws of the emulator's latents about u, of ``width`` times the emulator's covariance."""
+    d = emulator.d
     C = torch.linalg.cholesky(torch.linalg.inv(emulator.information))
     noise = torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return torch.cat([u[:d] + width * noise @ C.T, u[d:].expand(n, -1)], 1)
 
 
-def test_gradient(flattened_problem, top):
+def test_gradient(problem, top):
     """Exact where it was expanded, and after a correction elsewhere too."""
-    space, _, w = flattened_problem
+    space, _, w = problem
     u, emulator = top
-    d = space.n_potential
+    d = emulator.d
     assert float(emulator.c(u[None]).abs().max()) < 1e-9
     scale = space.gradient(u, w)[1][:d].abs().max() + emulator.information.diagonal().sqrt()
     for at, one in ((u, emulator), (u + 0.02, emulator.corrected(u + 0.02, space.likelihood_gradient(u + 0.02, w)[1]))):
@@ -54,11 +54,11 @@ def test_gradient(flattened_problem, top):
     assert not slope[d:].any()
 
 
-def test_information(flattened_problem, top):
+def test_information(problem, top):
     """Minus the second derivatives of the exact posterior."""
-    space, _, w = flattened_problem
+    space, _, w = problem
     u, emulator = top
-    d = space.n_potential
+    d = emulator.d
     C = torch.linalg.cholesky(torch.linalg.inv(emulator.information))
     for k in range(d):
         step = torch.cat([0.3 * C[:, k], u.new_zeros(space.size - d)])
@@ -66,25 +66,28 @@ def test_information(flattened_problem, top):
         assert float(C[:, k] @ (slopes[0] - slopes[1]) / 0.6) == pytest.approx(1, abs=0.25)
 
 
-def test_at_draws(flattened_problem, top):
+def test_at_draws(problem, top):
     """Emulated ln p of draws is the exact one to a fraction of a nat, a small part of its scatter."""
-    space, _, w = flattened_problem
+    space, _, w = problem
     u, emulator = top
     draws = around(emulator, u, 40, 0.5, 2)
     exact = torch.stack([space.log_posterior(one, w) for one in draws])
     emulated = emulator.log_posterior(draws)
-    assert float((exact - emulated).std()) < 0.1
+    # 0.13 in the 22 dimensions of potential and f(J), whose mean ln p of such draws scatters by 1
+    assert float((exact - emulated).std()) < (0.1 if emulator.d == space.n_potential else 0.2)
     # nor do they agree because nothing happens
     assert float(exact.std()) > 5 * float((exact - emulated).std())
 
 
-def test_refined(flattened_problem, top):
+def test_refined(problem, top):
     """Made to agree with exact gradients at draws, it is nearer to the exact posterior at others."""
-    space, _, w = flattened_problem
+    space, _, w = problem
     u, emulator = top
-    draws = around(emulator, u, 60, 1.0, 4)
+    # over the whole width the logistic process of 150 stars is no Gaussian
+    draws = around(emulator, u, 60, 1.0 if emulator.d == space.n_potential else 0.5, 4)
     exact = torch.stack([space.log_posterior(one, w) for one in draws])
-    wrong = dataclasses.replace(emulator, H=1.5 * emulator.H, g=emulator.g + 0.5)
+    of_phi = torch.arange(len(emulator.g)) < len(emulator.g) - (emulator.d - space.n_potential)
+    wrong = dataclasses.replace(emulator, H=2 * emulator.H, g=emulator.g + 1.0 * of_phi)
     before, after = (
         float((exact - one.log_posterior(draws))[30:].std()) for one in (wrong, wrong.refined(draws[:30], w))
     )
@@ -92,19 +95,49 @@ def test_refined(flattened_problem, top):
     assert after < 1.5 * float((exact - emulator.log_posterior(draws))[30:].std())
 
 
-def test_widened(flattened_problem, top):
-    """What the likelihood says of a step away counts less, the prior as much."""
-    space, _, _ = flattened_problem
+def test_proposal(problem, top):
+    """The best of all f(J) in each potential, as the Gaussian integral has it; the likelihood counts less."""
+    space, _, _ = problem
     u, emulator = top
-    at = u[None] + 0.05
-    prior = space.log_prior(at) - space.log_prior(u[None])
-    whole, part = (one.log_posterior(at) - one.log_posterior(u[None]) - prior for one in (emulator, emulator.widened()))
-    torch.testing.assert_close(part, whole / 1.2)
+    n = space.n_potential
+    proposal = emulator.proposal()
+    at = u[None].repeat(3, 1)
+    at[:, :n] += torch.tensor([[0.05], [-0.05], [0.0]], dtype=torch.float64)
+    found = proposal.log_posterior(at)
+    prior = space.log_prior(at)
+    likelihood = [emulator.log_posterior(at) - prior]
+    if emulator.d > n:
+        # by its own maximum over the latents of f(J), whose prior is Gaussian, but for the outliers' fraction
+        best = at.clone()
+        best[:, n:] = emulator._orbits_given(at)
+        likelihood[0] = emulator.log_posterior(best) - prior
+    expected = likelihood[0] / 1.2 + prior
+    torch.testing.assert_close(found - found[2], expected - expected[2], rtol=0.02, atol=1e-3)
 
 
-def test_stored(flattened_problem, top):
+def test_f_drawn_in_each_potential(problem, top):
+    """Draws of f(J) have the density that `log_proposal` states, and that is the emulator's at a given potential."""
+    space, _, _ = problem
+    u, emulator = top
+    n = space.n_potential
+    draws = u[None].repeat(200, 1)
+    draws[:, :n] += 0.02
+    found = emulator.with_orbits(draws, torch.Generator().manual_seed(1))
+    assert torch.equal(found[:, :n], draws[:, :n])
+    if emulator.d == n:
+        assert torch.equal(found, draws)
+        return
+    assert bool((found[:, n:].std(0) > 0).all())
+    density, stated = emulator.log_posterior(found), emulator.log_proposal(found)
+    # the prior of the outliers' fraction is the only one that is not Gaussian
+    assert float((density - stated).std()) < 0.05 * float(stated.std())
+    scaled = (found[:, n:] - emulator._orbits_given(draws)) @ torch.linalg.inv(emulator._orbits.root).T
+    assert float(scaled.std()) == pytest.approx(1, abs=0.05)
+
+
+def test_stored(problem, top):
     """A fit that is resumed goes on with the same emulator."""
-    space, _, _ = flattened_problem
+    space, _, _ = problem
     u, emulator = top
     again = Emulator.restored(space, emulator.state())
     torch.testing.assert_close(again.log_posterior(u[None] + 0.1), emulator.log_posterior(u[None] + 0.1))

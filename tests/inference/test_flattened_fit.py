@@ -16,8 +16,9 @@ from pyro.distributions import LogNormal
 from bayespot import Catalog, FitConfig, SnapshotModel, fit
 from bayespot.actions import StaeckelFudge
 from bayespot.actions.focal import FocalTable
-from bayespot.df import AxisymmetricMixture
+from bayespot.df import AxisymmetricMixture, LogisticGaussianProcess
 from bayespot.inference.latent import LatentSpace
+from bayespot.likelihood import HeliocentricDistance, MeasurementErrors
 from bayespot.mock import galaxy_mock
 from bayespot.potential import (
     NFW,
@@ -68,6 +69,49 @@ def test_true_family(stars, tmp_path):
     assert not result.sample_stats
     # the settled finder is stored
     assert (tmp_path / "fit.checkpoint").exists()
+
+
+def observed(catalog, selection):
+    """The true family with two free masses, f(J) smooth; coordinates with errors of 5 % and 10 km/s, or selected."""
+    w, covariance = catalog.w, None
+    if selection is not None:
+        w = w[selection(w) > 0.5]
+    else:
+        sd = torch.cat([0.05 * w[:, :3].norm(dim=-1, keepdim=True).expand(-1, 3), torch.full((len(w), 3), 10.0)], 1)
+        w = w + sd * torch.randn(w.shape, dtype=w.dtype, generator=torch.Generator().manual_seed(5))
+        covariance = torch.diag_embed(sd**2)
+    bulge, disc, halo = MWPotential2014().members
+    free = PowerLawCutoff(float(bulge.m_tot), float(bulge.r_c), float(bulge.gamma))
+    free = free + MiyamotoNagai(near(float(disc.m_tot) / 2), 3.0, 0.28) + NFW(near(float(halo.m_s) / 2), 16.0)
+    errors = None if selection is not None else MeasurementErrors(n_samples=4)
+    df = LogisticGaussianProcess(flattened=True, degree=3)
+    return SnapshotModel(free, df, errors=errors, selection=selection), Catalog(w, covariance=covariance)
+
+
+@pytest.mark.parametrize("selection", [None, HeliocentricDistance(15.0)], ids=["errors", "selection"])
+def test_observed_stars(stars, selection):
+    """With errors or a selection f(J) is drawn with the potential: masses within 4 sd, finite widths, a fair guide."""
+    model, catalog = observed(stars, selection)
+    config = FitConfig(
+        seed=1, n_draws=40, k_hat_draws=25, selection_points=2048, selection_max_points=4096, outliers=False
+    )
+    result = fit(model, catalog, config, progress=False)
+    assert result.diagnostics.guide == "emulated"
+    halo = MWPotential2014().members[2]
+    ln = result.draws["potential.members.2.m_s"].log()
+    assert abs(float(ln.mean()) - math.log(float(halo.m_s))) < 4 * float(ln.std())
+    assert 0.05 < float(ln.std()) < 1.2
+    weights = result.draws["df.weights"]
+    assert bool((weights.std(0) > 0).all())
+    assert result.diagnostics.finder_bias == {}
+    assert result.diagnostics.weight_fraction > 0.1
+    if selection is None:
+        assert result.diagnostics.selection_points == 0
+    else:
+        assert result.diagnostics.selection_points in (2048, 4096)
+        # of 60 stars a few thousand points leave a tenth of a standard deviation
+        assert 0 < result.diagnostics.selection_error < 0.3
+        assert 0.1 < result.diagnostics.selected_fraction < 0.9
 
 
 def small(catalog):

@@ -28,9 +28,9 @@ def ignore(u, note):
     """Take no notice of progress."""
 
 
-def test_gradient_and_second_order(flattened_problem):
+def test_gradient_and_second_order(problem):
     """Value and gradient are exact at the place; beside it the value is wrong by the square of the distance."""
-    space, u, w = flattened_problem
+    space, u, w = problem
     near_u = Linearised(space, u, w, Responder(space, u, w))
     value, slope = near_u.gradient(u, w)
     expected, expected_slope = space.gradient(u, w)
@@ -50,9 +50,9 @@ def test_gradient_and_second_order(flattened_problem):
     torch.testing.assert_close(near_u.gradient(u + other, w)[0], space.log_posterior(u + other, w))
 
 
-def test_fisher_by_responses(flattened_problem):
+def test_fisher_by_responses(problem):
     """The information by responses is that by differences, to the derivative of the focal distance."""
-    space, u, w = flattened_problem
+    space, u, w = problem
     plain = space.fisher(u, w, 1000, 0)
     by_responses = space.fisher(u, w, 1000, 0, responder=Responder(space, u, w))
     C = whitening(plain)
@@ -68,9 +68,9 @@ def test_climb_reaches_the_maximum(flattened_problem):
     assert float(space.log_posterior(rest, w)) < float(space.log_posterior(top, w)) + 5
 
 
-def test_at_fixed_actions(flattened_problem):
+def test_at_fixed_actions(problem):
     """f(J) and the outliers alone: exact, and the potential does not move."""
-    space, u, w = flattened_problem
+    space, u, w = problem
     fixed = AtFixedActions(space, u, w)
     at = u.clone()
     at[space.n_potential :] += 0.05
