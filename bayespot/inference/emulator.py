@@ -43,8 +43,8 @@ _POINTS = 8192
 #: Least information of a change of Phi that counts, over what it is with the draws' own size.
 _LEAST = 0.01
 #: Share of the information that stars must have in a direction for its second derivative to be measured; step of the
-#: difference in standard deviations, and least value over that of the outer product of scores.
-_MEASURED, _STEP, _LEAST_CURVATURE = 0.3, 1.0, 0.05
+#: difference in standard deviations, and least value over that of the outer product of scores; where f(J) is drawn too.
+_MEASURED, _STEP, _LEAST_CURVATURE, _LEAST_JOINT = 0.3, 1.0, 0.05, 0.005
 #: Share of the information that stars must have in a direction for it to be refined; standard deviation of what second
 #: derivatives change by then, in units of the outer product's.
 _REFINED, _CHANGE = 0.1, 1.0
@@ -179,7 +179,7 @@ class Emulator:
             H[:k, k:] = H[k:, :k].T
         if measured and self.d > space.n_potential:
             rest = slice(space.n_potential, self.d)
-            H[k:, k:] = scale * _of_orbits(space, u, part, self.information[rest, rest], prior[rest, rest])
+            H[k:, k:] = scale * _of_orbits(space, u, part, self.information[rest, rest])
         H = self._sane(H, prior)
         root = whitening(self.information)
         white = _at_least(root.T @ (D.T @ H @ D + prior - bend) @ root, _LEAST_CURVATURE)
@@ -187,12 +187,15 @@ class Emulator:
         return replace(here, H=H, information=back.T @ white @ back)
 
     def _sane(self, H: Tensor, prior: Tensor) -> Tensor:
-        """Return second derivatives by c of which none is far below these, with the prior of f(J)."""
+        """Return second derivatives by c that, with the prior of f(J), are positive, by a part of these at least."""
         k = len(H) - self.d + self.space.n_potential
         of_orbits = torch.block_diag(H.new_zeros(k, k), prior[self.space.n_potential :, self.space.n_potential :])
-        root = torch.block_diag(torch.eye(k, dtype=H.dtype), _root((self.H + of_orbits)[k:, k:]))
+        root, least = torch.eye(k, dtype=H.dtype), _LEAST_CURVATURE
+        if k < len(H):
+            # potential and f(J) may stand in for each other: a small value is no error there
+            root, least = torch.block_diag(root, whitening((self.H + of_orbits)[k:, k:])), _LEAST_JOINT
         back = torch.linalg.inv(root)
-        return back.T @ _at_least(root.T @ (H + of_orbits) @ root, _LEAST_CURVATURE) @ back - of_orbits
+        return back.T @ _at_least(root.T @ (H + of_orbits) @ root, least) @ back - of_orbits
 
     def corrected(self, u: Tensor, slope: Tensor) -> Emulator:
         """Return the emulator with another g, such that its gradient at u is ``slope``, of the log-likelihood."""
@@ -207,10 +210,17 @@ class Emulator:
 
     def _in_c(self, u: Tensor, slope: Tensor) -> Tensor:
         """Return the gradient by c ``(k,)`` of what has this one by the latents ``(d,)`` at u."""
-        C = whitening(self.information)
-        A, sigma, Bt = torch.linalg.svd(self.derivatives(u) @ C, full_matrices=False)
+        C, units = whitening(self.information), self._units()
+        A, sigma, Bt = torch.linalg.svd(units @ self.derivatives(u) @ C, full_matrices=False)
         # what the stars hardly tell stays as it is
-        return A @ (sigma / (sigma**2 + _LEAST) * (Bt @ (C.T @ slope)))
+        return units.T @ A @ (sigma / (sigma**2 + _LEAST) * (Bt @ (C.T @ slope)))
+
+    def _units(self) -> Tensor:
+        """Return what makes of c the same with f(J) in units of what stars tell of it, as what is asked of Phi is."""
+        k = len(self.H) - self.d + self.space.n_potential
+        values, vectors = torch.linalg.eigh(self.H[k:, k:])
+        of_orbits = vectors * values.clamp(min=0).sqrt() @ vectors.T
+        return torch.block_diag(torch.eye(k, dtype=self.H.dtype), of_orbits) if len(values) else torch.eye(k).to(self.H)
 
     @torch.no_grad()
     def exact(self, log_p: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -227,13 +237,7 @@ class Emulator:
         """
         d = self.d
         C = whitening(self.information)
-        # the latents of f(J) in units of what stars tell of them, as what is asked of Phi is
-        k = len(self.H) - d + self.space.n_potential
-        values, vectors = torch.linalg.eigh(self.H[k:, k:])
-        of_orbits = vectors * values.clamp(min=0).sqrt() @ vectors.T
-        units = (
-            torch.block_diag(torch.eye(k, dtype=C.dtype), of_orbits) if k < len(self.H) else torch.eye(k, dtype=C.dtype)
-        )
+        units = self._units()
         A, sigma, _ = torch.linalg.svd(units @ self.derivatives(u.mean(0)) @ C, full_matrices=False)
         A = units.T @ A[:, (sigma**2 > _REFINED).nonzero()[:, 0]]
         m = A.shape[1]
@@ -251,8 +255,10 @@ class Emulator:
             if tick:
                 tick()
         # where stars come loose ln L falls off a cliff, whose slope says nothing of the rest
-        misses = torch.stack(missing).norm(dim=-1)
+        misses = torch.stack(missing).norm(dim=-1).nan_to_num(torch.inf)
         near = (misses <= _CLIFF * misses.median()).nonzero()[:, 0]
+        if not bool(torch.isfinite(misses[near]).all()):
+            return self
         X, y = torch.cat([design[i] for i in near]), torch.cat([missing[i] for i in near])
         root = torch.linalg.cholesky(X.T @ X + torch.eye(X.shape[1], dtype=X.dtype) / _CHANGE**2)
         found = torch.cholesky_solve((X.T @ y)[:, None], root)[:, 0]
@@ -469,20 +475,20 @@ class _StarScores:
         return torch.as_tensor(self.own.T @ patterns.numpy()) - self.of_all[:, None] * (self.member @ patterns)
 
 
-def _of_orbits(space: LatentSpace, u: Tensor, w: Tensor, information: Tensor, prior: Tensor) -> Tensor:
+def _of_orbits(space: LatentSpace, u: Tensor, w: Tensor, information: Tensor) -> Tensor:
     """Return minus the second derivatives of ln L by the latents of f(J), the potential being that at u.
 
-    ``information`` and ``prior`` are the outer product's, with the prior, and the prior's alone.
+    ``information`` is the outer product's, with the prior.
     """
     here, root, own = AtFixedActions(space, u, w), whitening(information), slice(space.n_potential, space.size)
     columns = []
     for v in root.T:
         step = torch.cat([u.new_zeros(space.n_potential), _STEP * v])
-        slopes = [here.gradient(at, w)[1][own] for at in (u - step, u + step)]
+        slopes = [(here.gradient(at, w)[1] - space.prior_gradient(at)[1])[own] for at in (u - step, u + step)]
         columns.append((slopes[0] - slopes[1]) / (2 * _STEP))
     back = torch.linalg.inv(root)
     found = root.T @ torch.stack(columns, 1)
-    return back.T @ ((found + found.T) / 2) @ back - prior
+    return back.T @ ((found + found.T) / 2) @ back
 
 
 def _slopes(df: DistributionFunction, J: Tensor) -> Tensor:
@@ -500,11 +506,6 @@ def _part(w: Tensor, seed: int) -> tuple[Tensor, float]:
         return w, 1.0
     order = torch.randperm(len(w), generator=torch.Generator().manual_seed(seed))
     return w[order[:n]], len(w) / n
-
-
-def _root(information: Tensor) -> Tensor:
-    """Return C with C C^T = information^-1, of no latents too."""
-    return whitening(information) if len(information) else information
 
 
 def _at_least(matrix: Tensor, least: float) -> Tensor:

@@ -414,7 +414,10 @@ class _Fit:
         if climb.emulator is not None:
             self.state["emulator"] = climb.emulator.state()
         self.state["map_iterations"] += climb.iterations
-        _, slope = LatentSpace(self.model).gradient(u, self.data)
+        space = LatentSpace(self.model)
+        _, slope = space.gradient(u, self.data)
+        if config.guide == "emulated" and climb.emulator is not None:
+            slope[: climb.emulator.d] += climb.emulator.derivatives(u).T @ climb.emulator.correction
         norm = float(slope @ torch.linalg.lstsq(information, slope[:, None]).solution[:, 0]) ** 0.5
         if not torch.isfinite(information).all() or not norm == norm:
             raise FitError("the likelihood is not finite at its maximum: look for stars with absurd coordinates")
@@ -487,7 +490,7 @@ class _Fit:
             )
 
     def _emulated(self, bar: Progress) -> None:
-        """Hamiltonian Monte Carlo with the emulator, f(J) at its maximum."""
+        """Hamiltonian Monte Carlo with the emulator, f(J) at its maximum or drawn too."""
         config, state = self.config, self.state
         emulator = Emulator.restored(LatentSpace(self.model), state["emulator"])
         n = n_emulated(self.model, config) or config.n_draws
@@ -586,9 +589,12 @@ def _resolved(config: FitConfig, model: SnapshotModel) -> FitConfig:
             "guide 'emulated' is for an axisymmetric potential with StaeckelFudge, a likelihood in closed form and no "
             "streams; take 'full_rank', or None, which chooses"
         )
+    fits = possible and config.df_guide in (None, "point" if model.is_plain else "joint")
+    if config.guide == "emulated" and not fits:
+        kept = "joint" if config.df_guide == "point" else "at a point"
+        raise ValueError(f"guide 'emulated' has f(J) {kept} here: leave df_guide to it")
     if config.guide is not None:
         return config
-    fits = possible and config.df_guide in (None, "point" if model.is_plain else "joint")
     return dataclasses.replace(config, guide="emulated" if fits else "full_rank")
 
 

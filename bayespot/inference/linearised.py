@@ -198,8 +198,7 @@ def fraction_slope(space: LatentSpace, u: Tensor, w: Tensor) -> tuple[Tensor, Te
         df = space.model.at(space.values(u)).df
         log_p = points.log_weight + points.accepted.log() + capped_density(df, found) - 3 * math.log(2 * math.pi)
         log_z = torch.logsumexp(log_p, 0)
-        (slope,) = torch.autograd.grad(log_z, u, allow_unused=True)
-    slope = torch.zeros_like(u) if slope is None else slope.clone()
+        slope = torch.autograd.grad(log_z, u)[0] if log_z.requires_grad else torch.zeros_like(u)
     slope[: space.n_potential] = torch.softmax(log_p.detach(), 0) @ potential_scores(df, found)
     return log_z.detach(), slope.detach()
 

@@ -19,6 +19,7 @@ from bayespot.inference.linearised import (
     responds,
     uphill,
 )
+from bayespot.inference.membership import outlier_probability
 from bayespot.inference.optimise import Report, displacement, lbfgs
 from bayespot.inference.result import FitConfig
 from bayespot.likelihood.model import SnapshotModel
@@ -228,15 +229,17 @@ class Climb:
             n *= 2
 
     def _corrected_finely(self, u: Tensor, stage: Callable[[str], None]) -> tuple[Tensor, Tensor, int, float]:
-        """Correct the emulator's slope by that of ln Z with ever more points; the likelihood keeps the few it has.
+        """Correct the emulator's slope by that of ln Z with ever more points, and go to where its maximum is then.
 
-        The error is the standard error of the means of sets of points.
+        The likelihood keeps the few it has, unless another guide asks for it. The error is the standard error of the
+        means of sets of points.
         """
         config, emulator = self.config, self.emulator
         assert emulator is not None  # the caller looked
         space = LatentSpace(self.model)
         d, n = space.n_potential, max(1, config.selection_points // _SETS)
         information = self.with_orbits(emulator, u, self.data)
+        n_members = float(len(self.data) - outlier_probability([space.model.at(space.values(u))], self.data).sum())
         covariance = torch.linalg.inv(information)
         _, few = fraction_slope(space, u, self.data)
         log_z: list[Tensor] = []
@@ -252,10 +255,14 @@ class Climb:
                 self.report(u, f"{(k + 1) * n} points")
             share = torch.softmax(torch.stack(log_z), 0)
             mean = share @ torch.stack(slopes)
-            moved = len(self.data) * (torch.stack(slopes) - mean) @ covariance / covariance.diagonal().sqrt()
+            moved = n_members * (torch.stack(slopes) - mean) @ covariance / covariance.diagonal().sqrt()
             error = float(((share[:, None] * moved) ** 2).sum(0).mul(wanted / (wanted - 1)).sqrt()[:d].max())
             if error <= config.selection_tolerance or 2 * wanted * n > config.selection_max_points:
                 break
             wanted *= 2
-        self.emulator = emulator.with_more_points(u, len(self.data) * (few - mean))
+        self.emulator = emulator.with_more_points(u, n_members * (few - mean))
+        u = self.emulator.maximum(u)
+        if config.guide != "emulated":
+            # other guides ask for the likelihood, not for what an emulator knows of it
+            self.model = self._with_points(u, wanted * n, config.seed + _OTHER_POINTS - 1)
         return u, information, wanted * n, error

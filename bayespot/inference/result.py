@@ -77,13 +77,13 @@ class FitConfig:
         Catalogues more than twice as large are scored in random minibatches of this size in SVI, with a control variate
         (`bayespot.inference.svi.Minibatches`); with measurement errors a star counts as many as it has samples.
     k_hat_draws
-        Draws used for the PSIS diagnostic, the evidence and re-weighting, twice as many of an emulated posterior; 0:
-        without them. Of catalogues of more than
+        Draws used for the PSIS diagnostic, the evidence and re-weighting, twice as many of an emulated posterior, four
+        times as many where it has f(J) too; 0: without them. Of catalogues of more than
         80 000 stars a random 40 000 give the weights, corrected to first order (`LatentSpace.log_posterior_near`).
     selection_points, selection_max_points, selection_tolerance
-        Points that normalise a selection near the maximum. They are doubled until twice as many, and others, would
-        move the mean of no parameter of the potential by more than the tolerance, in posterior standard deviations, or
-        until the maximum.
+        Points that normalise a selection near the maximum. They are doubled until others (in spheres twice as many)
+        would move the mean of no parameter of the potential by more than the tolerance, in posterior standard
+        deviations, or until the maximum.
     guide_rank
         Columns of W in a low-rank guide.
     nuts_chains, nuts_warmup
@@ -161,7 +161,8 @@ class Diagnostics:
     effective fraction of the weighted draws. With measurement errors ``error_samples`` is the effective number, of
     ``n_error_samples``, per star (least, 5 % quantile, median), below 2 for ``n_poorly_sampled`` stars; with a
     selection ``selected_fraction`` is the fraction of the population it keeps, normalised with ``selection_points``
-    points; twice as many would move the result by ``selection_error`` posterior standard deviations.
+    points; others (in spheres twice as many) would move the result by ``selection_error`` posterior standard
+    deviations.
     ``angle_p_value`` is that of the phase-mixing test in the posterior mean potential
     (`bayespot.inference.phase_mixing`), of chi-square ``angle_statistic`` with ``angle_dof`` degrees,
     for catalogues without errors or selection. For these ``symmetry`` holds, by test (`bayespot.inference.symmetry`),

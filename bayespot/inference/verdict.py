@@ -159,7 +159,7 @@ def _data(d: Mapping[str, Any]) -> list[tuple[int, str]]:
         )
         found.append((1 if lost <= 0.2 * n else 2, f"{text} the catalogue, or give the other population its own model"))
     if (error := d.get("selection_error") or 0.0) > 0.1:
-        points = f"twice the {d['selection_points']} points that normalise the selection"
+        points = f"other points than the {d['selection_points']} that normalise the selection"
         text = f"{points} would move the result by {error:.2f} posterior sd: raise selection_max_points"
         found.append((1 if error <= 0.5 else 2, text))
     return found

@@ -188,7 +188,11 @@ class SnapshotModel(PyroModule):
         if self.potential.symmetry == "spherical":
             model.points = FixedPoints.lattice(chain, self.selection, n, seed, r_range, m, scatter)
         else:
-            model.points = FixedPoints.near_stars(chain, self.selection, catalog.w, n, seed, m, scatter)
+            w = catalog.w
+            if catalog.observed is not None:
+                # those without a distance or a radial velocity have place-holders
+                w = w[torch.isfinite(catalog.observed.values).all(-1)]
+            model.points = FixedPoints.near_stars(chain, self.selection, w, max(n, 20), seed, m, scatter)
         return model
 
     def chain(self, values: Mapping[str, Tensor]) -> Chain:

@@ -192,19 +192,19 @@ class FixedPoints:
     ) -> FixedPoints:
         """Draw n points from a smooth density about selected stars, which are where f S is, in any potential.
 
-        The density is a kernel estimate in ln R, z and the cylindrical velocities over the escape speed, with two
-        widths of the kernel, so that its tails are wider than the stars'; azimuths are uniform. Its error is that of
-        Monte Carlo: N ln Z of N stars differs between potentials one posterior standard deviation apart by about the
-        root of N/n.
+        The density is a kernel estimate in ln R, arsinh(z / h) and the cylindrical velocities over the escape speed,
+        with two widths of the kernel, so that its tails are wider than the stars'; azimuths are uniform. Its error is
+        that of Monte Carlo: N ln Z of N stars differs between potentials one posterior standard deviation apart by
+        about the root of N/n.
 
         Parameters
         ----------
         chain, selection
             Population, of whose symmetry S is averaged over n_rotations members, and S.
         w : Float[Tensor, "m 6"]
-            Stars of the catalogue.
+            Stars of the catalogue whose coordinates were measured; the unbound are left out.
         n, seed
-            Number of points, and their seed.
+            Number of points, at least 20, and their seed.
         n_rotations, scatter
             As of `lattice`.
 
@@ -220,6 +220,7 @@ class FixedPoints:
         w = w[torch.isfinite(w).all(-1)]
         chart = _Cylindrical(w, chain.potential)
         y = chart.of(w)
+        y = y[(y[:, 2:] ** 2).sum(-1) < 1]
         if len(y) < 10 or bool((y.std(0) == 0).any()):
             raise ValueError(
                 f"{len(y)} stars, some coordinate of which never varies, do not tell where stars are selected"
@@ -261,10 +262,8 @@ class FixedPoints:
 def _accepted(
     chain: Chain, selection: SelectionFunction, w: Tensor, m: int, seed: int, scatter: Scatter | None = None
 ) -> Tensor:
-    """Return S of each point, averaged over m of the orbits' symmetries: rotations, and half with v_r reversed."""
-    r_hat = w[:, :3] / torch.linalg.vector_norm(w[:, :3], dim=-1, keepdim=True)
-    v_r = (w[:, 3:] * r_hat).sum(-1, keepdim=True)
-    back = torch.cat([w[:, :3], w[:, 3:] - 2 * v_r * r_hat], -1)
+    """Return S of each point, averaged over m of the orbits' symmetries: rotations, and half of them reversed."""
+    back = _reversed(w, chain.potential)
     means, first = [], 0
     # blocks bound the memory
     for block, reversed_ in zip(w.split(_BLOCK // m + 1), back.split(_BLOCK // m + 1), strict=True):
@@ -275,6 +274,23 @@ def _accepted(
         means.append(s.reshape(m, -1).mean(0))
         first += len(block)
     return torch.cat(means)
+
+
+def _reversed(w: Tensor, potential: Potential) -> Tensor:
+    """Return stars at the same places on the same orbits: moving back, but for the rotation that their J_phi states.
+
+    In a sphere v_r is reversed, in a flattened potential v_R and v_z; in a triaxial one nothing.
+    """
+    x, v = w[:, :3], w[:, 3:]
+    if potential.symmetry == "triaxial":
+        return w
+    if potential.symmetry == "spherical":
+        r_hat = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return torch.cat([x, v - 2 * (v * r_hat).sum(-1, keepdim=True) * r_hat], -1)
+    R2 = (x[:, :2] ** 2).sum(-1)
+    turn = (x[:, 0] * v[:, 1] - x[:, 1] * v[:, 0]) / R2
+    rotation = torch.stack([-x[:, 1] * turn, x[:, 0] * turn, torch.zeros_like(turn)], -1)
+    return torch.cat([x, 2 * rotation - v], -1)
 
 
 class _Cylindrical:

@@ -67,9 +67,9 @@ def describe(diagnosis: Mapping[str, Any]) -> list[str]:
         )
     if diagnosis.get("selected_fraction"):
         lines.append(
-            f"selection: {100 * diagnosis['selected_fraction']:.1f} % of the population is in the catalogue; twice "
-            f"the {diagnosis['selection_points']} points would move the result by {diagnosis['selection_error']:.2f} "
-            "posterior sd"
+            f"selection: {100 * diagnosis['selected_fraction']:.1f} % of the population is in the catalogue; other "
+            f"points than the {diagnosis['selection_points']} used would move the result by "
+            f"{diagnosis['selection_error']:.2f} posterior sd"
         )
     if diagnosis.get("outlier_fraction") is not None:
         lines.append(outlier_line(diagnosis))

@@ -56,19 +56,16 @@ def problem(request, flattened_problem):
         return flattened_problem
     w = bound_stars(MiyamotoNagai(5e10, 3.0, 0.3) + NFW(5e11, 20.0), 150, 3)
     potential = MiyamotoNagai(near(5e10), 3.0, near(0.3)) + NFW(near(5e11), 20.0)
-    with_errors, selected = request.param != "selection", request.param != "errors"
     model = SnapshotModel(
         potential,
         LogisticGaussianProcess(flattened=True, degree=3),
-        errors=MeasurementErrors() if with_errors else None,
-        selection=Custom(_faint, smooth=True, position_only=True) if selected else None,
+        errors=MeasurementErrors(),
+        selection=Custom(_faint, smooth=True, position_only=True),
         selection_sees="true",
     )
-    data, values = w, model.initial_values()
-    if with_errors:
-        noise = torch.randn(len(w), 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        samples = w[:, None] * (1 + 0.1 * noise)
-        data = torch.cat([samples, 0.2 * noise[..., :1]], -1)
+    values = model.initial_values()
+    noise = torch.randn(len(w), 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    data = torch.cat([w[:, None] * (1 + 0.1 * noise), 0.2 * noise[..., :1]], -1)
     fixed = model.at(values)
     model.finder = model.finder.settled(fixed.potential, w)
     J = model.finder.capped_actions(fixed.potential, w).J.detach()

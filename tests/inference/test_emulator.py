@@ -76,7 +76,7 @@ def test_at_draws(problem, top):
     # 0.13 in the 22 dimensions of potential and f(J), whose mean ln p of such draws scatters by 1
     assert float((exact - emulated).std()) < (0.1 if emulator.d == space.n_potential else 0.2)
     # nor do they agree because nothing happens
-    assert float(exact.std()) > 5 * float((exact - emulated).std())
+    assert float(exact.std()) > 4 * float((exact - emulated).std())
 
 
 def test_refined(problem, top):
@@ -92,7 +92,46 @@ def test_refined(problem, top):
         float((exact - one.log_posterior(draws))[30:].std()) for one in (wrong, wrong.refined(draws[:30], w))
     )
     assert after < 0.3 * before
-    assert after < 1.5 * float((exact - emulator.log_posterior(draws))[30:].std())
+    assert after < 2 * float((exact - emulator.log_posterior(draws))[30:].std())
+
+
+def test_refined_without_cliffs(problem, top):
+    """A draw in which stars come loose, where ln L falls off a cliff, does not move the emulator."""
+    space, _, w = problem
+    u, emulator = top
+    if emulator.d == space.n_potential:
+        pytest.skip("so distant a draw of three latents is no cliff")
+    draws = around(emulator, u, 12, 0.5, 5)
+    lost = draws[-1:].clone()
+    lost[:, : space.n_potential] -= 2.0
+    expected = emulator.refined(draws, w)
+    found = emulator.refined(torch.cat([draws, lost]), w)
+    # what a cliff would change, against what the draws do: all entries, in the units of each
+    scale = emulator.H.diagonal().abs().sqrt() + 1e-3
+    moved, meant = (((one.H - emulator.H) / scale / scale[:, None]).norm() for one in (found, expected))
+    assert float(((found.H - expected.H) / scale / scale[:, None]).norm()) < 0.3 * float(meant) + 1e-6, (moved, meant)
+    torch.testing.assert_close(found.g, expected.g, rtol=0.1, atol=0.1 * float((expected.g - emulator.g).norm()))
+
+
+def test_more_points(problem, top):
+    """Gradient, density and exact density change by what more points of a selection tell."""
+    space, _, w = problem
+    u, emulator = top
+    slope = torch.zeros_like(u)
+    slope[:2] = torch.tensor([0.3, -0.2], dtype=torch.float64)
+    moved = emulator.with_more_points(u, slope)
+    (before,), (after,) = (one.gradients(u[None])[1] for one in (emulator, moved))
+    d, scale = emulator.d, emulator.information.diagonal().sqrt()
+    torch.testing.assert_close((after - before)[:d] / scale, slope[:d] / scale, rtol=0.05, atol=0.01)
+    # a latent of f(J) that the stars tell well moves as much
+    k = int(emulator.information.diagonal().argmax())
+    one = torch.zeros_like(u)
+    one[k] = 0.3 * float(scale[k])
+    (after,) = emulator.with_more_points(u, one).gradients(u[None])[1]
+    assert float((after - before)[k]) == pytest.approx(float(one[k]), rel=0.1)
+    near = u + 0.02 * torch.sign(slope)
+    exact, corrected = (one.exact(lambda v: space.log_posterior(v, w))(near) for one in (emulator, moved))
+    assert float(corrected - exact) == pytest.approx(float(slope @ (near - u)), rel=0.1)
 
 
 def test_proposal(problem, top):
@@ -107,7 +146,7 @@ def test_proposal(problem, top):
     prior = space.log_prior(at)
     likelihood = [emulator.log_posterior(at) - prior]
     if emulator.d > n:
-        # by its own maximum over the latents of f(J), whose prior is Gaussian, but for the outliers' fraction
+        # by its own maximum over the latents of f(J), whose prior is Gaussian
         best = at.clone()
         best[:, n:] = emulator._orbits_given(at)
         likelihood[0] = emulator.log_posterior(best) - prior
@@ -129,8 +168,7 @@ def test_f_drawn_in_each_potential(problem, top):
         return
     assert bool((found[:, n:].std(0) > 0).all())
     density, stated = emulator.log_posterior(found), emulator.log_proposal(found)
-    # the prior of the outliers' fraction is the only one that is not Gaussian
-    assert float((density - stated).std()) < 0.05 * float(stated.std())
+    assert float((density - stated).std()) < 1e-3 * float(stated.std())
     scaled = (found[:, n:] - emulator._orbits_given(draws)) @ torch.linalg.inv(emulator._orbits.root).T
     assert float(scaled.std()) == pytest.approx(1, abs=0.05)
 

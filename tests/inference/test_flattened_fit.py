@@ -90,7 +90,7 @@ def observed(catalog, selection):
 
 @pytest.mark.parametrize("selection", [None, HeliocentricDistance(15.0)], ids=["errors", "selection"])
 def test_observed_stars(stars, selection):
-    """With errors or a selection f(J) is drawn with the potential: masses within 4 sd, finite widths, a fair guide."""
+    """With errors or a selection f(J) is drawn with the potential: the halo within 4 sd, which are not the prior's."""
     model, catalog = observed(stars, selection)
     config = FitConfig(
         seed=1, n_draws=40, k_hat_draws=25, selection_points=2048, selection_max_points=4096, outliers=False
@@ -100,7 +100,8 @@ def test_observed_stars(stars, selection):
     halo = MWPotential2014().members[2]
     ln = result.draws["potential.members.2.m_s"].log()
     assert abs(float(ln.mean()) - math.log(float(halo.m_s))) < 4 * float(ln.std())
-    assert 0.05 < float(ln.std()) < 1.2
+    # the prior's is 1, its mean 0.69 too low
+    assert 0.02 < float(ln.std()) < 0.6
     weights = result.draws["df.weights"]
     assert bool((weights.std(0) > 0).all())
     assert result.diagnostics.finder_bias == {}

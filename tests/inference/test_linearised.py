@@ -43,7 +43,8 @@ def test_gradient_and_second_order(problem):
         for part in (1.0, 0.5)
     ]
     assert miss[0] < 0.2 * abs(float(space.log_posterior(u + direction, w) - expected))
-    assert miss[1] < 0.4 * miss[0]
+    # some of the points of a selection come loose on the way: kinks of about 0.01 in ln p
+    assert miss[1] < 0.4 * miss[0] + (0.0 if space.model.is_plain else 0.02)
     # of f(J) and of the fraction of outliers it is exact
     other = torch.zeros_like(u)
     other[space.n_potential :] = 0.05

@@ -12,8 +12,8 @@ import math
 import pytest
 import torch
 
-from bayespot.actions import IsochroneActions
-from bayespot.df import SphericalMixture
+from bayespot.actions import IsochroneActions, StaeckelFudge
+from bayespot.df import LogisticGaussianProcess, SphericalMixture
 from bayespot.inference.optimise import displacement
 from bayespot.likelihood import (
     Chain,
@@ -29,8 +29,8 @@ from bayespot.likelihood.chain import rotate
 from bayespot.likelihood.errors import ErrorScatter
 from bayespot.likelihood.normalisation import FixedPoints, pathwise_log_z
 from bayespot.likelihood.selection import require_selected
-from bayespot.mock import mock, observe
-from bayespot.potential import Isochrone, Logarithmic
+from bayespot.mock import galaxy_mock, mock, observe
+from bayespot.potential import Isochrone, Logarithmic, MWPotential2014
 from bayespot.pyro_modules import freeze
 
 STARS = mock("isochrone", n_stars=2000, seed=3).w
@@ -285,10 +285,28 @@ def test_points_near_stars_need_stars():
     for w in (STARS[:5], STARS[:1].repeat(50, 1)):
         with pytest.raises(ValueError, match="do not tell where stars are selected"):
             FixedPoints.near_stars(population(REFERENCE), selection, w, 1000, 1)
-    # the point's weight is its share of phase space: a density of one has the volume of the selected part
+
+
+def test_points_near_stars_of_a_flattened_potential():
+    """All stars are one population; stars that move outwards are half of it at every point, an orbit's ways equal."""
+    stars = galaxy_mock("halo", n_stars=300, seed=5).w
+    potential, finder = MWPotential2014(), StaeckelFudge()
+    df = LogisticGaussianProcess(flattened=True, degree=3)
     with torch.no_grad():
-        points = FixedPoints.near_stars(population(REFERENCE), selection, STARS, 2000, 1)
-    assert torch.equal(points.accepted > 0, torch.ones(len(points.w), dtype=torch.bool))
+        J = finder.capped_actions(potential, stars).J
+        df = df.resolved(1, J)
+        chain = Chain(potential, freeze(df, df.fit_actions(J, seed=0)), finder)
+        everything = Custom(lambda x, v: torch.ones_like(x[..., 0]))
+        points = FixedPoints.near_stars(chain, everything, stars, 4000, 1, n_rotations=4)
+        assert float(points.log_z(chain.log_density(points.w)).exp()) == pytest.approx(1, abs=0.1)
+        outwards = Custom(lambda x, v: ((x[..., :2] * v[..., :2]).sum(-1) > 0).double())
+        half = FixedPoints.near_stars(chain, outwards, stars, 1000, 1, n_rotations=4)
+        torch.testing.assert_close(half.accepted, torch.full_like(half.accepted, 0.5))
+        # a star that no potential binds does not widen the cloud
+        fast = stars[:1].clone()
+        fast[:, 3:] *= 1e3
+        same = FixedPoints.near_stars(chain, everything, torch.cat([stars, fast]), 1000, 1, n_rotations=4)
+    assert float(same.w[:, 3:].norm(dim=-1).max()) < 3000
 
 
 def test_a_selection_that_keeps_nothing_is_refused():
