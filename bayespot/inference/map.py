@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -155,7 +156,10 @@ class Climb:
         self.iterations += done
         u = self._uphill(space, u, Emulator.of(space, u, data, self.config.seed, measured=False).maximum(u), data)
         u = self._with_orbits(space, u, data)
-        emulator = Emulator.of(space, u, data, self.config.seed)
+        return self._by_emulator(space, Emulator.of(space, u, data, self.config.seed), u, data, tolerance)
+
+    def _by_emulator(self, space: LatentSpace, emulator: Emulator, u: Tensor, data: Tensor, tolerance: float) -> Tensor:
+        """Climb by turns with an emulator, whose slope is made the exact one where it leads, and f(J)."""
         for k in range(_EMULATED):
             value, slope = space.likelihood_gradient(u, data)
             emulator = emulator.corrected(u, slope)
@@ -265,4 +269,8 @@ class Climb:
         if config.guide != "emulated":
             # other guides ask for the likelihood, not for what an emulator knows of it
             self.model = self._with_points(u, wanted * n, config.seed + _OTHER_POINTS - 1)
+            space = LatentSpace(self.model)
+            own = replace(emulator, space=space)
+            u = self._by_emulator(space, own, u, self.data, config.map_tolerance)
+            information = self.with_orbits(self.emulator, u, self.data)
         return u, information, wanted * n, error

@@ -6,6 +6,7 @@ family; and, with a few steps only, the free form with discs.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -113,6 +114,17 @@ def test_observed_stars(stars, selection):
         # of 60 stars a few thousand points leave a tenth of a standard deviation
         assert 0 < result.diagnostics.selection_error < 0.3
         assert 0.1 < result.diagnostics.selected_fraction < 0.9
+
+
+@pytest.mark.slow
+def test_other_guides_get_all_points(stars):
+    """Only an emulator knows of more points than the likelihood's: another guide asks for a likelihood with all."""
+    model, catalog = observed(stars, HeliocentricDistance(15.0))
+    config = FitConfig(seed=1, guide="laplace", n_draws=10, k_hat_draws=0, selection_points=4096, outliers=False)
+    result = fit(model, catalog, dataclasses.replace(config, selection_max_points=4096), progress=False)
+    assert result.diagnostics.selection_points == 4096
+    assert len(result.model.points.w) > 3000
+    assert result.diagnostics.gradient_norm < 0.5
 
 
 def small(catalog):

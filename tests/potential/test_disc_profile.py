@@ -70,6 +70,16 @@ def test_sites_and_storage(tmp_path):
     torch.testing.assert_close(again.phi(x), discs().phi(x))
 
 
+def test_discs_of_a_height_go_together():
+    """Covariance of the logits: each disc's own, and what those of a height, and of a length, share."""
+    free = ExponentialDiscs([1.0, 2.0, 1.0], [0.1, 0.1, 0.3], 24.0, logits_sd=0.5, height_sd=2.0, length_sd=1.0)
+    found = free._pyro_samples["logits"].covariance_matrix
+    expected = torch.tensor([[5.25, 4.0, 1.0], [4.0, 5.25, 0.0], [1.0, 0.0, 5.25]], dtype=torch.float64)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(ValueError, match="or zero"):
+        ExponentialDiscs([1.0], [0.1], 24.0, height_sd=-1.0)
+
+
 def test_placed_by_stars():
     """Lengths follow the stars' median radius, the mass their radius and speed."""
     generator = torch.Generator().manual_seed(0)
