@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 _CHECKPOINT_SECONDS = 20.0
 #: Fewest stars of a subset on the way to the maximum, and how near to its own maximum the climb goes.
 _LEAST_SUBSET, _SUBSET_TOLERANCE = 4000, 0.3
+#: k-hat from which the mean of weights does not exist: one draw would stand for the posterior.
+_NO_MEAN = 1.0
 #: r-hat of the chains of an emulated posterior up to which they count as mixed.
 _MIXED = 1.2
 #: Stars of a flattened galaxy that the first climb goes with.
@@ -528,7 +530,11 @@ class _Fit:
         found.outliers.extend(named(probability, self.catalog.names))
         found.seconds["draws"] = time.perf_counter() - begun
         statistics = {} if drawn.log_q is None else {"log_q": drawn.log_q, "log_weights": log_weights}
-        if config.guide == "emulated" and torch.isfinite(log_weights).all():
+        if config.guide == "emulated" and found.k_hat > _NO_MEAN:
+            found.warnings.append(
+                "the emulated posterior is too far from the exact one for weights to correct it: draws are as they came"
+            )
+        elif config.guide == "emulated" and torch.isfinite(log_weights).all():
             rows = by_weight(log_weights, config.n_draws, config.seed)
             drawn = drawn._replace(u=drawn.u[rows])
             statistics = {}

@@ -7,6 +7,7 @@ family; and, with a few steps only, the free form with discs.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 
 import pytest
@@ -90,13 +91,13 @@ def observed(catalog, selection):
 
 
 @pytest.mark.parametrize("selection", [None, HeliocentricDistance(15.0)], ids=["errors", "selection"])
-def test_observed_stars(stars, selection):
+def test_observed_stars(stars, selection, tmp_path, monkeypatch):
     """With errors or a selection f(J) is drawn with the potential: the halo within 4 sd, which are not the prior's."""
     model, catalog = observed(stars, selection)
     config = FitConfig(
         seed=1, n_draws=40, k_hat_draws=25, selection_points=2048, selection_max_points=4096, outliers=False
     )
-    result = fit(model, catalog, config, progress=False)
+    result = fit(model, catalog, config, checkpoint=tmp_path / "fit.checkpoint", progress=False)
     assert result.diagnostics.guide == "emulated"
     halo = MWPotential2014().members[2]
     ln = result.draws["potential.members.2.m_s"].log()
@@ -109,6 +110,16 @@ def test_observed_stars(stars, selection):
     assert result.diagnostics.weight_fraction > 0.1
     if selection is None:
         assert result.diagnostics.selection_points == 0
+        # weights of no use are not used, which the report hears of: one draw would stand for all
+        module = importlib.import_module("bayespot.inference.fit")
+        found, weights = result.diagnostics, torch.zeros(100, dtype=torch.float64)
+        monkeypatch.setattr(
+            module, "diagnose", lambda *_: (dataclasses.replace(found, k_hat=1.5, warnings=[]), weights)
+        )
+        again = fit(model, catalog, config, checkpoint=tmp_path / "fit.checkpoint", resume=True, progress=False)
+        assert len(again.draws["potential.members.2.m_s"]) == 100
+        assert len(result.draws["potential.members.2.m_s"]) == 40
+        assert "as they came" in again.diagnostics.warnings[-1]
     else:
         assert result.diagnostics.selection_points in (2048, 4096)
         # of 60 stars a few thousand points leave a tenth of a standard deviation
