@@ -55,8 +55,9 @@ if TYPE_CHECKING:
 _CHECKPOINT_SECONDS = 20.0
 #: Fewest stars of a subset on the way to the maximum, and how near to its own maximum the climb goes.
 _LEAST_SUBSET, _SUBSET_TOLERANCE = 4000, 0.3
-#: k-hat from which the mean of weights does not exist: one draw would stand for the posterior.
-_NO_MEAN = 1.0
+#: k-hat from which the mean of weights does not exist, and effective fraction of the draws below which that counts: one
+#: draw would stand for the posterior. k-hat of nearly equal weights of few draws is often as large.
+_NO_MEAN, _FEW = 1.0, 0.2
 #: r-hat of the chains of an emulated posterior up to which they count as mixed.
 _MIXED = 1.2
 #: Stars of a flattened galaxy that the first climb goes with.
@@ -530,7 +531,7 @@ class _Fit:
         found.outliers.extend(named(probability, self.catalog.names))
         found.seconds["draws"] = time.perf_counter() - begun
         statistics = {} if drawn.log_q is None else {"log_q": drawn.log_q, "log_weights": log_weights}
-        if config.guide == "emulated" and found.k_hat > _NO_MEAN:
+        if config.guide == "emulated" and found.k_hat > _NO_MEAN and not (found.weight_fraction or 0.0) >= _FEW:
             found.warnings.append(
                 "the emulated posterior is too far from the exact one for weights to correct it: draws are as they came"
             )

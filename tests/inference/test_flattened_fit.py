@@ -90,7 +90,9 @@ def observed(catalog, selection):
     return SnapshotModel(free, df, errors=errors, selection=selection), Catalog(w, covariance=covariance)
 
 
-@pytest.mark.parametrize("selection", [None, HeliocentricDistance(15.0)], ids=["errors", "selection"])
+@pytest.mark.parametrize(
+    "selection", [None, pytest.param(HeliocentricDistance(15.0), marks=pytest.mark.slow)], ids=["errors", "selection"]
+)
 def test_observed_stars(stars, selection, tmp_path, monkeypatch):
     """With errors or a selection f(J) is drawn with the potential: the halo within 4 sd, which are not the prior's."""
     model, catalog = observed(stars, selection)
@@ -114,7 +116,9 @@ def test_observed_stars(stars, selection, tmp_path, monkeypatch):
         module = importlib.import_module("bayespot.inference.fit")
         found, weights = result.diagnostics, torch.zeros(100, dtype=torch.float64)
         monkeypatch.setattr(
-            module, "diagnose", lambda *_: (dataclasses.replace(found, k_hat=1.5, warnings=[]), weights)
+            module,
+            "diagnose",
+            lambda *_: (dataclasses.replace(found, k_hat=1.5, weight_fraction=0.05, warnings=[]), weights),
         )
         again = fit(model, catalog, config, checkpoint=tmp_path / "fit.checkpoint", resume=True, progress=False)
         assert len(again.draws["potential.members.2.m_s"]) == 100
