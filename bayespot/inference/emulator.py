@@ -73,7 +73,7 @@ class Emulator:
         Where Phi was expanded.
     s, mu : Float[Tensor, "n"], Float[Tensor, "m"]
         Nodes of Phi.
-    W : Float[Tensor, "n*m m"]
+    W : Float[Tensor, "n*m n_asked"]
         What is asked of Phi there, one column each.
     g, H : Float[Tensor, "k"], Float[Tensor, "k k"]
         Gradient and minus the second derivatives of the log-likelihood in c: what is asked of Phi, and the latents of
@@ -158,7 +158,7 @@ class Emulator:
         space, u, own = self.space, self.u_0, slice(0, self.space.n_potential)
         here = self.corrected(u, space.likelihood_gradient(u, w)[1])
         D = here.derivatives(u)
-        k = len(D) - self.d + space.n_potential  # how much is asked of Phi
+        k = self.n_asked
         A, sigma, Bt = torch.linalg.svd(D[:k, own] @ C, full_matrices=False)
         bend, H = here._bend(), self.H.clone()
         part, scale = _part(w, seed)
@@ -188,7 +188,7 @@ class Emulator:
 
     def _sane(self, H: Tensor, prior: Tensor) -> Tensor:
         """Return second derivatives by c that, with the prior of f(J), are positive, by a part of these at least."""
-        k = len(H) - self.d + self.space.n_potential
+        k = self.n_asked
         of_orbits = torch.block_diag(H.new_zeros(k, k), prior[self.space.n_potential :, self.space.n_potential :])
         root, least = torch.eye(k, dtype=H.dtype), _LEAST_CURVATURE
         if k < len(H):
@@ -217,7 +217,7 @@ class Emulator:
 
     def _units(self) -> Tensor:
         """Return what makes of c the same with f(J) in units of what stars tell of it, as what is asked of Phi is."""
-        k = len(self.H) - self.d + self.space.n_potential
+        k = self.n_asked
         values, vectors = torch.linalg.eigh(self.H[k:, k:])
         of_orbits = vectors * values.clamp(min=0).sqrt() @ vectors.T
         return torch.block_diag(torch.eye(k, dtype=self.H.dtype), of_orbits) if len(values) else torch.eye(k).to(self.H)
@@ -277,7 +277,7 @@ class Emulator:
         n = self.space.n_potential
         if self.d == n:
             return replace(self, g=self.g / _TEMPERATURE, H=self.H / _TEMPERATURE)
-        k, orbits = len(self.H) - self.d + n, self._orbits
+        k, orbits = self.n_asked, self._orbits
         across = self.H[:k, k:] @ orbits.covariance
         g, H = self.g[:k] - across @ orbits.slope, self.H[:k, :k] - across @ self.H[k:, :k]
         rest = torch.linalg.solve(self.information[n:, n:], self.information[n:, :n])
@@ -286,8 +286,7 @@ class Emulator:
 
     @cached_property
     def _orbits(self) -> _Orbits:
-        n = self.space.n_potential
-        k = len(self.H) - self.d + n
+        n, k = self.space.n_potential, self.n_asked
         precision = self.H[k:, k:] + self.space.prior_curvature(self.u_0)[n : self.d, n : self.d]
         root = whitening(precision)
         slope = self.g[k:] + self.space.prior_gradient(self.u_0)[1][n : self.d]
@@ -295,8 +294,7 @@ class Emulator:
 
     def _orbits_given(self, u: Tensor) -> Tensor:
         """Return the mean of the latents of f(J) ``(n_draws, d - n_potential)`` in the potentials at u."""
-        n, orbits = self.space.n_potential, self._orbits
-        k = len(self.H) - self.d + n
+        n, k, orbits = self.space.n_potential, self.n_asked, self._orbits
         return self.u_0[n : self.d] + (orbits.slope - self._of_phi(u) @ self.H[:k, k:]) @ orbits.covariance
 
     @torch.no_grad()
@@ -343,6 +341,11 @@ class Emulator:
     def d(self) -> int:
         """Number of latents that are drawn, the first ones: those of the potential, or all."""
         return len(self.information)
+
+    @property
+    def n_asked(self) -> int:
+        """How much is asked of Phi: so many of c come first, the latents of f(J) follow."""
+        return self.W.shape[1]
 
     def c(self, u: Tensor) -> Tensor:
         """Return what stars tell of the change of Phi, and of f(J), ``(n_draws, k)`` at u ``(n_draws, size)``."""

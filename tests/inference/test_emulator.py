@@ -92,7 +92,9 @@ def test_refined(problem, top):
         float((exact - one.log_posterior(draws))[30:].std()) for one in (wrong, wrong.refined(draws[:30], w))
     )
     assert after < 0.3 * before
-    assert after < 2 * float((exact - emulator.log_posterior(draws))[30:].std())
+    # twice H, far off, pulls at what the draws hardly tell
+    limit = 1.5 if emulator.d == space.n_potential else 2
+    assert after < limit * float((exact - emulator.log_posterior(draws))[30:].std())
 
 
 def test_refined_without_cliffs(problem, top):

@@ -40,11 +40,10 @@ def test_gradient_and_second_order(problem):
     direction[: space.n_potential] = torch.tensor([0.02, -0.03, 0.02], dtype=torch.float64)
     miss = [
         abs(float(near_u.gradient(u + part * direction, w)[0] - space.log_posterior(u + part * direction, w)))
-        for part in (1.0, 0.5)
+        for part in (0.25, 0.125)
     ]
-    assert miss[0] < 0.2 * abs(float(space.log_posterior(u + direction, w) - expected))
-    # some of the points of a selection come loose on the way: kinks of about 0.01 in ln p
-    assert miss[1] < 0.4 * miss[0] + (0.0 if space.model.is_plain else 0.02)
+    assert miss[0] < 0.2 * abs(float(space.log_posterior(u + 0.25 * direction, w) - expected))
+    assert miss[1] < 0.4 * miss[0]
     # of f(J) and of the fraction of outliers it is exact
     other = torch.zeros_like(u)
     other[space.n_potential :] = 0.05
