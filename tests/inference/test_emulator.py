@@ -7,18 +7,22 @@ what the draws' ln p scatters.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import math
 
 import pytest
 import torch
 from contracts.actions import bound_stars
 
-from bayespot import SnapshotModel
+from bayespot import Catalog, FitConfig, SnapshotModel
 from bayespot.df import ActionMixture
 from bayespot.inference.emulator import Emulator
 from bayespot.inference.hmc import _Sampler, hmc, r_hat, starts
-from bayespot.inference.latent import LatentSpace
+from bayespot.inference.latent import LatentSpace, whitening
 from bayespot.inference.linearised import gauss_newton, phi_of_draws
+from bayespot.inference.map import _OTHER_POINTS, Climb
+from bayespot.likelihood.normalisation import FixedPoints
 from bayespot.potential import NFW, AxisymmetricNetwork, ExponentialDiscs, MassSlopeNetwork, MiyamotoNagai
 
 
@@ -134,6 +138,31 @@ def test_more_points(problem, top):
     near = u + 0.02 * torch.sign(slope)
     exact, corrected = (one.exact(lambda v: space.log_posterior(v, w))(near) for one in (emulator, moved))
     assert float(corrected - exact) == pytest.approx(float(slope @ (near - u)), rel=0.1)
+
+
+def test_slope_by_more_points(problem, top):
+    """The emulator's slope is that of the likelihood with all sets of points together, as nearly as it can be."""
+    space, _, w = problem
+    u, emulator = top
+    if space.model.points is None:
+        pytest.skip("a complete sample has no points")
+    config = FitConfig(seed=3, selection_points=8000, selection_max_points=8000, guide="emulated")
+    climb = Climb(space.model, Catalog(w[:, 0, :6]), w, w[:50], config, lambda u, note: None)
+    climb.emulator = emulator
+    _, information, n, error = climb._corrected_finely(u, lambda note: None)
+    assert n == 8000
+    sets = [climb._with_points(u, 2000, 3 + _OTHER_POINTS + k) for k in range(4)]
+    whole = copy.copy(sets[0])
+    parts = [(one.points.w, one.points.log_weight - math.log(4), one.points.accepted) for one in sets]
+    whole.points = FixedPoints(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    expected = LatentSpace(whole).likelihood_gradient(u, w)[1]
+    few = space.likelihood_gradient(u, w)[1]
+    found = climb.emulator.gradients(u[None])[1][0] - space.prior_gradient(u)[1]
+    C = whitening(information)
+    before, after = (float((C.T @ (slope - expected)).norm()) for slope in (few, found))
+    assert after < 0.2 * before, (before, after)
+    # stars out of equilibrium have points in the centre that decide, and the error says so
+    assert 0.1 < error < before
 
 
 def test_proposal(problem, top):
