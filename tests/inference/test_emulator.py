@@ -58,6 +58,25 @@ def test_gradient(problem, top):
     assert not slope[d:].any()
 
 
+def test_potential_and_f_together(problem, top):
+    """A step of the potential changes the slope by f(J)'s latents as the exact one: they stand in for each other."""
+    space, _, w = problem
+    u, emulator = top
+    n = space.n_potential
+    if emulator.d == n:
+        pytest.skip("f(J) is not drawn")
+    C = torch.linalg.cholesky(torch.linalg.inv(emulator.information[:n, :n]))
+    root = torch.linalg.cholesky(torch.linalg.inv(emulator.information[n:, n:]))
+    for k in range(n):
+        step = torch.cat([0.3 * C[:, k], u.new_zeros(space.size - n)])
+        exact = space.gradient(u + step, w)[1] - space.gradient(u - step, w)[1]
+        found = emulator.gradients((u + step)[None])[1][0] - emulator.gradients((u - step)[None])[1][0]
+        miss, size = (float((root.T @ change[n:]).norm()) for change in (found - exact, exact))
+        # 0.4 where the prior decides, for whose directions the outer product stands
+        assert miss < 0.5 * size, (k, miss, size)
+        assert size > 0.1
+
+
 def test_information(problem, top):
     """Minus the second derivatives of the exact posterior."""
     space, _, w = problem

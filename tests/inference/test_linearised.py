@@ -10,9 +10,17 @@ from pyro.distributions import LogNormal
 
 from bayespot import FitConfig, SnapshotModel
 from bayespot.actions import SphericalActions
+from bayespot.actions.response import Response
 from bayespot.df import ActionMixture
 from bayespot.inference.latent import LatentSpace, whitening
-from bayespot.inference.linearised import AtFixedActions, Linearised, Responder, gauss_newton, responds
+from bayespot.inference.linearised import (
+    AtFixedActions,
+    Linearised,
+    Responder,
+    _LinearActions,
+    gauss_newton,
+    responds,
+)
 from bayespot.inference.optimise import lbfgs
 from bayespot.inference.spherical_start import spherical_start
 from bayespot.potential import NFW, AxisymmetricNetwork, ExponentialDisc, MiyamotoNagai
@@ -48,6 +56,18 @@ def test_gradient_and_second_order(problem):
     other = torch.zeros_like(u)
     other[space.n_potential :] = 0.05
     torch.testing.assert_close(near_u.gradient(u + other, w)[0], space.log_posterior(u + other, w))
+
+
+def test_linear_actions():
+    """J and the excess energy after a step, of arrays that are known; J stays positive, the excess is never negative."""
+    w = torch.arange(12.0, dtype=torch.float64).reshape(2, 6)
+    J, excess = torch.tensor([[1.0, -2.0, 3.0], [2.0, 5.0, 1.0]]).double(), torch.tensor([0.1, 0.0]).double()
+    of_J = torch.tensor([[[1.0], [2.0]], [[-8.0], [0.5]]]).double()
+    known = Response(J, excess, of_J, torch.tensor([[0.4], [-0.2]]).double())
+    found = _LinearActions([(w, known)], torch.tensor([0.5]).double()).capped_actions(NFW(5e11, 20.0), w)
+    expected = torch.tensor([[1.5, -2.0, 4.0], [2 * math.exp(-2), 5.0, 1.25]]).double()
+    torch.testing.assert_close(found.J, expected)
+    torch.testing.assert_close(found.excess, torch.tensor([0.3, 0.0]).double())
 
 
 def test_fisher_by_responses(problem):

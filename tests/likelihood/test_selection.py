@@ -27,7 +27,7 @@ from bayespot.likelihood import (
 )
 from bayespot.likelihood.chain import rotate
 from bayespot.likelihood.errors import ErrorScatter
-from bayespot.likelihood.normalisation import FixedPoints, pathwise_log_z
+from bayespot.likelihood.normalisation import FixedPoints, _reversed, pathwise_log_z
 from bayespot.likelihood.selection import require_selected
 from bayespot.mock import galaxy_mock, mock, observe
 from bayespot.potential import Isochrone, Logarithmic, MWPotential2014
@@ -302,6 +302,9 @@ def test_points_near_stars_of_a_flattened_potential():
         outwards = Custom(lambda x, v: ((x[..., :2] * v[..., :2]).sum(-1) > 0).double())
         half = FixedPoints.near_stars(chain, outwards, stars, 1000, 1, n_rotations=4)
         torch.testing.assert_close(half.accepted, torch.full_like(half.accepted, 0.5))
+        back = _reversed(stars, potential)
+        torch.testing.assert_close(finder.capped_actions(potential, back).J, J, rtol=1e-6, atol=1e-6)
+        assert bool(((back - stars)[:, 3:].norm(dim=-1) > 1).all())
         # a star that no potential binds does not widen the cloud
         fast = stars[:1].clone()
         fast[:, 3:] *= 1e3
