@@ -29,7 +29,7 @@ from bayespot.likelihood.phase_mixed import effective_samples
 #: Rows of a larger catalogue from which the importance weights are estimated (noise of about 0.1 in their logarithms).
 _RATIO_ROWS = 40_000
 #: How many times as many draws of an emulated posterior get importance weights, for these are its draws: of the
-#: potential alone, and with f(J), whose latents are the less Gaussian the fewer the stars (500: 0.1 of them effective).
+#: potential alone, and with f(J), whose latents are the less Gaussian the fewer the stars (500: 5 to 9 % effective).
 _OF_POTENTIAL, _WITH_ORBITS = 2, 4
 #: Most stars of the tests of phase mixing and symmetry.
 ANGLE_STARS = 20_000

@@ -125,7 +125,9 @@ class Emulator:
         scored = _StarScores.of_stars(space, u, part, responder)
         prior = space.prior_curvature(u)[:d, :d]
         of_latents = scored.of(responder.changes)
-        of_orbits = space.scores(u, part, responder=responder)[:, n_potential:d]
+        of_orbits = part.new_zeros(len(part), 0)
+        if d > n_potential:
+            of_orbits = space.scores(u, part, responder=responder)[:, n_potential:d]
         both = torch.cat([of_latents, of_orbits], 1)
         # at fixed f(J)
         C = whitening(scale * of_latents.T @ of_latents + prior[:n_potential, :n_potential])
@@ -222,7 +224,6 @@ class Emulator:
         of_orbits = vectors * values.clamp(min=0).sqrt() @ vectors.T
         return torch.block_diag(torch.eye(k, dtype=self.H.dtype), of_orbits) if len(values) else torch.eye(k).to(self.H)
 
-    @torch.no_grad()
     def exact(self, log_p: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """Return the log posterior of one u ``(size,)`` with the correction, from that of the model's points."""
         if not self.correction.any():
@@ -450,8 +451,10 @@ class _StarScores:
     def of_stars(cls, space: LatentSpace, u: Tensor, w: Tensor, responder: Responder) -> _StarScores:
         """Return them of the stars ``w`` at u."""
         model, tables, points = space.model.at(space.values(u)), responder.tables, space.model.points
-        with torch.no_grad():
-            member = 1 - model.tabulated(w).density().outlier_probability(w)
+        member = w.new_ones(len(w))
+        if model.outliers is not None:
+            with torch.no_grad():
+                member = 1 - model.tabulated(w).density().outlier_probability(w)
         found = responder(w)
         slopes, per_star = _slopes(model.df, found.J), sparse.identity(len(w), format="csr")
         if w.dim() == 3:

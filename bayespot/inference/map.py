@@ -71,7 +71,10 @@ class Climb:
         self.emulator: Emulator | None = None
 
     def space(self, u: Tensor, n: int = _FEW_POINTS) -> LatentSpace:
-        """Lay n points that normalise the selection at u, if there is one; return the model's latents."""
+        """Lay n points that normalise the selection at u, if there is one; return the model's latents.
+
+        Of a model that `responds` as many as its stars need on the way: `_corrected_finely` takes more.
+        """
         if responds(LatentSpace(self.model)):
             n = min(_FEW_POINTS, max(_LEAST_POINTS, _POINTS_PER_STAR * len(self.data)))
         self.model = self._with_points(u, n, self.config.seed)
@@ -243,7 +246,9 @@ class Climb:
         space = LatentSpace(self.model)
         d, n = space.n_potential, max(1, config.selection_points // _SETS)
         information = self.with_orbits(emulator, u, self.data)
-        n_members = float(len(self.data) - outlier_probability([space.model.at(space.values(u))], self.data).sum())
+        n_members = float(len(self.data))
+        if self.model.outliers is not None:
+            n_members -= float(outlier_probability([space.model.at(space.values(u))], self.data).sum())
         covariance = torch.linalg.inv(information)
         _, few = fraction_slope(space, u, self.data)
         log_z: list[Tensor] = []

@@ -59,7 +59,7 @@ def test_gradient_and_second_order(problem):
 
 
 def test_linear_actions():
-    """J and the excess energy after a step, of arrays that are known; J stays positive, the excess is never negative."""
+    """J and the excess energy after a step, of known arrays; J stays positive, the excess is never negative."""
     w = torch.arange(12.0, dtype=torch.float64).reshape(2, 6)
     J, excess = torch.tensor([[1.0, -2.0, 3.0], [2.0, 5.0, 1.0]]).double(), torch.tensor([0.1, 0.0]).double()
     of_J = torch.tensor([[[1.0], [2.0]], [[-8.0], [0.5]]]).double()
