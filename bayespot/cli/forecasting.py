@@ -40,16 +40,21 @@ def forecast(
 
     The Cramer-Rao bound with f(J) free ("bound"), and the posterior sd with the model's prior, for stars of a simulated
     system with known f(J): complete, without errors. A free-form potential is bounded weakly where few stars are; there
-    its prior decides.
+    its prior decides. Models of flattened galaxies (`disc_and_halo`, `axisymmetric`) are for the systems disc, halo and
+    disc+halo; radii are those in the plane then.
 
     Example: `bayespot forecast spherical --system hernquist-in-nfw --n-stars 10000 -o forecast.ecsv`
 
     Example: `bayespot forecast spherical --accuracy 1 --field circular_speed --radius 8`
+
+    Example: `bayespot forecast disc_and_halo --system disc --n-stars 5000 -o forecast.ecsv`
     """
     import numpy as np
 
+    from bayespot.mock.flattened import GALAXY_STARS, galaxy_mock
     from bayespot.mock.sample import mock
     from bayespot.posterior.forecast import forecast as run_forecast
+    from bayespot.progress import Progress
 
     if output is not None and figure is None:
         figure = output.with_suffix(".png")
@@ -60,8 +65,18 @@ def forecast(
     if figure is not None and figure.suffix not in (".png", ".pdf"):
         raise ValueError(f"a figure is a .png or .pdf file, got {figure}")
     module, path = load_model(model)
-    stars = mock(system, n_stars=n_simulated, seed=seed)
-    found = run_forecast(build_model(module, path, stars), stars)
+    draw = galaxy_mock if system in GALAXY_STARS else mock
+    with Progress("lines") as bar:
+        bar.stage("simulating stars")
+        stars = draw(system, n_stars=n_simulated, seed=seed)
+        bar.stage("information per star", 1000)
+        done = [0]
+
+        def tick(fraction: float) -> None:
+            bar.step(n=round(1000 * fraction) - done[0])
+            done[0] = round(1000 * fraction)
+
+        found = run_forecast(build_model(module, path, stars), stars, tick)
     low, high = np.quantile(found.stars_r, [0.01, 0.99])
     r = np.geomspace(low, high, 12) if radii is None else parse_radii(radii)
     # all that may be wrong with the options is found before anything is written
@@ -71,7 +86,7 @@ def forecast(
         typer.echo(needed)
     if found.misfit > 0.1:
         typer.echo(
-            f"note: no potential of {model} is close to that of {system}: M(<r) is wrong by up to "
+            f"note: no potential of {model} is close to that of {system}: {_misfit(found)} "
             f"{100 * found.misfit:.0f} % however many the stars; these figures do not contain that",
             err=True,
         )
@@ -86,22 +101,27 @@ def forecast(
         typer.echo(f"wrote {figure}")
 
 
+def _misfit(found: Forecast) -> str:
+    sphere = "enclosed_mass" in found.fields
+    return "M(<r) is wrong by up to" if sphere else "the acceleration of one star in twenty is wrong by more than"
+
+
 def _print_forecast(found: Forecast, r: Any, n_stars: int, title: str) -> None:
+    what = "M(<r) at the stars' radii" if "enclosed_mass" in found.fields else "acceleration at nineteen of twenty stars"
     typer.echo(
-        f"{title}; the model's potential is within {100 * found.misfit:.2g} % of the true M(<r) at the stars' radii; "
+        f"{title}; the model's potential is within {100 * found.misfit:.2g} % of the true {what}; "
         f"Monte-Carlo error of the figures {100 * found.monte_carlo_error('circular_speed', r, n_stars, True):.2g} %"
     )
     sd = found.parameters(n_stars)
     if sd:
         names = ", ".join(f"{name.removeprefix('potential.')} {value:.3g}" for name, value in sd.items())
         typer.echo(f"sd of parameters with the prior (of the logarithm of positive ones): {names}")
-    columns = {"Phi": "potential", "M(<r)": "enclosed_mass", "v_c": "circular_speed"}
-    values = [found.relative_sd(name, r, n_stars, prior) for name in columns.values() for prior in (False, True)]
+    short = {"potential": "Phi", "enclosed_mass": "M(<r)", "circular_speed": "v_c", "vertical_acceleration": "K_z"}
+    values = [found.relative_sd(name, r, n_stars, prior) for name in found.fields for prior in (False, True)]
     rows = [[f"{r[i]:.3g}", *(_per_cent(100 * value[i]) for value in values)] for i in range(len(r))]
-    heads = [f"{name} {kind}" for name in columns for kind in ("bound", "+prior")]
-    print_table(
-        "Relative sd in per cent: the bound with f(J) free, and with the model's prior", ["r [kpc]", *heads], rows
-    )
+    heads = [f"{short[name]} {kind}" for name in found.fields for kind in ("bound", "+prior")]
+    place = "r [kpc]" if "enclosed_mass" in found.fields else "R [kpc]"
+    print_table("Relative sd in per cent: the bound with f(J) free, and with the model's prior", [place, *heads], rows)
 
 
 def _per_cent(value: float) -> str:

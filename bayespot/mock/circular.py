@@ -41,18 +41,22 @@ class CircularOrbits(Declared):
     ----------
     potential
         Spherical or axisymmetric about z, its parameters numbers.
+    unstable_inside
+        Leave out the radii up to the outermost unstable circular orbit, where the potential's centre has any (a
+        free-form density may be so uneven there); what is asked for there gets the innermost orbit that is kept.
 
     Raises
     ------
     ValueError
-        If the potential is triaxial, has priors, or a circular orbit between 10^-4 and 10^6 kpc is unstable.
+        If the potential is triaxial, has priors, or a circular orbit between 10^-4 and 10^6 kpc is unstable; of those
+        allowed to be, if most are.
 
     References
     ----------
     Binney & Tremaine (2008), equations 3.79.
     """
 
-    def __init__(self, potential: Potential) -> None:
+    def __init__(self, potential: Potential, unstable_inside: bool = False) -> None:
         if potential.symmetry == "triaxial":
             raise ValueError(f"{type(potential).__name__} is triaxial: it has no circular orbits in z = 0")
         first, last = (math.log(R) for R in R_RANGE)
@@ -63,15 +67,17 @@ class CircularOrbits(Declared):
             found = {
                 "Omega": v_c / R, "kappa": potential.epicycle_frequency(R), "nu": potential.vertical_frequency(R)
             }  # fmt: skip
+        first_kept = 0
         for name, frequency in found.items():
-            bad = ~(frequency > 0)
-            if bool(bad.any()):
-                raise ValueError(
-                    f"circular orbits of this potential are unstable: no {name} at R = {float(R[bad][0]):.4g} kpc"
-                )
+            bad = (~(frequency > 0)).nonzero()[:, 0]
+            if len(bad) and (not unstable_inside or int(bad[-1]) > len(R) // 2):
+                shown = float(R[bad[-1] if unstable_inside else bad[0]])
+                raise ValueError(f"circular orbits of this potential are unstable: no {name} at R = {shown:.4g} kpc")
+            first_kept = max(first_kept, *(int(i) + 1 for i in bad), 0)
         columns = [phi + v_c**2 / 2, R * v_c, *found.values()]
+        ln_R = ln_R[first_kept:]
         self._ln_R = ln_R
-        self._columns = [column.numpy() for column in columns]
+        self._columns = [column.numpy()[first_kept:] for column in columns]
         from scipy.interpolate import CubicSpline
 
         energy, *others = self._columns
@@ -84,10 +90,10 @@ class CircularOrbits(Declared):
 
     @takes(R="length")
     def at(self, R: Array) -> CircularOrbit:
-        """Return the circular orbits of given radii in kpc."""
-        s = np.log(R)
+        """Return the circular orbits of given radii in kpc; the ends' beyond the table."""
+        s = np.clip(np.log(R), self._ln_R[0], self._ln_R[-1])
         energy, *others = (spline(s) for spline in self._splines)
-        return CircularOrbit(np.asarray(R), energy, *(np.exp(other) for other in others))
+        return CircularOrbit(np.exp(s), energy, *(np.exp(other) for other in others))
 
     @takes(L="action")
     def radius(self, L: Array) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from bayespot.catalog.catalog import Catalog
 from bayespot.mock.circular import CircularOrbits
 from bayespot.mock.mixing import phase_mixed
 from bayespot.mock.orbits import DoublePowerLawOrbits, MixedOrbits, OrbitPopulation, QuasiIsothermalOrbits
-from bayespot.potential.analytic import describe
+from bayespot.potential.analytic import describe, is_described
 from bayespot.potential.base import Potential
 from bayespot.potential.galaxies import MWPotential2014
 from bayespot.units import takes
@@ -95,7 +96,8 @@ def orbit_mock(
     Returns
     -------
     Catalog
-        With ``meta["truth"]``: descriptions of the potential and of the orbits, and the seed.
+        With ``meta["truth"]``: descriptions of the potential, where it is an analytic one, and of the orbits, and the
+        seed.
 
     Raises
     ------
@@ -112,7 +114,9 @@ def orbit_mock(
         done, size = sum(map(len, found)), len(block)
         share = (lambda f, done=done, size=size: tick((done + f * size) / n_stars)) if tick else None
         found.append(phase_mixed(potential, block, seed + done + 1, n_periods, share))
-    truth = {"potential": describe(potential), "orbits": population.describe(), "seed": seed}
+    truth: dict[str, Any] = {"orbits": population.describe(), "seed": seed}
+    if is_described(potential):
+        truth["potential"] = describe(potential)
     return Catalog(torch.cat(found), meta={"truth": truth})
 
 
@@ -168,7 +172,7 @@ class _Proposals:
 
     def __init__(self, potential: Potential, population: OrbitPopulation) -> None:
         self.potential, self.population = potential, population
-        self.circular = CircularOrbits(potential)
+        self.circular = CircularOrbits(potential, unstable_inside=True)
         self.sphere = Equatorial(potential, torch.zeros(1, dtype=torch.float64))
         self.exact = potential.symmetry == "spherical"
 

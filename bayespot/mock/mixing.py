@@ -64,7 +64,7 @@ def phase_mixed(
     """
     if not 0 < n_periods < math.inf:
         raise ValueError(f"n_periods must be positive, got {n_periods}")
-    orbits = CircularOrbits(potential)
+    orbits = CircularOrbits(potential, unstable_inside=True)
     energy = (w[:, 3:] ** 2).sum(-1) / 2 + potential.phi(w[:, :3])
     free = ~(energy < float(orbits.largest_energy))
     if bool(free.any()):

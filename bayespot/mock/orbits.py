@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -226,14 +226,16 @@ class QuasiIsothermalOrbits(OrbitPopulation):
         return growth + np.log(self.sigma_r**2 / at.kappa), growth + np.log(self.sigma_z**2 / at.nu)
 
     def log_prob(self, J: Tensor) -> Tensor:
-        J_r, J_phi, J_z = (part.detach().numpy() for part in J.unbind(-1))
+        J_r, J_z, J_phi = J[..., 0], J[..., 2], J[..., 1].detach().numpy()
         at = self.circular.at(self.circular.radius(np.abs(J_phi)))
         ln_r, ln_z = self._ln_scales(at)
         # dJ_phi = R kappa^2 / (2 Omega) dR makes the guiding radii of both senses Gamma(2) distributed
         ln_f = np.log(2 * at.omega / at.kappa**2) - at.R / self.r_d - 2 * math.log(self.r_d)
         # (1 + tanh x) / 2 = 1 / (1 + exp(-2 x))
         ln_f = ln_f - np.logaddexp(0, -2 * J_phi / self.J_phi_0)
-        return torch.as_tensor(ln_f - J_r * np.exp(-ln_r) - J_z * np.exp(-ln_z) - ln_r - ln_z)
+        per_r, per_z = (torch.as_tensor(np.exp(-ln_scale)) for ln_scale in (ln_r, ln_z))
+        # differentiable by J_r and J_z, which the potential moves
+        return torch.as_tensor(ln_f - ln_r - ln_z) - J_r * per_r - J_z * per_z
 
     def sample(self, n: int, seed: int) -> Tensor:
         rng = np.random.default_rng(seed)
@@ -280,6 +282,25 @@ class MixedOrbits(OrbitPopulation):
         counts = rng.multinomial(n, self.fractions)
         drawn = [p.sample(int(m), int(rng.integers(2**31))) for p, m in zip(self.populations, counts, strict=True)]
         return torch.cat(drawn)[torch.as_tensor(rng.permutation(n))]
+
+
+def orbits_from_description(description: Mapping[str, Any], potential: Potential) -> OrbitPopulation:
+    """Return the population that `OrbitPopulation.describe` described, of stars in a potential.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    """
+    values = dict(description)
+    name = values.pop("name", None)
+    if name == "MixedOrbits":
+        return MixedOrbits([orbits_from_description(d, potential) for d in values["populations"]], values["fractions"])
+    if name == "QuasiIsothermalOrbits":
+        return QuasiIsothermalOrbits(potential, **values)
+    if name == "DoublePowerLawOrbits":
+        return DoublePowerLawOrbits(**values)
+    raise ValueError(f"unknown population of orbits {name!r}")
 
 
 def _weights(given: Sequence[float], name: str) -> Array:

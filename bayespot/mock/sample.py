@@ -150,9 +150,12 @@ def equilibrium(catalog: Catalog | Mapping[str, Any]) -> Equilibrium:
 
 
 def truth_potential(catalog: Catalog | Mapping[str, Any]) -> Potential | None:
-    """Return the true potential of a mock, from its catalogue or that catalogue's metadata; else None."""
+    """Return the true potential of a mock, from its catalogue or that catalogue's metadata; else None.
+
+    None as well of a mock in a potential that is not analytic, such as a draw of a free-form prior.
+    """
     truth = _truth(catalog)
-    return from_description(truth["potential"]) if truth else None
+    return from_description(truth["potential"]) if truth and "potential" in truth else None
 
 
 def _truth(catalog: Catalog | Mapping[str, Any]) -> dict[str, Any] | None:

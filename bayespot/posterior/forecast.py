@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayespot.actions.base import cap_energy
-from bayespot.actions.radial import RadialOrbits
-from bayespot.actions.reach import profile_of_stars
 from bayespot.callers_state import keeps_callers_state
 from bayespot.df import SphericalMixture
 from bayespot.inference.latent import LatentSpace
+from bayespot.inference.linearised import responds
 from bayespot.likelihood.model import SnapshotModel
-from bayespot.mock.equilibrium import Equilibrium
+from bayespot.mock.orbits import orbits_from_description
 from bayespot.mock.sample import equilibrium, truth_potential
+from bayespot.posterior.information import closest_flattened, closest_sphere, differences, of_flattened, of_sphere
 from bayespot.posterior.posterior import Posterior
+from bayespot.potential.axial_fields import AXIAL_FIELDS, axial_fields, meridional_fields
 from bayespot.potential.base import Potential, radius
 from bayespot.potential.fields import positive_radii, truth_field
 from bayespot.units import takes, unit
@@ -32,16 +32,10 @@ if TYPE_CHECKING:
 
     from bayespot.catalog.catalog import Catalog
 
-#: Fields that a forecast tabulates.
+#: Fields that a forecast of a sphere tabulates, and of a flattened galaxy, against R in the plane.
 FORECAST_FIELDS = ("potential", "enclosed_mass", "circular_speed")
-#: Weight of the latents' distance from their start in the fit to the true potential: that of a unit-normal prior
-#: beside a million stars. It settles what the stars' radii do not.
-_RIDGE = 1e-3
-_STEP = 1e-4
-#: Rounding error of central differences of that step, with a margin.
-_NOISE = 20 * 2.2e-16 / _STEP
+FLATTENED_FIELDS = ("potential", "circular_speed", "vertical_acceleration")
 _N_GROUPS = 16
-_BLOCK = 5_000
 #: Eigenvalues of the information (in units of its diagonal) below this are rounding errors.
 _LEAST = 1e-11
 
@@ -61,9 +55,10 @@ class Forecast:
     prior : (K, K)
         Curvature of minus the log prior at ``u``.
     misfit
-        Largest error of ln M(<r) of the model at ``u``, over the stars' radii: what no number of stars removes.
+        Largest error of ln M(<r) of the model at ``u``, over the stars' radii; of a flattened galaxy the error of the
+        acceleration over its size, which nineteen of twenty stars keep: what no number of stars removes.
     stars_r
-        Radii in kpc of simulated stars, sorted.
+        Radii in kpc of simulated stars, sorted; in a flattened galaxy those in the plane.
     """
 
     space: LatentSpace
@@ -77,6 +72,12 @@ class Forecast:
     def information(self) -> Tensor:
         """Fisher information per star ``(K, K)``, with f(J) free."""
         return self.groups.mean(0)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields that `table` and figures have."""
+        flattened = self.space.model.potential.symmetry == "axisymmetric"
+        return FLATTENED_FIELDS if flattened else FORECAST_FIELDS
 
     @property
     def potential(self) -> Potential:
@@ -104,9 +105,10 @@ class Forecast:
         ----------
         field
             A name of `bayespot.potential.RADIAL_FIELDS`; the potential counts from the model's own zero, at infinity
-            where that exists.
+            where that exists. In a flattened galaxy of `bayespot.potential.AXIAL_FIELDS` as well, or of
+            `bayespot.potential.MERIDIONAL_FIELDS` at places ``(n, 2)``.
         radii
-            In kpc.
+            In kpc: ``(n,)``, in the plane of a flattened galaxy; or (R, z) there, ``(n, 2)``.
         n_stars
             Number of stars.
         prior
@@ -177,12 +179,12 @@ class Forecast:
 
     @takes(radii="length")
     def table(self, radii: ArrayLike, n_stars: float) -> QTable:
-        """Return a table of `FORECAST_FIELDS` with units: value, ``_bound`` and ``_with_prior`` (both relative sd)."""
+        """Return a table of `fields` with units: value, ``_bound`` and ``_with_prior`` (both relative sd)."""
         from astropy.table import QTable
 
-        r = _checked(radii).numpy()
+        r = positive_radii(radii)
         table = QTable({"r": r * unit("r")}, meta={"n_stars": n_stars, "misfit_ln_mass": self.misfit})
-        for name in FORECAST_FIELDS:
+        for name in self.fields:
             table[name] = self._values(name, torch.as_tensor(r), self.u).numpy() * unit(name)
             for suffix, prior in (("bound", False), ("with_prior", True)):
                 table[f"{name}_{suffix}"] = self.relative_sd(name, r, n_stars, prior)
@@ -193,14 +195,31 @@ class Forecast:
     def _potential(self, u: Tensor) -> Potential:
         return self.space.model.at(self.space.values(u)).potential
 
-    def _values(self, field: str, r: Tensor, u: Tensor) -> Tensor:
-        return torch.as_tensor(truth_field(self._potential(u), field, r.numpy()))
+    def _values(self, field: str, places: Tensor, u: Tensor) -> Tensor:
+        potential = self._potential(u)
+        if places.dim() == 2:
+            return meridional_fields(potential, *places.unbind(-1), [field])[field].detach()
+        if field in AXIAL_FIELDS and potential.symmetry == "axisymmetric":
+            return axial_fields(potential, places, [field])[field].detach()
+        return torch.as_tensor(truth_field(potential, field, places.numpy()))
 
     def _log_slopes(self, field: str, radii: ArrayLike) -> Tensor:
         """Return d ln|field| / du ``(n, K)``."""
-        r = _checked(radii)
-        value = self._values(field, r, self.u)
-        return _differences(lambda u: self._values(field, r, u), self.u) / value.abs()[:, None]
+        places = self._checked(radii)
+        value = self._values(field, places, self.u)
+        return differences(lambda u: self._values(field, places, u), self.u) / value.abs()[:, None]
+
+    def _checked(self, places: ArrayLike) -> Tensor:
+        x = np.asarray(places, dtype=float)
+        if x.ndim != 2:
+            return torch.as_tensor(positive_radii(x))
+        symmetry = self.space.model.potential.symmetry
+        if x.shape[1] != 2 or symmetry != "axisymmetric":
+            raise ValueError(f"places must be radii (n,), or in a flattened galaxy (R, z) (n, 2); got {x.shape}")
+        bad = ~(np.isfinite(x).all(1) & (x[:, 0] > 0))
+        if bad.any():
+            raise ValueError(f"places (R, z) must be finite (kpc) with R > 0, got {x[bad][:3].tolist()}")
+        return torch.as_tensor(x)
 
     def _relative_sd(self, slopes: Tensor, n_stars: float, prior: bool, information: Tensor) -> NDArray[np.float64]:
         return self._covariance_times(slopes, n_stars, prior, information)[0].sqrt().numpy()
@@ -224,7 +243,9 @@ class Forecast:
 
 
 @keeps_callers_state
-def forecast(model: SnapshotModel, catalog: Catalog) -> Forecast:
+def forecast(
+    model: SnapshotModel, catalog: Catalog, tick: Callable[[float], None] | None = None
+) -> Forecast:
     r"""Forecast how well stars such as those of a mock constrain the potential of a model.
 
     At fixed (x, v) a change :math:`\delta\Phi` of a spherical potential moves :math:`J_r` by
@@ -239,22 +260,31 @@ def forecast(model: SnapshotModel, catalog: Catalog) -> Forecast:
     of J is orthogonal to it: 1/(N F) is the Cramer-Rao bound with f(J) unknown. The mock's exact f and the quadrature
     along orbits leave no noise but that of which orbits were drawn.
 
-    The model's latents are those closest to the true potential, by least squares in ln M(<r) over the stars' radii,
-    without the stars' noise; `Forecast.misfit` says how close that is.
+    In a flattened galaxy the mock's f(J) is known as well, but the actions are those of the Staeckel fudge, so that
+    information is what a change of the potential does to the scores
+    :math:`\partial\ln f/\partial J \cdot \partial J/\partial\alpha_k`, star by star, where the stars decide, and
+    the scores' outer product where the prior does (`bayespot.posterior.information`).
+
+    The model's latents are those closest to the true potential, by least squares in ln M(<r) over the stars' radii, or
+    in the acceleration at the stars of a flattened galaxy, without the stars' noise; `Forecast.misfit` says how close
+    that is.
 
     Parameters
     ----------
     model
-        A model with a spherical potential and priors; its f(J) is not used.
+        A model with a spherical or axisymmetric potential and priors; its f(J) is not used.
     catalog
-        A mock (`bayespot.mock.mock`), whose metadata hold the truth; 20 000 stars give 1 to 4 %,
-        see `Forecast.monte_carlo_error`.
+        A mock, whose metadata hold the truth: of `bayespot.mock.mock` for a sphere, and of `bayespot.mock.galaxy_mock`
+        or `bayespot.mock.orbit_mock` for a flattened galaxy; 20 000 stars give 1 to 4 %, see
+        `Forecast.monte_carlo_error`.
+    tick
+        Called with the fraction done.
 
     Raises
     ------
     ValueError
-        If the catalogue has no truth, or has errors; if the model has errors, a selection or streams, a potential that
-        is not spherical or has no latent parameters.
+        If the catalogue has no truth, or has errors; if the model has errors, a selection or streams, a triaxial
+        potential or one without latent parameters; if the mock's density of orbits is not known in such a potential.
 
     Examples
     --------
@@ -275,10 +305,22 @@ def forecast(model: SnapshotModel, catalog: Catalog) -> Forecast:
     space = LatentSpace(only)
     if not space.size:
         raise ValueError("the model's potential has no latent parameters; give some of them priors")
-    r = radius(catalog.x).sort().values
-    u, misfit = _closest(space, truth, r[torch.linspace(0, len(r) - 1, 202).long()[1:-1]])
-    known = equilibrium(catalog)
-    groups = torch.stack([_information(known, space, u, part) for part in catalog.w.tensor_split(_N_GROUPS)])
+    if model.potential.symmetry == "axisymmetric":
+        orbits = catalog.meta["truth"].get("orbits")
+        if orbits is None or not responds(space):
+            raise ValueError(
+                "a forecast in an axisymmetric potential is for stars drawn by their orbits (galaxy_mock, orbit_mock; "
+                "`bayespot simulate disc`), and for a model whose finder is the StaeckelFudge"
+            )
+        u, misfit = closest_flattened(space, truth, catalog.x)
+        population = orbits_from_description(orbits, truth)
+        groups = of_flattened(population, space, u, catalog.w, _N_GROUPS, tick)
+        r = torch.linalg.vector_norm(catalog.x[:, :2], dim=-1).sort().values
+    else:
+        r = radius(catalog.x).sort().values
+        u, misfit = closest_sphere(space, truth, r[torch.linspace(0, len(r) - 1, 202).long()[1:-1]])
+        known = equilibrium(catalog)
+        groups = torch.stack([of_sphere(known, space, u, part) for part in catalog.w.tensor_split(_N_GROUPS)])
     step = max(1, len(r) // 5000)
     return Forecast(space, u, groups, space.prior_curvature(u), misfit, r[::step].numpy())
 
@@ -294,66 +336,8 @@ def _check(model: SnapshotModel, catalog: Catalog) -> None:
         raise ValueError("the catalogue has measurement errors; simulate stars without them")
     if len(catalog) < 10 * _N_GROUPS:
         raise ValueError(f"a forecast needs at least {10 * _N_GROUPS} simulated stars, got {len(catalog)}")
-    if model.potential.symmetry != "spherical":
+    if model.potential.symmetry == "triaxial":
         raise ValueError(
-            f"{type(model.potential).__name__} is {model.potential.symmetry}: forecasts are for spherical potentials, "
-            "in which the information per star has a closed form; fit simulated stars instead (bayespot simulate)"
+            f"{type(model.potential).__name__} is triaxial: forecasts are for spherical and axisymmetric potentials; "
+            "fit simulated stars instead"
         )
-
-
-def _checked(radii: ArrayLike) -> Tensor:
-    return torch.as_tensor(positive_radii(radii))
-
-
-def _differences(function: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
-    """Return d function / du ``(n, K)`` by central differences."""
-    columns = []
-    for k in range(len(u)):
-        shift = torch.zeros_like(u)
-        shift[k] = _STEP
-        columns.append((function(u + shift) - function(u - shift)) / (2 * _STEP))
-    return torch.stack(columns, -1)
-
-
-def _closest(space: LatentSpace, truth: Potential, r: Tensor) -> tuple[Tensor, float]:
-    """Return the latents whose ln M(<r) is closest to the true one's at ``r``, and the largest error left."""
-    from scipy.optimize import least_squares
-
-    start = space.vector(space.model.initial_values())
-    true = np.log(truth_field(truth, "enclosed_mass", r.numpy()))
-
-    def error(u: NDArray[np.float64]) -> NDArray[np.float64]:
-        mass = truth_field(space.model.at(space.values(torch.as_tensor(u))).potential, "enclosed_mass", r.numpy())
-        # a direct network may have M < 0 on the way
-        return np.log(np.clip(mass, 1e-30 * np.exp(true), None)) - true
-
-    def residuals(u: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.concatenate([error(u) / math.sqrt(len(true)), _RIDGE * (u - start.numpy())])
-
-    found = least_squares(residuals, start.numpy(), jac="3-point", method="trf", x_scale="jac", max_nfev=200)
-    return torch.as_tensor(found.x), float(np.abs(error(found.x)).max())
-
-
-@torch.no_grad()
-def _information(known: Equilibrium, space: LatentSpace, u: Tensor, w: Tensor) -> Tensor:
-    """Return the mean information per star of ``w`` on the potential at ``u``."""
-    s = radius(w[:, :3]).log()
-    profile, *_ = profile_of_stars(known.potential, s, w[:, 3:], 0.01)
-    grid = profile.s_first + profile.ds * torch.arange(len(profile.vc2), dtype=torch.float64)
-    slopes = _differences(lambda v: space.model.at(space.values(v)).potential.phi_r(grid.exp()), u)
-    total = torch.zeros(len(u), len(u), dtype=torch.float64)
-    for stars in w.split(_BLOCK):
-        x, v = stars[:, :3], stars[:, 3:]
-        phi = profile.phi(radius(x).log())
-        energy, _ = cap_energy((v**2).sum(-1) / 2 + phi, phi, profile.escape_energy)
-        along, weight = RadialOrbits.of(profile, energy, radius(torch.linalg.cross(x, v))).phases()
-        position = ((along - profile.s_first) / profile.ds).clamp(0, len(grid) - 1.001)
-        index = position.long()
-        change = torch.lerp(slopes[index], slopes[index + 1], (position - index)[..., None])
-        change = change - (weight[..., None] * change).sum(1, keepdim=True)
-        depth = profile.phi_nodes[index].abs().amax(1)[:, None, None]
-        # rounding of the differences must not count as information
-        change = torch.where(change.abs() > _NOISE * depth, change, 0.0)
-        score = (weight.sqrt() * known.energy_slope(stars)[:, None])[..., None] * change
-        total += torch.einsum("nqk,nql->kl", score, score)
-    return total / len(w)

@@ -401,6 +401,13 @@ def describe(potential: Potential) -> dict[str, Any]:
     return out
 
 
+def is_described(potential: Potential) -> bool:
+    """Whether `describe` has a description of the potential: analytic ones, and sums of them."""
+    if isinstance(potential, SumPotential):
+        return all(is_described(member) for member in potential.members)
+    return isinstance(potential, AnalyticPotential)
+
+
 def from_description(description: Mapping[str, Any]) -> Potential:
     """Build the potential that `describe` described; names are not case-sensitive.
 

@@ -259,11 +259,11 @@ def test_command(tmp_path):
     assert "sd.ecsv exists" in done.stderr
 
 
-def test_flattened_models_are_refused():
-    """A forecast of an axisymmetric model says what forecasts are for, and what to do instead."""
+def test_triaxial_models_are_refused():
+    """A forecast of a triaxial model says what forecasts are for, and what to do instead."""
     stars = mock("isochrone", n_stars=200, seed=0)
-    model = SnapshotModel(MiyamotoNagai(LogNormal(25.0, 1.0), 3.0, 0.3), SphericalMixture())
-    with pytest.raises(ValueError, match="MiyamotoNagai is axisymmetric: forecasts are for spherical"):
+    model = SnapshotModel(DirectNetwork(3.0, 25.0, "triaxial"), SphericalMixture())
+    with pytest.raises(ValueError, match="DirectNetwork is triaxial: forecasts are for spherical and axisymmetric"):
         forecast(model, stars)
 
 

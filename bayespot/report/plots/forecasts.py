@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bayespot.posterior.forecast import FORECAST_FIELDS, Forecast
+from bayespot.posterior.forecast import Forecast
 from bayespot.report.plots.profiles import relative_sd, stars
 from bayespot.report.plots.style import BLUE, DOUBLE, GREEN, GREY, ORANGE, SYMBOLS, new_figure
 from bayespot.units import takes
@@ -24,8 +24,8 @@ def forecast_figure(found: Forecast, radii: ArrayLike, n_stars: int, factor: flo
     """
     r = np.asarray(radii)
     figure = new_figure(figure, DOUBLE, 0.4 * DOUBLE)
-    panels = figure.subplots(1, len(FORECAST_FIELDS))
-    for ax, name in zip(panels, FORECAST_FIELDS, strict=True):
+    panels = figure.subplots(1, len(found.fields))
+    for ax, name in zip(panels, found.fields, strict=True):
         shown = []
         for n, color in ((n_stars / factor, ORANGE), (n_stars, BLUE), (n_stars * factor, GREEN)):
             n = max(1, round(n))
