@@ -1,4 +1,7 @@
-r"""Focal distance of the spheroidal coordinates in which a potential comes nearest to Staeckel's form."""
+r"""Focal distance of the spheroidal coordinates in which a potential comes nearest to Staeckel's form.
+
+As Delta^2, which is negative where oblate coordinates are meant: those of potentials elongated along z.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bayespot.actions.plane import safe_sqrt
 from bayespot.numerics import bracketed_newton, implicit_root
 from bayespot.potential.base import Potential
 
@@ -17,8 +19,10 @@ from bayespot.potential.base import Potential
 _DS = 0.5
 #: y = sin(latitude) of the places compared with the plane.
 _Y = (0.2, 0.4, 0.6, 0.8)
-#: (Delta / radius)^2 that are tried, and most steps of Newton's method between two of them.
+#: (Delta / radius)^2 that are tried of flattened and of elongated potentials (no ring lies outside its shell), and most
+#: steps of Newton's method between two of them.
 _TRIED = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1e3, 1e4)
+_ELONGATED = (-0.97, -0.9, -0.7, -0.5, -0.3, -0.1, -0.03, -0.01, -0.003)
 _STEPS = 30
 #: Difference of the two sides, over their size, that counts as none: a sphere's.
 _ROUNDING = 1e-12
@@ -33,7 +37,7 @@ class FocalTable:
     In Staeckel's form d/da [(a^2 + Delta^2 t) Phi] at fixed a is the same at all latitudes: there a shell orbit, which
     keeps its a, meets the same force wherever it is. Delta is where the mean over four latitudes equals the value in
     the plane (the condition of Sanders 2012, MNRAS 426, 128, equation 9, integrated from the plane to each of them). In
-    a sphere it is zero; in a potential elongated along z, which these coordinates do not fit, it counts as zero too.
+    a sphere it is zero, in a potential elongated along z negative (`bayespot.actions.spheroidal`).
     """
 
     squares: Tensor
@@ -49,8 +53,8 @@ class FocalTable:
 
     @classmethod
     def constant(cls, delta: float, like: Tensor) -> FocalTable:
-        """Return the table of one focal distance."""
-        return cls(like.new_full((1,), delta**2), 0.0)
+        """Return the table of one focal distance, or if that is negative of the ring of that radius."""
+        return cls(like.new_full((1,), delta * abs(delta)), 0.0)
 
     def through(self, change: Callable[[Tensor], Tensor]) -> FocalTable:
         """Return the table with its numbers passed through ``change``."""
@@ -62,13 +66,13 @@ class FocalTable:
         return len(self.squares) > 1
 
     def at(self, s: Tensor) -> Tensor:
-        """Return Delta (kpc) of orbits with the energy of a circular one at exp(s)."""
+        """Return D = Delta^2 (kpc^2) of orbits with the energy of a circular one at exp(s)."""
         if not self.varies:
-            return safe_sqrt(self.squares).expand(s.shape)
+            return self.squares.expand(s.shape)
         position = ((s - self.s_first) / _DS).clamp(0, len(self.squares) - 1)
         i = position.detach().long().clamp(0, len(self.squares) - 2)
         low, high = self.squares[i], self.squares[i + 1]
-        return safe_sqrt(low + (position - i) * (high - low))
+        return low + (position - i) * (high - low)
 
 
 def _squares(potential: Potential, a: Tensor) -> Tensor:
@@ -95,11 +99,14 @@ def _squares(potential: Potential, a: Tensor) -> Tensor:
         return torch.where(difference.abs() > _ROUNDING * side.abs().amax(-1), difference, 0.0)
 
     with torch.no_grad():
-        tried = torch.tensor(_TRIED, dtype=a.dtype, device=a.device)[:, None] * a**2
+        tried = torch.tensor((*_ELONGATED, *_TRIED), dtype=a.dtype, device=a.device)[:, None] * a**2
         found = excess(tried)
+        zero = len(_ELONGATED)
         # below zero is the side of potentials flattened more strongly than that
-        round_enough = found[0] >= 0
+        flat, elongated = found[zero] < 0, found[zero] > 0
         crossed = (found[:-1] < 0) & (found[1:] >= 0)
+        crossed[:zero] &= elongated
+        crossed[zero:] &= flat
         solved = crossed.any(0)
         k = crossed.to(torch.int8).argmax(0)[None]
         low, high = tried.gather(0, k)[0], tried.gather(0, k + 1)[0]
@@ -109,6 +116,7 @@ def _squares(potential: Potential, a: Tensor) -> Tensor:
             return here, (ahead - behind) / (2 * _STEP * D)
 
         D = torch.where(solved, bracketed_newton(rising, low, high, n_iter=_STEPS, tolerance=1e-8), a**2)
+        round_enough = found[zero] == 0
         _, slope = rising(D)
     residual = (sides(D, torch.is_grad_enabled()) * mean).sum(-1)
     # far outside a potential is a sphere but for rounding: both sides are equal at every Delta, and there is no slope

@@ -27,8 +27,8 @@ _TOLERANCE = 1e-5
 _BLOCK = 8192
 #: Radius, over that of the circular orbit, inside which hardly any orbit spends time.
 _SCALE = 0.02
-#: Least Delta over that radius: formulas may divide by it, and a sphere's actions change by the square of it.
-_LEAST_DELTA = 1e-9
+#: Least abs(D) over the square of that radius: formulas may divide by it, and a sphere's actions change by it.
+_LEAST_D = 1e-18
 
 
 class Motion(NamedTuple):
@@ -70,9 +70,10 @@ class Surroundings:
             factor = torch.where(unbound, slower / torch.where(unbound, kinetic, 1.0), 1.0).sqrt()
             w = torch.cat([w[..., :3], factor[..., None] * w[..., 3:]], -1)
             kinetic = slower
-        delta = self.focal.at(self.profile.circular(energy)[0]) if self.focal.varies else self.focal.at(energy)
+        D = self.focal.at(self.profile.circular(energy)[0]) if self.focal.varies else self.focal.at(energy)
         guide = Guide.of(self.profile, energy.detach())
-        star = to_spheroidal(w, torch.maximum(delta, _LEAST_DELTA * guide.s_c.exp()))
+        least = _LEAST_D * (2 * guide.s_c).exp()
+        star = to_spheroidal(w, torch.where(D.abs() < least, least + D - D.detach(), D))
         return Motion(star, Separated.of(field, star, energy, kinetic, _SCALE * guide.s_c.exp()), guide, excess)
 
     def actions(self, w: Tensor, points: TurningPoints | None) -> tuple[CappedActions, TurningPoints]:

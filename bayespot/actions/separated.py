@@ -4,10 +4,10 @@ In the notation of `spheroidal`, with x = a^2, the fudge takes for the potential
 and for the potential along v that at the star's own x_0:
 
 .. math::
-    p_u^2 = 2 (x + \Delta^2 t_0) [E - \Phi(x, y_0)] - A - L_z^2 \Delta^2 / x, \qquad
-    p_v^2 = 2 (x_0 + \Delta^2 t) [E - \Phi(x_0, y)] - B - L_z^2 / t,
+    p_u^2 = 2 (x + D t_0) [E - \Phi(x, y_0)] - A - L_z^2 D / x, \qquad
+    p_v^2 = 2 (x_0 + D t) [E - \Phi(x_0, y)] - B - L_z^2 / t,
 
-with A = p_v^2 + L_z^2 / t and B = p_u^2 + L_z^2 Delta^2 / x at the star (Binney 2012, MNRAS 426, 1324: equations 8 to
+with D = Delta^2, A = p_v^2 + L_z^2 / t and B = p_u^2 + L_z^2 D / x at the star (Binney 2012, MNRAS 426, 1324: equations 8 to
 12, in another gauge). In a sphere A = L^2. Both are exact in a potential of Staeckel's form.
 """
 
@@ -38,7 +38,7 @@ class Separated(NamedTuple):
     """One star's separated motion; every field but the first has the shape of the stars.
 
     ``energy`` E and ``kinetic`` = E - Phi at the place (x0, y0), (km/s)^2; ``A`` and ``lift`` = A - L_z^2, in
-    (kpc km/s)^2; ``lz`` = abs(L_z); ``delta``; ``scale``, a radius (kpc) far inside which no star spends time.
+    (kpc km/s)^2; ``lz`` = abs(L_z); ``D``; ``scale``, a radius (kpc) far inside which no star spends time.
     """
 
     field: Field
@@ -47,7 +47,7 @@ class Separated(NamedTuple):
     A: Tensor
     lift: Tensor
     lz: Tensor
-    delta: Tensor
+    D: Tensor
     x0: Tensor
     y0: Tensor
     t0: Tensor
@@ -58,7 +58,7 @@ class Separated(NamedTuple):
         """Return the motion of stars of given energy and kinetic energy at their places."""
         A = star.p_beta**2 + star.x * star.v_phi**2
         lift = star.p_beta**2 + star.x * (star.v_phi * star.y) ** 2
-        place = (star.delta, star.x, star.y, star.t)
+        place = (star.D, star.x, star.y, star.t)
         return cls(field, energy, kinetic, A, lift, star.Lz.abs(), *place, scale.detach())
 
     def spread(self) -> Separated:
@@ -75,16 +75,15 @@ class Separated(NamedTuple):
 
     def phi_along_u(self, x: Tensor) -> Tensor:
         """Return Phi at x = a^2 and the star's y."""
-        return self.field.phi(safe_sqrt(x * self.t0), (x + self.delta**2).sqrt() * self.y0)
+        return self.field.phi(safe_sqrt(x * self.t0), _root(x + self.D) * self.y0)
 
     def phi_along_v(self, y: Tensor, t: Tensor) -> Tensor:
         """Return Phi at y and the star's x."""
-        return self.field.phi(safe_sqrt(self.x0 * t), (self.x0 + self.delta**2).sqrt() * y)
+        return self.field.phi(safe_sqrt(self.x0 * t), _root(self.x0 + self.D) * y)
 
     def along_u(self, x: Tensor) -> Tensor:
         """Return x p_u^2."""
-        D = self.delta**2
-        return self.of_u(x, 2 * (self.energy - self.phi_along_u(x)), D)
+        return self.of_u(x, 2 * (self.energy - self.phi_along_u(x)), self.D)
 
     def of_u(self, x: Tensor, K: Tensor, D: Tensor) -> Tensor:
         """Return x p_u^2 where K = 2 (E - Phi)."""
@@ -96,6 +95,11 @@ class Separated(NamedTuple):
 
     def of_v(self, y: Tensor, t: Tensor, phi: Tensor) -> Tensor:
         """Return t p_v^2 where the potential is ``phi``; in a sphere the third term vanishes."""
-        D = self.delta**2
+        D = self.D
         rise = 2 * ((self.x0 + D * t) * (self.energy - phi) - (self.x0 + D * self.t0) * self.kinetic)
         return self.lift - self.A * y**2 + rise * t
+
+
+def _root(c2: Tensor) -> Tensor:
+    """Return c, which rounding must not make imaginary in the disc that oblate coordinates end with."""
+    return c2.clamp(min=1e-300).sqrt()

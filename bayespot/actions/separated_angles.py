@@ -1,7 +1,7 @@
 r"""Angles and frequencies of separated motion, from the derivatives of J and of the generating function W.
 
 With W(E, I, L_z) = int p_u du + int p_v dv + L_z phi, I being the third integral, and p_u^2 = 2 E a^2 - 2 I + ...,
-p_v^2 = 2 E Delta^2 t + 2 I + ...,
+p_v^2 = 2 E D t + 2 I + ..., D = Delta^2,
 
 .. math:: \Omega_i = \partial E / \partial J_i, \qquad \theta_i = \sum_k
           \frac{\partial W}{\partial (E, I, L_z)_k} \frac{\partial (E, I, L_z)_k}{\partial J_i}
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bayespot.actions.plane import prograde, wrap
 from bayespot.actions.separated import Separated
-from bayespot.actions.separated_actions import EPS, LEAST_HALF, LEAST_Y, midpoints, missed
+from bayespot.actions.separated_actions import AT_DISC, EPS, LEAST_HALF, LEAST_Y, midpoints, missed
 from bayespot.actions.turning import TurningPoints
 from bayespot.numerics import gauss_legendre, implicit_root
 
@@ -28,6 +28,8 @@ from bayespot.numerics import gauss_legendre, implicit_root
 _N = 64
 #: 1 - |sin psi| at a turning point itself.
 _EDGE = 1e-15
+#: C of a pole that is none.
+_NO_POLE = 1e8
 
 
 Pair = tuple[Tensor, Tensor]
@@ -45,7 +47,8 @@ class Derivatives(NamedTuple):
 class Torus(NamedTuple):
     """One star's torus: both motions' extents, J and its derivatives; fields have the shape of the stars.
 
-    Along u ln(c / Delta) = ``mid`` + ``half`` sin(psi), along v asinh(y / EPS) = ``top`` sin(chi). ``below`` and
+    Along u ln(c / Delta) = ``mid`` + ``half`` sin(psi), in oblate coordinates (D < 0) u = asinh(c / sqrt(-D)) itself;
+    along v asinh(y / EPS) = ``top`` sin(chi). ``below`` and
     ``above`` are what x p_u^2 and t p_v^2 are at the ends of an interval that was widened, otherwise zero.
     """
 
@@ -65,8 +68,7 @@ class Torus(NamedTuple):
     def of(cls, motion: Separated, points: TurningPoints, Lz: Tensor) -> Torus:
         """Return the torus, with turning points that have the derivatives of the implicit-function theorem."""
         inner, outer, y = _differentiable(motion, points)
-        D = motion.delta**2
-        first, last = torch.log1p(inner / D) / 2, torch.log1p(outer / D) / 2
+        first, last = (_variable(x, motion.D) for x in (inner, outer))
         mid, half = (first + last) / 2, (last - first) / 2
         least = LEAST_HALF * mid.detach().clamp(max=1)
         narrow, flat = half < least, y < LEAST_Y
@@ -86,15 +88,18 @@ class Torus(NamedTuple):
 
     def place(self, psi: Tensor) -> Tensor:
         """Return x at psi, which has nodes on a trailing axis."""
-        D = self.motion.delta[..., None] ** 2
-        return (D * torch.expm1(2 * (self.mid[..., None] + self.half[..., None] * psi.sin()))).clamp(min=1e-300)
+        D = self.motion.D[..., None]
+        at = self.mid[..., None] + self.half[..., None] * psi.sin()
+        # of the one that does not hold no overflow must reach the gradient
+        prolate = D * torch.expm1(2 * torch.where(D > 0, at, 0.0))
+        return torch.where(D > 0, prolate, -D * torch.cosh(torch.where(D > 0, 0.0, at)) ** 2).clamp(min=1e-300)
 
     def _along_u(self, psi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x, x p_u^2 and dpsi-weight of sqrt(x p_u^2) in p_u du, at psi on a trailing axis."""
         motion = self.motion.spread()
         x = self.place(psi)
         square = motion.along_u(x) - self.below[..., None]
-        c = (x + motion.delta**2).sqrt()
+        c = torch.where(motion.D > 0, (x + motion.D).clamp(min=1e-300).sqrt(), x.sqrt())
         return x, square.clamp(min=1e-300), self.half[..., None] * psi.cos() * c / x
 
     def _along_v(self, chi: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -112,7 +117,7 @@ class Torus(NamedTuple):
     def _integrated(self) -> Torus:
         """Fill in J and its derivatives."""
         motion = self.motion
-        lz, D = motion.lz, motion.delta**2
+        lz, D = motion.lz, motion.D
         psi = midpoints(_N, self.mid)
         x, square, weight = self._along_u(psi)
         root = square.sqrt()
@@ -134,8 +139,8 @@ class Torus(NamedTuple):
         return self._replace(J_r=J_r, J_z=J_z, of_r=of_r, of_z=of_z)
 
     def _pole(self) -> Tensor:
-        """C of the pole at the axis along u, -C in sin(psi)."""
-        return (self.mid / self.half).clamp(min=1)
+        """C of the pole at the axis along u, -C in sin(psi); in oblate coordinates there is none on the real axis."""
+        return torch.where(self.motion.D > 0, (self.mid / self.half).clamp(min=1), _NO_POLE)
 
     def _pole_of_v(self) -> Tensor:
         return (torch.asinh(torch.ones_like(self.top) / EPS) / self.top).clamp(min=1)
@@ -157,8 +162,7 @@ class Torus(NamedTuple):
 
     def phases(self, x: Tensor, y: Tensor, outward: Tensor, upward: Tensor) -> tuple[Tensor, Tensor]:
         """Return psi and chi of stars; psi in (-pi, pi] is negative inwards, chi beyond +- pi/2 on the way down."""
-        ln_c = torch.log1p(x / self.motion.delta**2) / 2
-        psi = ((ln_c - self.mid) / self.half).clamp(-1 + _EDGE, 1 - _EDGE).asin()
+        psi = ((_variable(x, self.motion.D) - self.mid) / self.half).clamp(-1 + _EDGE, 1 - _EDGE).asin()
         chi = (torch.asinh(y / EPS) / self.top).clamp(-1 + _EDGE, 1 - _EDGE).asin()
         return torch.where(outward, psi, -torch.pi - psi), torch.where(upward, chi, torch.pi - chi)
 
@@ -192,7 +196,7 @@ class Torus(NamedTuple):
         u = _cosines(psi + torch.pi / 2, x * time), _cosines(psi + torch.pi / 2, -time)
         t, square, weight, _ = self._along_v(psi)
         time = weight * t / square.sqrt()
-        D = self.motion.delta[..., None] ** 2
+        D = self.motion.D[..., None]
         v = _cosines(psi + torch.pi / 2, D * t * time), _cosines(psi + torch.pi / 2, time)
         quarter = torch.full_like(self.mid, torch.pi / 2)
         start = [at(quarter)[0] for at in v]
@@ -216,7 +220,7 @@ class Torus(NamedTuple):
         time = weight / square.sqrt()
         C = self._pole()
         axis = ((C - 1) * (C + 1)).sqrt()[..., None] / (2 * (C[..., None] + at.sin()))
-        D = self.motion.delta[..., None] ** 2
+        D = self.motion.D[..., None]
         smooth = (weights * (self.motion.lz[..., None] * D * time - axis)).sum(-1)
         turned = torch.atan2((C + 1).sqrt() * span.sin(), (C - 1).clamp(min=0).sqrt() * span.cos())
         return Derivatives(
@@ -236,7 +240,7 @@ class Torus(NamedTuple):
         fall, rise = self.top * (1 - chi.sin()), self.top * (1 + chi.sin())
         across = EPS * (torch.sinh(fall) * torch.sinh(rise)).clamp(min=1e-300).sqrt()
         turned = torch.atan2(root_t * y, across)
-        D = self.motion.delta**2
+        D = self.motion.D
         return Derivatives(
             D * (weights * t * t * time).sum(-1), (weights * t * time).sum(-1), -self.sign * (smooth + turned)
         )
@@ -245,23 +249,34 @@ class Torus(NamedTuple):
 def _differentiable(motion: Separated, points: TurningPoints) -> tuple[Tensor, Tensor, Tensor]:
     """Return x, x and y of the turning points with their derivatives."""
     fixed = motion.detached()
-    D = fixed.delta**2
+    D = fixed.D
     out = []
     with torch.no_grad():
         slopes = []
         for x in (points.inner, points.outer):
-            phi, by_R, by_z = fixed.field.slopes((x * fixed.t0).sqrt(), (x + D).sqrt() * fixed.y0)
+            c2 = torch.maximum(x + D, 1e-14 * x)
+            phi, by_R, by_z = fixed.field.slopes((x * fixed.t0).sqrt(), c2.sqrt() * fixed.y0)
             K, reach = 2 * (fixed.energy - phi), x + D * fixed.t0
-            slopes.append(K * (x + reach) - fixed.A - reach * (by_R + by_z * x / (x + D)))
+            slopes.append(K * (x + reach) - fixed.A - reach * (by_R + by_z * x / c2))
         y = points.y.clamp(min=1e-8)
         t = ((1 - y) * (1 + y)).clamp(min=1e-16)
-        phi, by_R, by_z = fixed.field.slopes((fixed.x0 * t).sqrt(), (fixed.x0 + D).sqrt() * y)
+        phi, by_R, by_z = fixed.field.slopes((fixed.x0 * t).sqrt(), (fixed.x0 + D).clamp(min=0).sqrt() * y)
         rise = 2 * ((fixed.x0 + D * t) * (fixed.energy - phi) - (fixed.x0 + D * fixed.t0) * fixed.kinetic)
         falls = 2 * D * (fixed.energy - phi) + (fixed.x0 + D * t) * (by_z / y**2 - by_R / t)
         of_y = -2 * y * (fixed.A + rise + falls * t)
     for x, slope in zip((points.inner, points.outer), slopes, strict=True):
-        out.append(implicit_root(x, motion.along_u(x), slope).clamp(min=1e-300))
+        root = implicit_root(x, motion.along_u(x), slope).clamp(min=1e-300)
+        # no turning point, but the disc inside the ring
+        out.append(torch.where(x <= -D * (1 + AT_DISC), -motion.D, root))
     return out[0], out[1], implicit_root(y, motion.along_v(y, t), of_y)
+
+
+def _variable(x: Tensor, D: Tensor) -> Tensor:
+    """Return what sin(psi) is linear in along u, at x = a^2."""
+    prolate = D > 0
+    ratio = torch.where(prolate, x, 1.0) / torch.where(prolate, D, 1.0)
+    c2 = torch.where(prolate, 1.0, x + D).clamp(min=1e-300) / torch.where(prolate, 1.0, -D)
+    return torch.where(prolate, torch.log1p(ratio) / 2, torch.asinh(c2.sqrt()))
 
 
 def _cosines(at: Tensor, rate: Tensor) -> Callable[[Tensor], Pair]:

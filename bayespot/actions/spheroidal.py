@@ -1,11 +1,13 @@
-"""Prolate spheroidal coordinates about the z axis, regular at every focal distance from zero on.
+"""Spheroidal coordinates about the z axis, regular through the spherical ones: prolate and oblate.
 
 With the foci at z = +- Delta,
 
     R = a sqrt(t),    z = c y,    c^2 = a^2 + Delta^2,    t = 1 - y^2,
 
 where a = Delta sinh(u), and y = sin(beta) for the latitude beta = pi/2 - v. As Delta goes to zero a becomes the
-spherical radius and beta the latitude; the momentum p_u becomes r p_r, and p_v^2 + L_z^2 / t becomes L^2.
+spherical radius and beta the latitude; the momentum p_u becomes r p_r, and p_v^2 + L_z^2 / t becomes L^2. All depends on
+D = Delta^2 alone, and goes on to D < 0: there c = sqrt(-D) sinh(u), and the foci are a ring of radius sqrt(-D) in the
+plane. Prolate coordinates (D > 0) suit potentials that are flattened, oblate ones those elongated along z.
 """
 
 from __future__ import annotations
@@ -24,11 +26,11 @@ _LEAST = 1e-32
 class Spheroidal(NamedTuple):
     """A star in these coordinates; every field has the batch shape of ``w``.
 
-    ``delta`` (kpc), ``x`` = a^2 (kpc^2), ``y`` in [-1, 1], ``t`` = 1 - y^2, ``metric`` = a^2 + Delta^2 t (kpc^2), the
+    ``D`` (kpc^2), ``x`` = a^2 (kpc^2), ``y`` in [-1, 1], ``t`` = 1 - y^2, ``metric`` = a^2 + D t (kpc^2), the
     momenta ``p_u`` and ``p_beta`` (kpc km/s), ``v_phi`` (km/s), ``Lz`` (kpc km/s) and the azimuth ``phi``.
     """
 
-    delta: Tensor
+    D: Tensor
     x: Tensor
     y: Tensor
     t: Tensor
@@ -40,15 +42,15 @@ class Spheroidal(NamedTuple):
     phi: Tensor
 
 
-def to_spheroidal(w: Tensor, delta: Tensor) -> Spheroidal:
-    """Return stars in the coordinates with focal distance ``delta``.
+def to_spheroidal(w: Tensor, D: Tensor) -> Spheroidal:
+    """Return stars in the coordinates with squared focal distance ``D``.
 
     Parameters
     ----------
     w : Float[Tensor, "*batch 6"]
         Position (kpc) and velocity (km/s).
-    delta : Float[Tensor, "*batch"]
-        In kpc, not negative; may be the same number for all.
+    D : Float[Tensor, "*batch"]
+        In kpc^2; may be the same number for all.
 
     Raises
     ------
@@ -68,30 +70,38 @@ def to_spheroidal(w: Tensor, delta: Tensor) -> Spheroidal:
     v_phi = torch.where(away, Lz / safe_R, 0.0)
     phi = torch.where(away, torch.atan2(torch.where(away, Y, v_y), torch.where(away, X, v_x)), _direction(v_x, v_y))
 
-    D = delta**2 * torch.ones_like(R)
-    r2 = R2 + z**2
-    b = r2 - D
-    # zero at the foci, where the coordinates have no derivatives
-    metric = (b**2 + 4 * D * R2 + _LEAST * (r2 + D).detach() ** 2).clamp(min=1e-300).sqrt()
+    D = D * torch.ones_like(R)
+    r2, z2 = R2 + z**2, z**2
+    b, d = r2 - D, r2 + D
+    prolate = D >= 0
+    # zero at the foci, where the coordinates have no derivatives; of equivalent forms those without cancellation
+    square = torch.where(prolate, b**2 + 4 * D * R2, d * d - 4 * D * z2)
+    metric = (square + _LEAST * (r2 + D.abs()).detach() ** 2).clamp(min=1e-300).sqrt()
     outer = b > 0
-    # of two equivalent forms the one without cancellation
     total = (metric + b.abs()) / 2
     x = torch.where(outer, total, D * R2 / total)
     t = torch.where(outer, R2 / total, total / torch.where(D > 0, D, 1.0)).clamp(max=1)
-    c = (x + D).sqrt()
-    y = (z / c).clamp(-1, 1)
+    # inside the ring of oblate coordinates c vanishes in the plane, and y does not
+    over = torch.where(prolate | (d > 0), 0.0, (metric - d) / 2)
+    ring = over > 0
+    safe = torch.where(ring, over, 1.0)
+    c2 = torch.where(ring, -D * z2 / safe, torch.where(prolate, x + D, (metric + d) / 2))
+    c = safe_sqrt(c2)
+    above = torch.where(z < 0, -1.0, 1.0).to(z)
+    y = torch.where(ring, above * safe.sqrt() / torch.where(ring, -D, 1.0).sqrt(), z / torch.where(ring, 1.0, c))
+    y = y.clamp(-1, 1)
     a, root_t = safe_sqrt(x), safe_sqrt(t)
     p_u = v_R * c * root_t + v_z * a * y
     p_beta = v_z * c * root_t - v_R * a * y
-    return Spheroidal(delta * torch.ones_like(R), x, y, t, metric, p_u, p_beta, v_phi, Lz, phi)
+    return Spheroidal(D, x, y, t, metric, p_u, p_beta, v_phi, Lz, phi)
 
 
 def from_spheroidal(
-    delta: Tensor, x: Tensor, y: Tensor, t: Tensor, p_u: Tensor, p_beta: Tensor, Lz: Tensor, phi: Tensor
+    D: Tensor, x: Tensor, y: Tensor, t: Tensor, p_u: Tensor, p_beta: Tensor, Lz: Tensor, phi: Tensor
 ) -> Tensor:
     """Return w ``(*batch, 6)``, the inverse of `to_spheroidal`; ``t`` = 1 - y^2 keeps what is small near the axis."""
-    c, a, root_t = (x + delta**2).sqrt(), safe_sqrt(x), safe_sqrt(t)
-    metric = x + delta**2 * t
+    c, a, root_t = (x + D).clamp(min=0).sqrt(), safe_sqrt(x), safe_sqrt(t)
+    metric = x + D * t
     v_R = (p_u * c * root_t - p_beta * a * y) / metric
     v_z = (p_u * a * y + p_beta * c * root_t) / metric
     R, z = a * root_t, c * y

@@ -15,7 +15,8 @@ from bayespot.actions.focal import FocalTable
 from bayespot.actions.fudge import Surroundings, blockwise_actions
 from bayespot.actions.meridional import DirectField, Equatorial, TabulatedField, require_axisymmetric
 from bayespot.actions.orbit import integrate_transformed
-from bayespot.actions.plane import check_actions, split
+from bayespot.actions.plane import check_actions, safe_sqrt, split
+from bayespot.actions.separated_actions import AT_DISC, radial_action, vertical_action
 from bayespot.actions.separated_angles import Torus
 from bayespot.actions.spherical import SphericalActions
 from bayespot.actions.staeckel_map import place
@@ -32,6 +33,8 @@ _DS = 0.05
 _INNER, _OUTER = 12.0, 0.7
 #: Last step of the turning points in ln x and y where angles are asked for.
 _EXACT = 1e-9
+#: Nodes for the actions of orbits that have no angles.
+_N_THROUGH = 64
 #: Points along an orbit from which the scatter of J is told.
 _N_SCATTER = 32
 #: Largest miss of J over the sum of abs(J), and of theta, before the last step, which squares it.
@@ -44,13 +47,14 @@ class StaeckelFudge(ActionFinder, TorusMap):
     r"""Action finder and torus map of every axisymmetric potential that is symmetric about the plane z = 0.
 
     The motion is taken to separate in prolate spheroidal coordinates, as it does in a potential of Staeckel's form
-    (Binney 2012, equations 8 to 12): with x = a^2 = (Delta sinh u)^2 and t = sin^2 v
+    (Binney 2012, equations 8 to 12): with x = a^2 = (Delta sinh u)^2, t = sin^2 v and D = Delta^2
 
     .. math::
-        p_u^2 = 2 (x + \Delta^2 t_0) [E - \Phi(x, y_0)] - A - L_z^2 \Delta^2 / x, \qquad
+        p_u^2 = 2 (x + D t_0) [E - \Phi(x, y_0)] - A - L_z^2 D / x, \qquad
         J_r = \frac{1}{\pi} \int p_u\, du, \qquad J_z = \frac{2}{\pi} \int p_v\, dv,
 
-    where (x_0, y_0) is the star's place and A = p_v^2 + L_z^2 / t there. In such a potential all is exact; elsewhere J
+    where (x_0, y_0) is the star's place and A = p_v^2 + L_z^2 / t there. Where a potential is elongated along z, D is
+    negative and the coordinates oblate (`bayespot.actions.spheroidal`). In such a potential all is exact; elsewhere J
     varies along an orbit, by 0.01 % of the sum of actions for stars of a thin disc and by 1 % for halo stars in the
     median: `scatter` tells for each star. In a sphere it is `SphericalActions`: J_z = L - abs(L_z), the same angles.
 
@@ -63,7 +67,9 @@ class StaeckelFudge(ActionFinder, TorusMap):
     differentiating twice raises RuntimeError. J of a star does not depend on its company.
 
     On an orbit in the plane z = 0 theta_z has no meaning, on a circular one theta_r; a polar orbit (L_z = 0) is the
-    limit of L_z > 0. Where loops in the meridional plane become boxes J jumps. `capped_actions` slows a star
+    limit of L_z > 0. Where loops in the meridional plane become boxes J jumps. In a potential elongated along z orbits of
+    small L_z keep to one side of the plane until they go through the disc inside the ring of their coordinates: these
+    have actions, but no angles nor frequencies (NaN), and `phase_space` does not find them. `capped_actions` slows a star
     that would escape down to just below the escape speed, L_z included.
 
     Parameters
@@ -71,12 +77,12 @@ class StaeckelFudge(ActionFinder, TorusMap):
     delta
         Focal distance in kpc, the same for all stars, or a table of it (`settled`). None: that of shell orbits in the
         potential at hand, as a function of energy (`focal_distance`). Within 25 % is close enough; zero biases
-        flattening and disc mass.
+        flattening and disc mass. Negative: minus the radius of the focal ring of oblate coordinates.
 
     Raises
     ------
     ValueError
-        On construction if ``delta`` is negative or not finite; by the methods if the potential is triaxial or not
+        On construction if ``delta`` is not finite; by the methods if the potential is triaxial or not
         symmetric about z = 0, no star has finite coordinates, or no focal distance is found.
 
     References
@@ -98,8 +104,8 @@ class StaeckelFudge(ActionFinder, TorusMap):
 
     @takes(delta="length")
     def __init__(self, delta: float | FocalTable | None = None) -> None:
-        if not isinstance(delta, FocalTable | None) and not 0 <= delta < math.inf:
-            raise ValueError(f"delta must be a length >= 0 in kpc, got {delta}; None lets the potential decide")
+        if not isinstance(delta, FocalTable | None) and not math.isfinite(delta):
+            raise ValueError(f"delta must be a finite length in kpc, got {delta}; None lets the potential decide")
         self.delta = delta
         #: Whether angles are those of the potential tabulated, see `rough`.
         self._tabulates = False
@@ -174,8 +180,9 @@ class StaeckelFudge(ActionFinder, TorusMap):
         r"""Return Delta (kpc) of orbits with the energy of a circular orbit of radius ``r`` in the plane.
 
         Where a shell orbit meets the same d/da [(a^2 + Delta^2 t) Phi] in the plane as in the mean over four latitudes,
-        which in Staeckel's form it does at all. A fit may take its value at a typical radius of the stars for
-        ``delta``, which then no longer varies.
+        which in Staeckel's form it does at all; in potentials elongated along z minus the radius of the ring that the
+        foci of oblate coordinates are. A fit may take its value at a typical radius of the stars for ``delta``, which
+        then no longer varies.
 
         Parameters
         ----------
@@ -190,7 +197,8 @@ class StaeckelFudge(ActionFinder, TorusMap):
         if potential.symmetry == "triaxial":
             raise ValueError(f"{type(potential).__name__} is triaxial: focal distances are those of symmetry about z")
         s = log_radius(r)
-        return self._focal(potential, float(s.detach().min()), float(s.detach().max()), s).at(s)
+        D = self._focal(potential, float(s.detach().min()), float(s.detach().max()), s).at(s)
+        return D.sign() * safe_sqrt(D.abs())
 
     def _focal(self, potential: Potential, s_first: float, s_last: float, like: Tensor) -> FocalTable:
         """Return the focal distances of orbits of these energies (ln of the circular radius)."""
@@ -228,11 +236,14 @@ class StaeckelFudge(ActionFinder, TorusMap):
         with torch.no_grad():
             around, *_ = self._surroundings(potential, w)
             flat = w.reshape(-1, 6)
-            _, _, Omega, excess = _exact(around, flat)
-            bound = torch.isfinite(Omega).all(-1) & (excess <= 0)
+            J, _, Omega, excess = _exact(around, flat)
+            bound = torch.isfinite(J).all(-1) & (excess <= 0)
             flat = torch.where(bound[:, None], flat, 0.0)
-            size = around.motion(torch.where(bound[:, None], flat, w.reshape(-1, 6))).guide.s_c.exp()
-            step = torch.where(bound, n_periods * 2 * math.pi / Omega[:, 0] / _N_SCATTER, 0.0)
+            guide = around.motion(torch.where(bound[:, None], flat, w.reshape(-1, 6))).guide
+            size = guide.s_c.exp()
+            # of orbits without angles that of circular ones, as in a logarithmic potential
+            rate = torch.where(torch.isfinite(Omega[:, 0]), Omega[:, 0], math.sqrt(2) * guide.ln_lc.exp() / size**2)
+            step = torch.where(bound, n_periods * 2 * math.pi / rate / _N_SCATTER, 0.0)
             orbit = integrate_transformed(potential, flat, size, 0.02 * size, step, _N_SCATTER, "yoshida4", 16).w
             J = self.actions(potential, torch.where(bound[:, None], orbit, w.reshape(-1, 6)))
             return torch.where(bound[:, None], J.std(0), torch.nan).reshape(*w.shape[:-1], 3)
@@ -299,10 +310,17 @@ class TabulatedFudge(ActionFinder):
 def _exact(around: Surroundings, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return J, theta, Omega and the excess energy of stars ``w (n, 6)``."""
     star, separated, guide, excess = around.motion(w)
-    torus = Torus.of(separated, turning_points(separated.detached(), guide, _EXACT), star.Lz)
+    points = turning_points(separated.detached(), guide, _EXACT)
+    torus = Torus.of(separated, points, star.Lz)
     psi, chi = torus.phases(star.x, star.y, star.p_u >= 0, star.p_beta >= 0)
     J = torch.stack([torus.J_r.clamp(min=0), star.Lz, torus.J_z.clamp(min=0)], -1)
-    return J, torus.angles(psi, chi, star.phi), torus.frequencies(), excess
+    theta, Omega = torus.angles(psi, chi, star.phi), torus.frequencies()
+    through = points.inner <= -separated.D * (1 + AT_DISC)
+    if bool(through.any()):
+        J_r, J_z = (action(separated, points, _N_THROUGH) for action in (radial_action, vertical_action))
+        J = torch.where(through[:, None], torch.stack([J_r, star.Lz, J_z], -1), J)
+        theta, Omega = (torch.where(through[:, None], torch.nan, part) for part in (theta, Omega))
+    return J, theta, Omega, excess
 
 
 def _newton(around: Surroundings, w: Tensor, J: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ def place(around: Surroundings, J: Tensor, theta: Tensor, w: Tensor) -> Tensor:
         star, separated, guide, _ = around.motion(w)
         energy, A = separated.energy, separated.A
         phi = energy - separated.kinetic
-        fixed = (star.delta, star.x, star.y, star.t, _SCALE * guide.s_c.exp())
+        fixed = (star.D, star.x, star.y, star.t, _SCALE * guide.s_c.exp())
 
         def motion(energy: Tensor, A: Tensor, phi: Tensor = phi, fixed: tuple[Tensor, ...] = fixed) -> Separated:
             return Separated(field, energy, energy - phi, A, A - Lz**2, Lz.abs(), *fixed)  # noqa: B023
@@ -88,7 +88,7 @@ def _integrals(
         d_r, d_z = J_r - torus.J_r, J_z - torus.J_z
         dE = by_r.by_E * d_r + by_z.by_E * d_z
         dI = by_r.by_I * d_r + by_z.by_I * d_z
-        dA = 2 * dI + 2 * torus.motion.delta**2 * torus.motion.t0 * dE
+        dA = 2 * dI + 2 * torus.motion.D * torus.motion.t0 * dE
         new_E = torch.minimum(energy + step * dE, (energy + escape) / 2)
         new_A = A + step * dA
         found, found_miss = torus_of(new_E, new_A)
@@ -113,7 +113,7 @@ def _star(torus: Torus, theta: Tensor, Lz: Tensor) -> Tensor:
     p_beta = (motion.along_v(y, t) / t).clamp(min=0).sqrt() * torch.where(chi.cos() < 0, -1.0, 1.0)
     # the azimuth is what makes theta_phi come out
     turned = torus.angles(*torus.wrapped(psi, chi), torch.zeros_like(x))[:, 1]
-    return from_spheroidal(motion.delta, x, y, t, p_u, p_beta, Lz, theta[:, 1] - turned)
+    return from_spheroidal(motion.D, x, y, t, p_u, p_beta, Lz, theta[:, 1] - turned)
 
 
 def _phases(torus: Torus, theta: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,7 @@ class Guide(NamedTuple):
 @torch.no_grad()
 def turning_points(motion: Separated, guide: Guide, tolerance: float) -> TurningPoints:
     """Return the turning points; ``guide`` says where to begin, ``tolerance`` is that of ln x and y."""
-    here = motion.x0.clamp(min=_LEAST * (2 * guide.s_c).exp()).log()
+    here = torch.maximum(motion.x0, _least(motion, guide)).log()
     return _between(motion, guide, here, motion.y0.abs(), tolerance)
 
 
@@ -53,8 +53,8 @@ def turning_points(motion: Separated, guide: Guide, tolerance: float) -> Turning
 def torus_points(motion: Separated, guide: Guide, tolerance: float) -> TurningPoints:
     """Return the turning points of motion that no star is known of; both at the peak of p_u^2 if that is negative."""
     radius2 = (2 * guide.s_c).exp()
-    x = (radius2 - motion.delta**2).clamp(min=0.05 * radius2).log()
-    low, high = x - 4, torch.minimum(2 * guide.s_largest, 2 * guide.s_c + 3) + 0.1
+    x = (radius2 - motion.D).clamp(min=0.05 * radius2).log()
+    low, high = torch.maximum(x - 4, _least(motion, guide).log()), torch.minimum(2 * guide.s_largest, 2 * guide.s_c + 3) + 0.1
     # p_u^2 rises inside its peak and falls outside
     for _ in range(_PEAK_STEPS):
         _, slope, _ = _outer(motion, x)
@@ -77,7 +77,7 @@ def torus_points(motion: Separated, guide: Guide, tolerance: float) -> TurningPo
 
 def _between(motion: Separated, guide: Guide, here: Tensor, low: Tensor, tolerance: float) -> TurningPoints:
     """Return the turning points on both sides of a place inside: ln x and abs(y)."""
-    least = _LEAST * (2 * guide.s_c).exp()
+    least = _least(motion, guide)
     nearer, farther = _first_guess(motion, guide, here, least)
     lowest, infinite = least.log(), torch.full_like(here, torch.inf)
     inner = _root(_inner, motion, nearer, lowest, here, tolerance, False).exp()
@@ -89,6 +89,11 @@ def _between(motion: Separated, guide: Guide, here: Tensor, low: Tensor, toleran
     near_axis = (t < 0.01) & (g > 0)
     t = torch.where(near_axis, motion.lz**2 / torch.where(near_axis, g, 1.0), t)
     return TurningPoints(inner, outer, y, t.clamp(_LEAST, 1))
+
+
+def _least(motion: Separated, guide: Guide) -> Tensor:
+    """Return the least x: zero but for rounding, or where oblate coordinates end, in the disc inside their ring."""
+    return torch.maximum(_LEAST * (2 * guide.s_c).exp(), -motion.D)
 
 
 @torch.no_grad()
@@ -147,35 +152,36 @@ def _root(
 def _along_u(motion: Separated, ln_x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return x, K = 2 (E - Phi) and 2 dPhi / d ln x."""
     x = ln_x.exp()
-    c2 = x + motion.delta**2
+    c2 = torch.maximum(x + motion.D, 1e-14 * x)
     phi, by_R, by_z = motion.field.slopes((x * motion.t0).sqrt(), c2.sqrt() * motion.y0)
     return x, 2 * (motion.energy - phi), by_R + by_z * x / c2
 
 
 def _inner(motion: Separated, ln_x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ln x - ln X(K): for constant K p_u = 0 is a quadratic equation for x, whose positive root is X."""
+    """Return ln x - ln X(K): for constant K p_u = 0 is a quadratic equation for x, whose largest root is X."""
     _, K, rise = _along_u(motion, ln_x)
     X, root = _quadratic(motion, K)
-    floor = _LEAST * motion.scale**2
+    floor = torch.maximum(_LEAST * motion.scale**2, -motion.D)
     ln_X = torch.maximum(X, floor).log()
-    slope = torch.where(floor < X, 1 - (X + motion.delta**2 * motion.t0) / root * rise, 1.0)
+    slope = torch.where(floor < X, 1 - (X + motion.D * motion.t0) / root * rise, 1.0)
     return ln_x - ln_X, slope, ln_X
 
 
 def _quadratic(motion: Separated, K: Tensor) -> tuple[Tensor, Tensor]:
     K = K.clamp(min=1e-300)
-    D = motion.delta**2
+    D = motion.D
     barrier = motion.lz**2 * D
     q = K * D * motion.t0 - motion.A
-    root = (q**2 + 4 * K * barrier).sqrt().clamp(min=1e-300)
+    # without a root in oblate coordinates the motion goes through the disc inside the ring
+    root = (q**2 + 4 * K * barrier).clamp(min=0).sqrt().clamp(min=1e-300)
     return torch.where(q < 0, (root - q) / (2 * K), 2 * barrier / (q + root).clamp(min=1e-300)), root
 
 
 def _outer(motion: Separated, ln_x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return -p_u^2, which is convex in ln x."""
     x, K, rise = _along_u(motion, ln_x)
-    wall = motion.lz**2 * motion.delta**2 / x
-    reach = x + motion.delta**2 * motion.t0
+    wall = motion.lz**2 * motion.D / x
+    reach = x + motion.D * motion.t0
     return motion.A + wall - K * reach, rise * reach - K * x - wall, ln_x + 1.0
 
 
@@ -188,22 +194,22 @@ def _vertical(motion: Separated, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _by_square(motion: Separated, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return -t p_v^2 and its slope by y^2, which is finite in the plane."""
-    D = motion.delta**2
+    D = motion.D
     t = ((1 - y) * (1 + y)).clamp(min=1e-16)
-    phi, by_R, by_z = motion.field.slopes((motion.x0 * t).sqrt(), (motion.x0 + D).sqrt() * y)
+    phi, by_R, by_z = motion.field.slopes((motion.x0 * t).sqrt(), (motion.x0 + D).clamp(min=0).sqrt() * y)
     rise = _rise(motion, t, phi)
     falls = 2 * D * (motion.energy - phi) + (motion.x0 + D * t) * (by_z / y**2 - by_R / t)
     return motion.A * y**2 - motion.lift - rise * t, motion.A + rise + falls * t
 
 
 def _rise(motion: Separated, t: Tensor, phi: Tensor) -> Tensor:
-    D = motion.delta**2
+    D = motion.D
     return 2 * ((motion.x0 + D * t) * (motion.energy - phi) - (motion.x0 + D * motion.t0) * motion.kinetic)
 
 
 def _first_guess(motion: Separated, guide: Guide, here: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
     radius2 = (2 * guide.s_c).exp()
-    circular = (radius2 - motion.delta**2).clamp(min=0.05 * radius2).log()
+    circular = (radius2 - motion.D).clamp(min=0.05 * radius2).log()
     inside = torch.minimum(circular, here)
     X, _ = _quadratic(motion, _along_u(motion, inside)[1])
     nearer = torch.minimum(torch.maximum(X, least).log(), here)

@@ -7,6 +7,7 @@ disc (`contracts.axisymmetric.disc_stars`). Expected: angles and exact actions 1
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -26,12 +27,15 @@ from bayespot.actions.base import cap_energy
 from bayespot.actions.meridional import Equatorial
 from bayespot.actions.separated_actions import radial_action
 from bayespot.actions.turning import turning_points
-from bayespot.potential import NFW, Hernquist, Logarithmic, MiyamotoNagai, SumPotential
+from bayespot.mock.flattened import orbit_sample
+from bayespot.mock.orbits import DoublePowerLawOrbits
+from bayespot.potential import NFW, DoublePowerLaw, Hernquist, Logarithmic, MiyamotoNagai, SumPotential
 from bayespot.potential.base import Potential
 from bayespot.potential.extent import escape_energy
 from bayespot.units import G
 
 STAECKEL = KuzminKutuzov(1e11, 3.0, 1.0)
+ELONGATED = KuzminKutuzov(1e11, 1.0, 3.0)
 FOCUS = math.sqrt(8.0)
 GALAXY = milky_way()
 SPHERE = SumPotential([Hernquist(5e10, 1.0), NFW(8e11, 16.0)])
@@ -60,15 +64,18 @@ class Overflown(Potential):
 
 
 def test_focal_distance():
-    """That of Staeckel's form to 1e-6 at all radii; zero for spheres and potentials elongated along z."""
+    """That of Staeckel's form to 1e-6 at all radii; zero for spheres; of potentials elongated along z minus the ring's
+    radius, inside the shell's."""
     r = torch.logspace(-1, 2, 20, dtype=torch.float64)
     with torch.no_grad():
         stretched = StaeckelFudge().focal_distance(Logarithmic(220.0, 1.0, 1.2), r)
-    torch.testing.assert_close(
-        StaeckelFudge().focal_distance(STAECKEL, r), torch.full_like(r, FOCUS), rtol=1e-6, atol=0
-    )
-    assert float(StaeckelFudge().focal_distance(SPHERE, r).max()) == 0
-    assert float(stretched.max()) == 0
+    for potential, focus in ((STAECKEL, FOCUS), (ELONGATED, -FOCUS)):
+        found = StaeckelFudge().focal_distance(potential, r)
+        torch.testing.assert_close(found, torch.full_like(r, focus), rtol=1e-6, atol=0)
+    assert float(StaeckelFudge().focal_distance(SPHERE, r).abs().max()) == 0
+    # inside the core of 1 kpc no ring fits
+    outside = r > 2
+    assert bool(((stretched < 0) & (stretched > -r))[outside].all())
     assert StaeckelFudge(2.0).focal_distance(GALAXY, r).tolist() == [2.0] * 20
 
 
@@ -78,6 +85,87 @@ def test_exact_in_staeckels_form(finder):
     w = bound_stars(STAECKEL, 3, seed=3)
     w[:, 3:] *= 0.6
     check_invariance_along_orbit(finder, STAECKEL, w, 1e-7, 1e-6, n_periods=1.0, steps_per_period=600)
+
+
+def loops(w):
+    """Stars whose orbits in `ELONGATED` go round the ring of its coordinates: the others have no angles."""
+    with torch.no_grad():
+        return w[StaeckelFudge(-FOCUS).actions_angles(ELONGATED, w).theta.isfinite().all(-1)]
+
+
+@pytest.mark.parametrize("finder", [StaeckelFudge(-FOCUS), StaeckelFudge()], ids=["number", "found"])
+def test_exact_in_an_elongated_potential_of_staeckels_form(finder):
+    """As in a flattened one, in oblate coordinates; w from (J, theta) again to 1e-6; canonical to 1e-6."""
+    w = bound_stars(ELONGATED, 40, seed=3, r_range=(1.0, 30.0))
+    w[:, 3:] *= 0.6
+    w = loops(w)
+    assert len(w) > 10
+    check_invariance_along_orbit(finder, ELONGATED, w[:3], 1e-7, 1e-6, n_periods=1.0, steps_per_period=600)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*tori were not found")  # those that nearly go through the ring
+        back = finder.phase_space(ELONGATED, *finder.actions_angles(ELONGATED, w)[:2])
+    lost = back.isnan().any(-1)
+    assert int(lost.sum()) <= 2
+    assert float(((back - w).norm(dim=-1) / w.norm(dim=-1))[~lost].max()) < 1e-6
+    if finder.delta is not None:
+        check_symplectic(finder, ELONGATED, w, 1e-6)
+
+
+def test_through_the_ring():
+    """Orbits through the disc inside the ring have constant actions, with derivatives, and no angles."""
+    w = bound_stars(ELONGATED, 60, seed=3)
+    w[:, 3:] *= 0.6
+    finder = StaeckelFudge()
+    with torch.no_grad():
+        J, theta, Omega = finder.actions_angles(ELONGATED, w)
+        through = theta.isnan().any(-1)
+        assert 20 < int(through.sum()) < 60
+        assert bool(Omega[through].isnan().all())
+        assert bool(J.isfinite().all())
+        size = J.abs().sum(-1)
+        fast = (finder.actions(ELONGATED, w) - J).abs().amax(-1) / size
+        assert float(fast.median()) < 1e-4
+        scatter = finder.scatter(ELONGATED, w, 2)[:, [0, 2]].amax(-1) / size
+        assert float(scatter[through].median()) < 1e-4
+    at = w[through][:10].requires_grad_()
+    (slopes,) = torch.autograd.grad(StaeckelFudge().actions(ELONGATED, at).sum(), at)
+    step = 1e-4 * at.detach().abs()
+    with torch.no_grad():
+        for axis in range(6):
+            shift = torch.zeros_like(step)
+            shift[:, axis] = step[:, axis]
+            ahead, behind = (finder.actions(ELONGATED, at + sign * shift).sum(-1) for sign in (1, -1))
+            difference = (ahead - behind) / (2 * step[:, axis])
+            error = (slopes[:, axis] - difference).abs() * at[:, axis].abs() / J[through][:10].abs().sum(-1)
+            assert float(error.median()) < 1e-4, axis
+
+
+@pytest.mark.parametrize("q", [0.95, 1.05, 1.4])
+def test_flattened_or_elongated(q):
+    """J of stars of a halo varies by about 1 % of the sum of actions in the median beside a sphere, on either side of it,
+    and by 2 % at q = 1.4; in spherical coordinates by 1.7 times as much at least, and five times at q = 1.4."""
+    potential = DoublePowerLaw(1.5e7, 16.0, 1.0, 3.0, q=q)
+    halo = DoublePowerLawOrbits(J_0=1500.0, inner=1.2, outer=5.0, inner_weights=(1.2, 0.9), outer_weights=(0.8, 1.1))
+    with torch.no_grad():
+        w = orbit_sample(potential, halo, 100, 1)
+        found = []
+        for finder in (StaeckelFudge(), StaeckelFudge(0.0)):
+            size = finder.actions(potential, w).abs().sum(-1)
+            found.append(float((finder.scatter(potential, w, 3)[:, [0, 2]].amax(-1) / size).median()))
+    far = q > 1.1
+    assert found[0] < (0.03 if far else 0.012)
+    assert found[1] > (4 if far else 1.7) * found[0]
+
+
+def test_regular_through_the_sphere():
+    """J of a star is smooth in D through zero: its slope on both sides agrees."""
+    w = bound_stars(SPHERE, 50, seed=5, r_range=(2.0, 30.0))
+    with torch.no_grad():
+        behind, here, ahead = (StaeckelFudge(delta).actions_angles(SPHERE, w).J for delta in (-0.1, 0.0, 0.1))
+    size = here.abs().sum(-1, keepdim=True)
+    first, second = (ahead - behind) / size, (ahead - 2 * here + behind) / size
+    assert float(first.abs().amax(-1).median()) > 1e-5
+    assert float((second.abs().amax(-1) / first.abs().amax(-1)).median()) < 0.01
 
 
 def test_symplectic_in_staeckels_form():
@@ -134,7 +222,7 @@ def test_against_galpy():
         around, *_ = StaeckelFudge(delta * ro)._surroundings(ours, w)
         star, motion, guide, _ = around.motion(w)
         K = 2 * (motion.energy - motion.field.phi(star.x.sqrt(), torch.zeros_like(star.x)))
-        D = motion.delta**2
+        D = motion.D
         A = (star.x + D) * K - star.p_u**2 - star.Lz**2 * D / star.x
         plane = motion._replace(A=A, y0=0 * motion.y0, t0=torch.ones_like(motion.t0))
         J_r = radial_action(plane, turning_points(plane, guide, 1e-9), 64).numpy()
@@ -338,8 +426,8 @@ def test_refusals():
     """A wrong Delta, a triaxial potential, one without the symmetry about the plane, impossible actions, NaN stars."""
     w = disc_stars(GALAXY, 2, 1)
     finder = StaeckelFudge()
-    with pytest.raises(ValueError, match=r"delta must be a length >= 0 in kpc, got -1"):
-        StaeckelFudge(-1.0)
+    with pytest.raises(ValueError, match="delta must be a finite length in kpc, got nan"):
+        StaeckelFudge(math.nan)
     triaxial = Shifted(0.0)
     triaxial.symmetry = "triaxial"
     with pytest.raises(ValueError, match="is triaxial: the Staeckel fudge needs"):
