@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from bayespot.actions.base import ActionFinder
 from bayespot.catalog.catalog import Catalog
 from bayespot.inference.blocks import stars_in
 from bayespot.inference.emulator import Emulator
@@ -38,6 +39,8 @@ _SETS = 4
 _OTHER_POINTS = 7_001
 #: Stars that give the information on the way, and most linearisations of the actions.
 _MOST_STARS, _LINEARISATIONS = 25_000, 12
+#: Most linearisations once the finder has chosen by a potential near the maximum.
+_RESETTLED = 4
 #: Distance from the maximum, in posterior standard deviations, from which an emulator leads on, and most of its rounds.
 _NEAR, _EMULATED = 1.0, 8
 
@@ -59,13 +62,22 @@ class Climb:
         A small sample of them, with the most energetic ones.
     report
         Called with (u, note) after every few iterations.
+    finder
+        The model's finder before it chose anything by a potential, if it did: it chooses anew near the maximum.
     """
 
     def __init__(
-        self, model: SnapshotModel, catalog: Catalog, data: Tensor, few: Tensor, config: FitConfig, report: Report
+        self,
+        model: SnapshotModel,
+        catalog: Catalog,
+        data: Tensor,
+        few: Tensor,
+        config: FitConfig,
+        report: Report,
+        finder: ActionFinder | None = None,
     ) -> None:
         self.model, self.catalog, self.data, self.few = model, catalog, data, few
-        self.config, self.report = config, report
+        self.config, self.report, self.finder = config, report, finder
         self.iterations = 0
         #: What the last maximum was reached with, where the model `responds`.
         self.emulator: Emulator | None = None
@@ -158,6 +170,11 @@ class Climb:
         u, _, done = gauss_newton(space, u, data, _NEAR, _LINEARISATIONS, self.report, _MOST_STARS)
         self.iterations += done
         u = self._uphill(space, u, Emulator.of(space, u, data, self.config.seed, measured=False).maximum(u), data)
+        if self.finder is not None:
+            # focal distances of the start, a sphere as often as not, would be those of every draw
+            space.model.finder = self.finder.settled(space.model.at(space.values(u)).potential, self.catalog.w)
+            u, _, done = gauss_newton(space, u, data, _NEAR, _RESETTLED, self.report, _MOST_STARS)
+            self.iterations += done
         u = self._with_orbits(space, u, data)
         return self._by_emulator(space, Emulator.of(space, u, data, self.config.seed), u, data, tolerance)
 
