@@ -59,9 +59,10 @@ N_COMPARED = 1000
 BUILT_IN = {"axisymmetric": axisymmetric, "disc_and_halo": disc_and_halo}
 #: Number of stars and seed of the catalogue whose prior ``prior`` draws from.
 REFERENCE = (2000, 7000)
-#: Prior sd of the shape's weights in ``prior``. At 0.7, the built-in models', prolate and oblate shells follow one another
-#: in a draw, and J varies along orbits by a fifth: fits of such mocks say that they are not to be trusted.
-PRIOR_SHAPE_SD = 0.3
+#: Prior sd of the shape's weights in ``prior``. At 0.7, the built-in models', and at 0.3 flattened and elongated shells
+#: follow one another in a draw (q of Phi 0.9 and 1.3, say), where no coordinates separate and J varies along orbits by 5
+#: to 20 %: fits of such mocks go astray, and say so.
+PRIOR_SHAPE_SD = 0.1
 
 
 def model() -> SnapshotModel:
