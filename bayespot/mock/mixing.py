@@ -24,6 +24,9 @@ _CHUNK = 50
 _INNER, _OUTER = 8.0, 1.5
 #: Distance from the centre, over the circular radius, within which steps no longer shrink.
 _SOFTENING = 0.02
+#: How much finer the steps of orbits are made that do not keep their energies to so much of the circular one's kinetic
+#: energy.
+_FINER, _ENERGY = (1, 4, 16), 0.01
 
 
 @takes(n_periods="number")
@@ -59,8 +62,8 @@ def phase_mixed(
     Raises
     ------
     ValueError
-        If the potential is triaxial or has unstable circular orbits, a star has more energy than a circular orbit of
-        10^6 kpc, or ``n_periods`` is not positive.
+        If the potential is triaxial or most of its circular orbits are unstable, a star has more energy than a circular orbit of
+        10^6 kpc, an orbit does not keep its energy, or ``n_periods`` is not positive.
     """
     if not 0 < n_periods < math.inf:
         raise ValueError(f"n_periods must be positive, got {n_periods}")
@@ -78,12 +81,43 @@ def phase_mixed(
     forces: Any = TabulatedForces(potential, float(scale.min().log()) - _INNER, float(scale.max().log()) + _OUTER, w)
     generator = torch.Generator().manual_seed(seed)
     wanted = math.pi * n_periods * (1 + torch.rand(len(w), generator=generator, dtype=w.dtype)) / omega
+    # the unit of energy errors: that of the circular orbit
+    kinetic = torch.as_tensor(near.L / near.R) ** 2 / 2
     step = 2 * math.pi / (_STEPS_PER_PERIOD * fastest)
+    result, todo = w.clone(), torch.arange(len(w))
+    for finer in _FINER:
+        share = (lambda f, left=len(todo): tick(1 - (1 - f) * left / len(w))) if tick is not None else None
+        end = _followed(forces, w[todo], wanted[todo], scale[todo], step[todo] / finer, _SOFTENING / finer, share)
+        change = (end[:, 3:] ** 2).sum(-1) / 2 + potential.phi(end[:, :3]) - energy[todo]
+        # a plunging orbit may pass a centre far denser than the galaxy about it
+        kept = change.abs() < _ENERGY * kinetic[todo]
+        result[todo[kept]] = end[kept]
+        todo = todo[~kept]
+        if not len(todo):
+            break
+    else:
+        raise ValueError(
+            f"the orbits of {len(todo)} of {len(w)} stars (the first at row {int(todo[0])}) do not keep their energies: "
+            "the centre is too dense for them"
+        )
+    return result
+
+
+def _followed(
+    forces: Any,
+    w: Tensor,
+    wanted: Tensor,
+    scale: Tensor,
+    step: Tensor,
+    softening: float,
+    tick: Callable[[float], None] | None,
+) -> Tensor:
+    """Return stars after times ``wanted (n,)``, followed with steps of so much at the distance ``scale``."""
     left, result, todo = wanted.clone(), w.clone(), torch.arange(len(w))
     while len(todo):
         at, clock, length = result[todo], left[todo], step[todo]
         orbit = integrate_transformed(
-            forces, at, scale[todo], _SOFTENING * scale[todo], length, _CHUNK, method="yoshida4"
+            forces, at, scale[todo], softening * scale[todo], length, _CHUNK, method="yoshida4"
         )
         # the last output before a star's time is up; from there it is less than a step
         passed = (orbit.times <= clock).sum(0) - 1

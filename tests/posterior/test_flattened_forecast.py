@@ -37,7 +37,7 @@ def of_galaxy() -> SnapshotModel:
 
 @pytest.fixture(scope="module")
 def disc() -> Catalog:
-    return galaxy_mock("disc", n_stars=2000, seed=31)
+    return galaxy_mock("disc", n_stars=1000, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +49,19 @@ def test_information_is_that_of_exact_scores():
     """Halo stars in a sphere, the model a Miyamoto & Nagai disc of no scale length: as exact scores have it, to 4
     standard errors of these (each below 10 %)."""
     truth = MiyamotoNagai(5e10, 1e-9, 2.0)
-    stars = orbit_mock(truth, DoublePowerLawOrbits(J_0=500.0, inner=1.2, outer=5.0), n_stars=4000, seed=5)
+    stars = orbit_mock(truth, DoublePowerLawOrbits(J_0=300.0, inner=1.2, outer=9.0), n_stars=4000, seed=5)
     model = SnapshotModel(MiyamotoNagai(near(5e10), 1e-9, near(2.0)), ActionMixture(2), finder=StaeckelFudge())
     found = forecast(model, stars)
     assert found.misfit < 1e-5
-    population, h, finder = DoublePowerLawOrbits(J_0=500.0, inner=1.2, outer=5.0), 1e-4, SphericalActions()
+    population, h, finder = DoublePowerLawOrbits(J_0=300.0, inner=1.2, outer=9.0), 1e-4, SphericalActions()
 
     def J(ln_m: float, ln_b: float) -> torch.Tensor:
         return finder.actions(Plummer(5e10 * math.exp(ln_m), 2.0 * math.exp(ln_b)), stars.w)
 
+    # the least bound are free in the lighter of these potentials
+    bound = torch.stack([J(-0.02, 0.0), J(0.0, 0.02)]).isfinite().all(-1).all(0)
+    assert int((~bound).sum()) < 0.01 * len(stars)
+    stars = Catalog(stars.w[bound])
     at = J(0.0, 0.0).requires_grad_()
     (slopes,) = torch.autograd.grad(population.log_prob(at).sum(), at)
     changes = torch.stack([J(h, 0.0) - J(-h, 0.0), J(0.0, h) - J(0.0, -h)], -1)[:, 0] / (2 * h)

@@ -270,7 +270,8 @@ def test_triaxial_models_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("spherical", "--system", "disc"), "unknown system 'disc'"),
+        (("spherical", "--system", "disk"), "unknown system 'disk'"),
+        (("spherical", "--system", "disc"), "the stars were drawn by their orbits"),
         (("gaia_sphere",), "has a selection"),
         (("spherical", "--accuracy", "0"), "--accuracy must be positive"),
         (("spherical", "--accuracy", "1", "--field", "mass"), "unknown field 'mass'"),
