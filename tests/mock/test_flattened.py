@@ -18,8 +18,11 @@ from bayespot.mock import (
     orbit_mock,
     truth_potential,
 )
+from bayespot.mock import mixing
+from bayespot.mock.circular import CircularOrbits
 from bayespot.mock.flattened import orbit_sample
-from bayespot.potential import NFW, DirectNetwork, Hernquist, MiyamotoNagai
+from bayespot.mock.mixing import phase_mixed
+from bayespot.potential import NFW, AxisymmetricNetwork, DirectNetwork, Hernquist, MassSlopeNetwork, MiyamotoNagai
 from bayespot.pyro_modules import freeze
 
 GALAXY = Hernquist(5e9, 0.4) + MiyamotoNagai(6.8e10, 3.0, 0.28) + NFW(4.4e11, 16.0)
@@ -103,3 +106,44 @@ def test_refusals():
         orbit_mock(GALAXY, HALO, n_stars=0, seed=0)
     with pytest.raises(ValueError, match="triaxial"):
         orbit_mock(DirectNetwork(3.0, 25.0, "triaxial", prior="none"), HALO, n_stars=5, seed=0)
+
+
+def test_in_a_draw_of_a_free_form_prior():
+    """Stars in a potential without an analytic form, whose centre has unstable circular orbits: they keep energy and L_z,
+    and the catalogue says what is known of the truth."""
+    monopole = MassSlopeNetwork(s_0=math.log(5.0), s_inner=math.log(0.3), s_outer=math.log(60.0), ln_mass=24.6)
+    free = AxisymmetricNetwork(monopole)
+    values = free.initial_values()
+    # elongated along z inside some kpc
+    values["shape_weights"][:2, 0] = 2.0
+    potential = freeze(free, values)
+    with pytest.raises(ValueError, match="circular orbits of this potential are unstable: no nu at R = 0.0001 kpc"):
+        CircularOrbits(potential)
+    innermost = CircularOrbits(potential, unstable_inside=True).at([1e-4]).R[0]
+    assert 1e-3 < innermost < 1.0
+    stars = orbit_mock(potential, HALO, n_stars=300, seed=2)
+    before = orbit_sample(potential, HALO, 300, seed=2)
+    with torch.no_grad():
+        energy, drawn = ((w[:, 3:] ** 2).sum(-1) / 2 + potential.phi(w[:, :3]) for w in (stars.w, before))
+    assert float(((energy - drawn) / drawn).abs().max()) < 0.01
+    Lz, drawn = (w[:, 0] * w[:, 4] - w[:, 1] * w[:, 3] for w in (stars.w, before))
+    torch.testing.assert_close(Lz, drawn)
+    assert set(stars.meta["truth"]) == {"orbits", "seed"}
+    assert truth_potential(stars) is None
+
+
+def test_dense_centre(monkeypatch):
+    """Plunging orbits about a centre far denser than the galaxy keep their energies: steps are made finer for them, and
+    if that is not enough the first star is named."""
+    potential = Hernquist(1e9, 0.1) + NFW(4.4e11, 16.0)
+    J = torch.tensor([[4000.0, 5.0, 5.0], [8000.0, -3.0, 0.5]], dtype=torch.float64)
+    theta = torch.tensor([[0.3, 1.0, 2.0], [2.0, 3.0, 1.0]], dtype=torch.float64)
+    w = SphericalActions().phase_space(potential, J, theta)
+    mixed = phase_mixed(potential, w, 1)
+    with torch.no_grad():
+        before, after = ((at[:, 3:] ** 2).sum(-1) / 2 + potential.phi(at[:, :3]) for at in (w, mixed))
+    assert float(((after - before) / before).abs().max()) < 0.01
+    assert bool(((mixed - w).abs().amax(-1) > 0.1).all())
+    monkeypatch.setattr(mixing, "_FINER", (1,))
+    with pytest.raises(ValueError, match=r"the orbits of 2 of 2 stars \(the first at row 0\) do not keep their energies"):
+        phase_mixed(potential, w, 1)
