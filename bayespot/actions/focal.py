@@ -22,8 +22,7 @@ _Y = (0.2, 0.4, 0.6, 0.8)
 #: (Delta / radius)^2 that are tried of flattened and of elongated potentials (no ring lies outside its shell), and most
 #: steps of Newton's method between two of them.
 _TRIED = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1e3, 1e4)
-_MOST_ELONGATED = -0.97
-_ELONGATED = (_MOST_ELONGATED, -0.9, -0.7, -0.5, -0.3, -0.1, -0.03, -0.01, -0.003)
+_ELONGATED = (-0.97, -0.9, -0.7, -0.5, -0.3, -0.1, -0.03, -0.01, -0.003)
 _STEPS = 30
 #: Difference of the two sides, over their size, that counts as none: a sphere's.
 _ROUNDING = 1e-12
@@ -142,5 +141,4 @@ def _filled(D: Tensor, found: Tensor, a: Tensor) -> Tensor:
     place = torch.arange(len(D), device=D.device)
     beyond = torch.where(found, place, len(D)).flip(0).cummin(0).values.flip(0)
     before = torch.where(found, place, -1).cummax(0).values
-    # a neighbour's ring may lie outside this shell
-    return torch.maximum(D[torch.where(beyond < len(D), beyond, before)], _MOST_ELONGATED * a**2)
+    return D[torch.where(beyond < len(D), beyond, before)]

@@ -60,7 +60,9 @@ def radial_action(motion: Separated, points: TurningPoints, n: int) -> Tensor:
     many = motion.spread()
     rate, x = variable.spread().place(mid[..., None] + half[..., None] * psi.sin())
     # where Delta changes nodes keep their x, and so their distances from the pole: else the part that is missed there
-    # would change, without bound as L_z vanishes. du = dx / (2 a c)
+    # would change, without bound as L_z vanishes. In oblate coordinates they keep their c, as the disc does, where the
+    # integrand need not vanish. du = dx / (2 a c) = dc / a
+    x = x - torch.where(many.D < 0, many.D - many.D.detach(), 0.0)
     c = torch.maximum(x + many.D, 1e-14 * x).sqrt()
     weight = half[..., None] * psi.cos() * rate * (c.detach() / c) / x / n
     square = many.along_u(x)
