@@ -7,8 +7,8 @@ and for the potential along v that at the star's own x_0:
     p_u^2 = 2 (x + D t_0) [E - \Phi(x, y_0)] - A - L_z^2 D / x, \qquad
     p_v^2 = 2 (x_0 + D t) [E - \Phi(x_0, y)] - B - L_z^2 / t,
 
-with D = Delta^2, A = p_v^2 + L_z^2 / t and B = p_u^2 + L_z^2 D / x at the star (Binney 2012, MNRAS 426, 1324: equations 8 to
-12, in another gauge). In a sphere A = L^2. Both are exact in a potential of Staeckel's form.
+with D = Delta^2, A = p_v^2 + L_z^2 / t and B = p_u^2 + L_z^2 D / x at the star (Binney 2012, MNRAS 426, 1324:
+equations 8 to 12, in another gauge). In a sphere A = L^2. Both are exact in a potential of Staeckel's form.
 """
 
 from __future__ import annotations

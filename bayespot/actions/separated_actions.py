@@ -4,8 +4,8 @@ Along u the variable is zeta = ln(c + S) with c^2 = a^2 + D, along v it is sigma
 resolving discs. With sigma = sigma_m sin(psi) the integrands vanish like a square root at both ends, and midpoints
 in psi converge exponentially, with a rate that poles limit: at the axis (y = 1, a = 0), close to the turning point
 where L_z is small. But the error of N midpoints from a pole is known: int dpsi / (C + sin psi) comes out smaller by
-T = tanh(N arcosh C). The residues are L_z, so the error is L_z (1 - T), and is taken off. Oblate coordinates (D < 0) end
-in a disc, c = 0, which orbits may go through; zeta is asinh(c / S) there, and the pole at c = +- sqrt(D) complex.
+T = tanh(N arcosh C). The residues are L_z, so the error is L_z (1 - T), and is taken off. Oblate coordinates (D < 0)
+end in a disc, c = 0, which orbits may go through; zeta is asinh(c / S) there, and the pole at c = +- sqrt(D) complex.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ With the foci at z = +- Delta,
     R = a sqrt(t),    z = c y,    c^2 = a^2 + Delta^2,    t = 1 - y^2,
 
 where a = Delta sinh(u), and y = sin(beta) for the latitude beta = pi/2 - v. As Delta goes to zero a becomes the
-spherical radius and beta the latitude; the momentum p_u becomes r p_r, and p_v^2 + L_z^2 / t becomes L^2. All depends on
-D = Delta^2 alone, and goes on to D < 0: there c = sqrt(-D) sinh(u), and the foci are a ring of radius sqrt(-D) in the
-plane. Prolate coordinates (D > 0) suit potentials that are flattened, oblate ones those elongated along z.
+spherical radius and beta the latitude; the momentum p_u becomes r p_r, and p_v^2 + L_z^2 / t becomes L^2. All depends
+on D = Delta^2 alone, and goes on to D < 0: there c = sqrt(-D) sinh(u), and the foci are a ring of radius sqrt(-D) in
+the plane. Prolate coordinates (D > 0) suit potentials that are flattened, oblate ones those elongated along z.
 """
 
 from __future__ import annotations

@@ -67,10 +67,10 @@ class StaeckelFudge(ActionFinder, TorusMap):
     differentiating twice raises RuntimeError. J of a star does not depend on its company.
 
     On an orbit in the plane z = 0 theta_z has no meaning, on a circular one theta_r; a polar orbit (L_z = 0) is the
-    limit of L_z > 0. Where loops in the meridional plane become boxes J jumps. In a potential elongated along z orbits of
-    small L_z keep to one side of the plane until they go through the disc inside the ring of their coordinates: these
-    have actions, but no angles nor frequencies (NaN), and `phase_space` does not find them. `capped_actions` slows a star
-    that would escape down to just below the escape speed, L_z included.
+    limit of L_z > 0. Where loops in the meridional plane become boxes J jumps. In a potential elongated along z orbits
+    of small L_z keep to one side of the plane until they go through the disc inside the ring of their coordinates:
+    these have actions, but no angles nor frequencies (NaN), and `phase_space` does not find them. `capped_actions`
+    slows a star that would escape down to just below the escape speed, L_z included.
 
     Parameters
     ----------

@@ -54,7 +54,10 @@ def torus_points(motion: Separated, guide: Guide, tolerance: float) -> TurningPo
     """Return the turning points of motion that no star is known of; both at the peak of p_u^2 if that is negative."""
     radius2 = (2 * guide.s_c).exp()
     x = (radius2 - motion.D).clamp(min=0.05 * radius2).log()
-    low, high = torch.maximum(x - 4, _least(motion, guide).log()), torch.minimum(2 * guide.s_largest, 2 * guide.s_c + 3) + 0.1
+    low, high = (
+        torch.maximum(x - 4, _least(motion, guide).log()),
+        torch.minimum(2 * guide.s_largest, 2 * guide.s_c + 3) + 0.1,
+    )
     # p_u^2 rises inside its peak and falls outside
     for _ in range(_PEAK_STEPS):
         _, slope, _ = _outer(motion, x)

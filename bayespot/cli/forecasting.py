@@ -107,7 +107,9 @@ def _misfit(found: Forecast) -> str:
 
 
 def _print_forecast(found: Forecast, r: Any, n_stars: int, title: str) -> None:
-    what = "M(<r) at the stars' radii" if "enclosed_mass" in found.fields else "acceleration at nineteen of twenty stars"
+    what = (
+        "M(<r) at the stars' radii" if "enclosed_mass" in found.fields else "acceleration at nineteen of twenty stars"
+    )
     typer.echo(
         f"{title}; the model's potential is within {100 * found.misfit:.2g} % of the true {what}; "
         f"Monte-Carlo error of the figures {100 * found.monte_carlo_error('circular_speed', r, n_stars, True):.2g} %"

@@ -62,8 +62,8 @@ def phase_mixed(
     Raises
     ------
     ValueError
-        If the potential is triaxial or most of its circular orbits are unstable, a star has more energy than a circular orbit of
-        10^6 kpc, an orbit does not keep its energy, or ``n_periods`` is not positive.
+        If the potential is triaxial or most of its circular orbits are unstable, a star has more energy than a circular
+        orbit of 10^6 kpc, an orbit does not keep its energy, or ``n_periods`` is not positive.
     """
     if not 0 < n_periods < math.inf:
         raise ValueError(f"n_periods must be positive, got {n_periods}")
@@ -86,7 +86,8 @@ def phase_mixed(
     step = 2 * math.pi / (_STEPS_PER_PERIOD * fastest)
     result, todo = w.clone(), torch.arange(len(w))
     for finer in _FINER:
-        share = (lambda f, left=len(todo): tick(1 - (1 - f) * left / len(w))) if tick is not None else None
+        left = len(todo) / len(w)
+        share = (lambda f, left=left: tick(1 - (1 - f) * left)) if tick is not None else None
         end = _followed(forces, w[todo], wanted[todo], scale[todo], step[todo] / finer, _SOFTENING / finer, share)
         change = (end[:, 3:] ** 2).sum(-1) / 2 + potential.phi(end[:, :3]) - energy[todo]
         # a plunging orbit may pass a centre far denser than the galaxy about it
@@ -97,8 +98,8 @@ def phase_mixed(
             break
     else:
         raise ValueError(
-            f"the orbits of {len(todo)} of {len(w)} stars (the first at row {int(todo[0])}) do not keep their energies: "
-            "the centre is too dense for them"
+            f"the orbits of {len(todo)} of {len(w)} stars (the first at row {int(todo[0])}) do not keep their "
+            "energies: the centre is too dense for them"
         )
     return result
 

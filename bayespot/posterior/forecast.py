@@ -198,7 +198,8 @@ class Forecast:
     def _values(self, field: str, places: Tensor, u: Tensor) -> Tensor:
         potential = self._potential(u)
         if places.dim() == 2:
-            return meridional_fields(potential, *places.unbind(-1), [field])[field].detach()
+            R, z = places.unbind(-1)
+            return meridional_fields(potential, R, z, [field])[field].detach()
         if field in AXIAL_FIELDS and potential.symmetry == "axisymmetric":
             return axial_fields(potential, places, [field])[field].detach()
         return torch.as_tensor(truth_field(potential, field, places.numpy()))
@@ -243,9 +244,7 @@ class Forecast:
 
 
 @keeps_callers_state
-def forecast(
-    model: SnapshotModel, catalog: Catalog, tick: Callable[[float], None] | None = None
-) -> Forecast:
+def forecast(model: SnapshotModel, catalog: Catalog, tick: Callable[[float], None] | None = None) -> Forecast:
     r"""Forecast how well stars such as those of a mock constrain the potential of a model.
 
     At fixed (x, v) a change :math:`\delta\Phi` of a spherical potential moves :math:`J_r` by

@@ -1,20 +1,20 @@
 """Fits of stars in a flattened galaxy: how often the bands hold the truth, and what the fudge costs.
 
     python tests/benchmarks/flattened.py run --model disc_and_halo --stars halo --n-stars 2000 --seeds 101-115
-    python tests/benchmarks/flattened.py run --model prior --stars halo --n-stars 2000 --seeds 5001-5030
+    python tests/benchmarks/flattened.py run --model prior --stars disc --n-stars 2000 --seeds 5201-5230
     python tests/benchmarks/flattened.py summary
 
 Stars of `bayespot.mock.galaxy_mock`, in the Milky Way of `MWPotential2014`. ``--model parametric`` has the true
 family, with the masses of disc and halo and the halo's scale radius free: priors LogNormal about half the mass and
 twice the radius, sd 1. ``--model prior`` draws the potential of every mock from the prior it is fitted with, that of
 `bayespot.models.disc_and_halo` for one catalogue of `galaxy_mock` (`REFERENCE`), and its stars with the f(J) of
-`galaxy_mock`'s; shapes have the prior `PRIOR_SHAPE_SD`, in which Staeckel's actions hold: bands hold the truth as often as they say if and only if the posterior is right. The others are the
-built-in models, which know nothing of the mocks. A row per fit, with the
-z-scores, widths and errors of fields and whether the 68 and 95 % bands hold the truth: v_c in the plane at the radii
-that hold 5 to 95 % of the stars, K_z 1.1 kpc above them; for the built-in models, over the cylindrical radii that
-hold 1 to 99 % of the stars and the heights that hold none, half and nine tenths, a_R, a_z and rho, and in the plane
-v_c and the flattening of Phi; the error of the acceleration at the stars; k-hat, the verdict's reasons, the finder's
-bias, the seconds of mock and fit.
+`galaxy_mock`'s; shapes have the prior `PRIOR_SHAPE_SD`, in which Staeckel's actions hold: bands hold the truth as often
+as they say if and only if the posterior is right. The others are the built-in models, which know nothing of the mocks.
+A row per fit, with the z-scores, widths and errors of fields and whether the 68 and 95 % bands hold the truth: v_c in
+the plane at the radii that hold 5 to 95 % of the stars, K_z 1.1 kpc above them; for the free forms, over the
+cylindrical radii that hold 1 to 99 % of the stars and the heights that hold none, half and nine tenths, a_R, a_z and
+rho, and in the plane v_c and the flattening of Phi; the error of the acceleration at the stars; k-hat, the verdict's
+reasons, the finder's bias, the seconds of mock and fit.
 Rows that exist are kept: an interrupted run goes on. A mock of the prior that cannot be drawn or fitted leaves a row
 with ``error``, which the summary counts.
 """
@@ -60,8 +60,8 @@ BUILT_IN = {"axisymmetric": axisymmetric, "disc_and_halo": disc_and_halo}
 #: Number of stars and seed of the catalogue whose prior ``prior`` draws from.
 REFERENCE = (2000, 7000)
 #: Prior sd of the shape's weights in ``prior``. At 0.7, the built-in models', and at 0.3 flattened and elongated shells
-#: follow one another in a draw (q of Phi 0.9 and 1.3, say), where no coordinates separate and J varies along orbits by 5
-#: to 20 %: fits of such mocks go astray, and say so.
+#: follow one another in a draw (q of Phi 0.9 and 1.3, say), where no coordinates separate and J varies along orbits by
+#: 5 to 20 %: fits of such mocks go astray, and say so.
 PRIOR_SHAPE_SD = 0.1
 
 

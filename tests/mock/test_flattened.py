@@ -15,10 +15,10 @@ from bayespot.mock import (
     QuasiIsothermalOrbits,
     equilibrium,
     galaxy_mock,
+    mixing,
     orbit_mock,
     truth_potential,
 )
-from bayespot.mock import mixing
 from bayespot.mock.circular import CircularOrbits
 from bayespot.mock.flattened import orbit_sample
 from bayespot.mock.mixing import phase_mixed
@@ -109,15 +109,15 @@ def test_refusals():
 
 
 def test_in_a_draw_of_a_free_form_prior():
-    """Stars in a potential without an analytic form, whose centre has unstable circular orbits: they keep energy and L_z,
-    and the catalogue says what is known of the truth."""
+    """Stars in a potential without an analytic form, whose centre has unstable circular orbits: they keep energy and
+    L_z, and the catalogue says what is known of the truth."""
     monopole = MassSlopeNetwork(s_0=math.log(5.0), s_inner=math.log(0.3), s_outer=math.log(60.0), ln_mass=24.6)
     free = AxisymmetricNetwork(monopole)
     values = free.initial_values()
     # elongated along z inside some kpc
     values["shape_weights"][:2, 0] = 2.0
     potential = freeze(free, values)
-    with pytest.raises(ValueError, match="circular orbits of this potential are unstable: no nu at R = 0.0001 kpc"):
+    with pytest.raises(ValueError, match=r"circular orbits of this potential are unstable: no nu at R = 0\.0001 kpc"):
         CircularOrbits(potential)
     innermost = CircularOrbits(potential, unstable_inside=True).at([1e-4]).R[0]
     assert 1e-3 < innermost < 1.0
@@ -145,5 +145,7 @@ def test_dense_centre(monkeypatch):
     assert float(((after - before) / before).abs().max()) < 0.01
     assert bool(((mixed - w).abs().amax(-1) > 0.1).all())
     monkeypatch.setattr(mixing, "_FINER", (1,))
-    with pytest.raises(ValueError, match=r"the orbits of 2 of 2 stars \(the first at row 0\) do not keep their energies"):
+    with pytest.raises(
+        ValueError, match=r"the orbits of 2 of 2 stars \(the first at row 0\) do not keep their energies"
+    ):
         phase_mixed(potential, w, 1)

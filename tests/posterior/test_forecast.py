@@ -14,7 +14,6 @@ import torch
 from astropy.table import QTable
 from bayespot.models import isochrone, spherical
 from contracts.commands import bayespot
-from pyro.distributions import LogNormal
 
 from bayespot import Catalog, FitConfig, Isochrone, MassSlopeNetwork, Posterior, SnapshotModel, SphericalMixture, fit
 from bayespot.actions import IsochroneActions
@@ -22,7 +21,7 @@ from bayespot.likelihood import HeliocentricDistance, MeasurementErrors
 from bayespot.mock import mock
 from bayespot.posterior import Forecast, forecast
 from bayespot.posterior.forecast import FORECAST_FIELDS
-from bayespot.potential import DirectNetwork, MiyamotoNagai
+from bayespot.potential import DirectNetwork
 from bayespot.units import G
 
 M, B = 1e11, 3.0
