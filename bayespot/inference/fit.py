@@ -442,7 +442,7 @@ class _Fit:
 
     def _climb(self, report: Report) -> Climb:
         few = self.data[self.few_rows[: stars_in(self.data, 5000)]]
-        return Climb(self.model, self.catalog, self.data, few, self.config, report, self.finder)
+        return Climb(self.model, self.catalog, self.data, few, self.config, report)
 
     def _guide(self, space: LatentSpace) -> WhitenedGuide:
         """The guide before training: the Laplace approximation, up to its families."""

@@ -8,9 +8,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bayespot.actions.base import ActionFinder
-from bayespot.actions.focal import FocalTable
-from bayespot.actions.staeckel import StaeckelFudge
 from bayespot.catalog.catalog import Catalog
 from bayespot.inference.blocks import stars_in
 from bayespot.inference.emulator import Emulator
@@ -41,10 +38,6 @@ _SETS = 4
 _OTHER_POINTS = 7_001
 #: Stars that give the information on the way, and most linearisations of the actions.
 _MOST_STARS, _LINEARISATIONS = 25_000, 12
-#: Most linearisations once the finder has chosen by a potential near the maximum.
-_RESETTLED = 4
-#: How often it chooses, at most, and change of (Delta / r)^2 of the median star that counts as none.
-_SETTLINGS, _SAME_FOCUS = 4, 0.02
 #: Distance from the maximum, in posterior standard deviations, from which an emulator leads on, and most of its rounds.
 _NEAR, _EMULATED = 1.0, 8
 
@@ -66,22 +59,13 @@ class Climb:
         A small sample of them, with the most energetic ones.
     report
         Called with (u, note) after every few iterations.
-    finder
-        The model's finder before it chose anything by a potential, if it did: it chooses anew near the maximum.
     """
 
     def __init__(
-        self,
-        model: SnapshotModel,
-        catalog: Catalog,
-        data: Tensor,
-        few: Tensor,
-        config: FitConfig,
-        report: Report,
-        finder: ActionFinder | None = None,
+        self, model: SnapshotModel, catalog: Catalog, data: Tensor, few: Tensor, config: FitConfig, report: Report
     ) -> None:
         self.model, self.catalog, self.data, self.few = model, catalog, data, few
-        self.config, self.report, self.finder = config, report, finder
+        self.config, self.report = config, report
         self.iterations = 0
         #: What the last maximum was reached with, where the model `responds`.
         self.emulator: Emulator | None = None
@@ -174,28 +158,8 @@ class Climb:
         u, _, done = gauss_newton(space, u, data, _NEAR, _LINEARISATIONS, self.report, _MOST_STARS)
         self.iterations += done
         u = self._uphill(space, u, Emulator.of(space, u, data, self.config.seed, measured=False).maximum(u), data)
-        for _ in range(_SETTLINGS):
-            # focal distances of the start, a sphere's as often as not, would be those of every draw
-            if not self._settled(space, u):
-                break
-            u, _, done = gauss_newton(space, u, data, _NEAR, _RESETTLED, self.report, _MOST_STARS)
-            self.iterations += done
         u = self._with_orbits(space, u, data)
         return self._by_emulator(space, Emulator.of(space, u, data, self.config.seed), u, data, tolerance)
-
-    def _settled(self, space: LatentSpace, u: Tensor) -> bool:
-        """Let the finder choose by the potential at u; return whether it chose otherwise than before."""
-        if self.finder is None:
-            return False
-        before = space.model.finder
-        space.model.finder = after = self.finder.settled(space.model.at(space.values(u)).potential, self.catalog.w)
-        if not (isinstance(before, StaeckelFudge) and isinstance(after, StaeckelFudge)):
-            return False
-        if not (isinstance(before.delta, FocalTable) and isinstance(after.delta, FocalTable)):
-            return False
-        s = torch.linalg.vector_norm(self.catalog.x, dim=-1).log()
-        change = (after.delta.at(s) - before.delta.at(s)).abs() * (-2 * s).exp()
-        return float(change.median()) > _SAME_FOCUS
 
     def _by_emulator(self, space: LatentSpace, emulator: Emulator, u: Tensor, data: Tensor, tolerance: float) -> Tensor:
         """Climb by turns with an emulator, whose slope is made the exact one where it leads, and f(J)."""
