@@ -102,14 +102,12 @@ def forecast(
 
 
 def _misfit(found: Forecast) -> str:
-    sphere = "enclosed_mass" in found.fields
-    return "M(<r) is wrong by up to" if sphere else "the acceleration of one star in twenty is wrong by more than"
+    flattened = "the acceleration of one star in twenty is wrong by more than"
+    return flattened if found.flattened else "M(<r) is wrong by up to"
 
 
 def _print_forecast(found: Forecast, r: Any, n_stars: int, title: str) -> None:
-    what = (
-        "M(<r) at the stars' radii" if "enclosed_mass" in found.fields else "acceleration at nineteen of twenty stars"
-    )
+    what = "acceleration at nineteen of twenty stars" if found.flattened else "M(<r) at the stars' radii"
     typer.echo(
         f"{title}; the model's potential is within {100 * found.misfit:.2g} % of the true {what}; "
         f"Monte-Carlo error of the figures {100 * found.monte_carlo_error('circular_speed', r, n_stars, True):.2g} %"
@@ -122,7 +120,7 @@ def _print_forecast(found: Forecast, r: Any, n_stars: int, title: str) -> None:
     values = [found.relative_sd(name, r, n_stars, prior) for name in found.fields for prior in (False, True)]
     rows = [[f"{r[i]:.3g}", *(_per_cent(100 * value[i]) for value in values)] for i in range(len(r))]
     heads = [f"{short[name]} {kind}" for name in found.fields for kind in ("bound", "+prior")]
-    place = "r [kpc]" if "enclosed_mass" in found.fields else "R [kpc]"
+    place = "R [kpc]" if found.flattened else "r [kpc]"
     print_table("Relative sd in per cent: the bound with f(J) free, and with the model's prior", [place, *heads], rows)
 
 

@@ -73,7 +73,8 @@ class CircularOrbits(Declared):
             if len(bad) and (not unstable_inside or int(bad[-1]) > len(R) // 2):
                 shown = float(R[bad[-1] if unstable_inside else bad[0]])
                 raise ValueError(f"circular orbits of this potential are unstable: no {name} at R = {shown:.4g} kpc")
-            first_kept = max(first_kept, *(int(i) + 1 for i in bad), 0)
+            if len(bad):
+                first_kept = max(first_kept, int(bad[-1]) + 1)
         columns = [phi + v_c**2 / 2, R * v_c, *found.values()]
         ln_R = ln_R[first_kept:]
         self._ln_R = ln_R

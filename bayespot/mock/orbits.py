@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bayespot.mock.circular import R_RANGE, CircularOrbit, CircularOrbits
+from bayespot.potential.analytic import describe, from_description, is_described
 from bayespot.potential.base import Potential
 from bayespot.units import Declared, takes, takes_tensors
 
@@ -212,13 +213,14 @@ class QuasiIsothermalOrbits(OrbitPopulation):
         for name, value in (values | {"J_phi_0": J_phi_0}).items():
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive, got {value}")
-        self.circular = CircularOrbits(potential)
+        self.circular, self.potential = CircularOrbits(potential), potential
         self.r_d, self.r_sigma, self.r_0 = float(r_d), float(r_sigma), float(r_0)
         self.sigma_r, self.sigma_z, self.J_phi_0 = float(sigma_r), float(sigma_z), float(J_phi_0)
 
     def describe(self) -> dict[str, Any]:
         names = ("r_d", "r_sigma", "sigma_r", "sigma_z", "r_0", "J_phi_0")
-        return {"name": "QuasiIsothermalOrbits"} | {name: getattr(self, name) for name in names}
+        of = {"potential": describe(self.potential) if is_described(self.potential) else None}
+        return {"name": "QuasiIsothermalOrbits"} | {name: getattr(self, name) for name in names} | of
 
     def _ln_scales(self, at: CircularOrbit) -> tuple[Array, Array]:
         """ln of the mean J_r and J_z of stars about circular orbits."""
@@ -284,20 +286,23 @@ class MixedOrbits(OrbitPopulation):
         return torch.cat(drawn)[torch.as_tensor(rng.permutation(n))]
 
 
-def orbits_from_description(description: Mapping[str, Any], potential: Potential) -> OrbitPopulation:
-    """Return the population that `OrbitPopulation.describe` described, of stars in a potential.
+def orbits_from_description(description: Mapping[str, Any]) -> OrbitPopulation:
+    """Return the population that `OrbitPopulation.describe` described.
 
     Raises
     ------
     ValueError
-        If the name is unknown.
+        If the name is unknown, or the frequencies are those of a potential that has no description.
     """
     values = dict(description)
     name = values.pop("name", None)
     if name == "MixedOrbits":
-        return MixedOrbits([orbits_from_description(d, potential) for d in values["populations"]], values["fractions"])
+        return MixedOrbits([orbits_from_description(d) for d in values["populations"]], values["fractions"])
     if name == "QuasiIsothermalOrbits":
-        return QuasiIsothermalOrbits(potential, **values)
+        of = values.pop("potential", None)
+        if of is None:
+            raise ValueError("the potential whose frequencies are in f(J) is not described: simulate the stars anew")
+        return QuasiIsothermalOrbits(from_description(of), **values)
     if name == "DoublePowerLawOrbits":
         return DoublePowerLawOrbits(**values)
     raise ValueError(f"unknown population of orbits {name!r}")

@@ -74,10 +74,14 @@ class Forecast:
         return self.groups.mean(0)
 
     @property
+    def flattened(self) -> bool:
+        """Whether the model's potential is axisymmetric: radii are those in the plane then."""
+        return self.space.model.potential.symmetry == "axisymmetric"
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """Names of the fields that `table` and figures have."""
-        flattened = self.space.model.potential.symmetry == "axisymmetric"
-        return FLATTENED_FIELDS if flattened else FORECAST_FIELDS
+        return FLATTENED_FIELDS if self.flattened else FORECAST_FIELDS
 
     @property
     def potential(self) -> Potential:
@@ -200,7 +204,7 @@ class Forecast:
         if places.dim() == 2:
             R, z = places.unbind(-1)
             return meridional_fields(potential, R, z, [field])[field].detach()
-        if field in AXIAL_FIELDS and potential.symmetry == "axisymmetric":
+        if field in AXIAL_FIELDS and self.flattened:
             return axial_fields(potential, places, [field])[field].detach()
         return torch.as_tensor(truth_field(potential, field, places.numpy()))
 
@@ -214,8 +218,7 @@ class Forecast:
         x = np.asarray(places, dtype=float)
         if x.ndim != 2:
             return torch.as_tensor(positive_radii(x))
-        symmetry = self.space.model.potential.symmetry
-        if x.shape[1] != 2 or symmetry != "axisymmetric":
+        if x.shape[1] != 2 or not self.flattened:
             raise ValueError(f"places must be radii (n,), or in a flattened galaxy (R, z) (n, 2); got {x.shape}")
         bad = ~(np.isfinite(x).all(1) & (x[:, 0] > 0))
         if bad.any():
@@ -274,7 +277,7 @@ def forecast(model: SnapshotModel, catalog: Catalog, tick: Callable[[float], Non
         A model with a spherical or axisymmetric potential and priors; its f(J) is not used.
     catalog
         A mock, whose metadata hold the truth: of `bayespot.mock.mock` for a sphere, and of `bayespot.mock.galaxy_mock`
-        or `bayespot.mock.orbit_mock` for a flattened galaxy; 20 000 stars give 1 to 4 %, see
+        or `bayespot.mock.orbit_mock` for a flattened galaxy; 20 000 stars of a sphere give 1 to 4 %, see
         `Forecast.monte_carlo_error`.
     tick
         Called with the fraction done.
@@ -297,7 +300,10 @@ def forecast(model: SnapshotModel, catalog: Catalog, tick: Callable[[float], Non
     truth = truth_potential(catalog)
     _check(model, catalog)
     if truth is None:
-        raise ValueError("the catalogue is no mock: a forecast needs stars whose distribution function is known")
+        raise ValueError(
+            "the catalogue is no mock in an analytic potential: a forecast needs stars whose distribution function is "
+            "known"
+        )
     only = copy.copy(model).plain()
     # an unresolved mixture has no sites: the latents are those of the potential
     only._modules = dict(only._modules) | {"df": SphericalMixture()}
@@ -312,7 +318,9 @@ def forecast(model: SnapshotModel, catalog: Catalog, tick: Callable[[float], Non
                 "`bayespot simulate disc`), and for a model whose finder is the StaeckelFudge"
             )
         u, misfit = closest_flattened(space, truth, catalog.x)
-        population = orbits_from_description(orbits, truth)
+        # as in a fit, focal distances stay where the potential is moved
+        only.finder = only.finder.settled(only.at(space.values(u)).potential, catalog.w)
+        population = orbits_from_description(orbits)
         groups = of_flattened(population, space, u, catalog.w, _N_GROUPS, tick)
         r = torch.linalg.vector_norm(catalog.x[:, :2], dim=-1).sort().values
     else:

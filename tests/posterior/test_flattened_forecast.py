@@ -97,7 +97,7 @@ def test_orbits_from_their_description(population):
     """The same ln f(J), differentiable by J_r and J_z."""
     potential = MWPotential2014()
     orbits = GALAXY_STARS[population](potential)
-    again = orbits_from_description(json.loads(json.dumps(orbits.describe())), potential)
+    again = orbits_from_description(json.loads(json.dumps(orbits.describe())))
     J = orbits.sample(20, 1).requires_grad_()
     assert torch.equal(again.log_prob(J), orbits.log_prob(J))
     (slopes,) = torch.autograd.grad(orbits.log_prob(J).sum(), J)
@@ -111,7 +111,9 @@ def test_orbits_from_their_description(population):
 def test_bad_input(disc, of_disc):
     """What is not known, or not a place, is named."""
     with pytest.raises(ValueError, match="unknown population of orbits 'rings'"):
-        orbits_from_description({"name": "rings"}, MWPotential2014())
+        orbits_from_description({"name": "rings"})
+    with pytest.raises(ValueError, match="the potential whose frequencies are in f"):
+        orbits_from_description({"name": "QuasiIsothermalOrbits", "r_d": 2.6})
     with pytest.raises(ValueError, match="for stars drawn by their orbits"):
         forecast(of_galaxy(), mock("isochrone", n_stars=200, seed=0))
     with pytest.raises(ValueError, match="the catalogue is no mock"):
