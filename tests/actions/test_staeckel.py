@@ -218,6 +218,19 @@ def test_regular_through_the_sphere():
     assert float((second.abs().amax(-1) / first.abs().amax(-1)).median()) < 0.01
 
 
+def test_pole_near_the_ring():
+    """J_r of plunging orbits about a ring far smaller than they are, fast against 64 nodes: 5e-6 of the sum of actions for
+    nine in ten (3e-5 where the quadrature's pole off the real axis is left alone)."""
+    w = bound_stars(SPHERE, 600, seed=1)
+    direction, speed = (w[:300, part] for part in (slice(0, 3), slice(3, 6)))
+    plunging = direction / direction.norm(dim=-1, keepdim=True) * speed.norm(dim=-1, keepdim=True) + 0.02 * speed
+    w = torch.cat([torch.cat([direction, plunging], -1), w[300:]])
+    with torch.no_grad():
+        exact, fast = StaeckelFudge(-1e-3).actions_angles(SPHERE, w).J, StaeckelFudge(-1e-3).actions(SPHERE, w)
+    miss = (exact - fast)[:, 0].abs() / exact.abs().sum(-1)
+    assert float(miss.quantile(0.9)) < 5e-6
+
+
 def test_symplectic_in_staeckels_form():
     """(theta, J) are canonical to 1e-6 between 1 and 30 kpc."""
     check_symplectic(StaeckelFudge(FOCUS), STAECKEL, bound_stars(STAECKEL, 40, seed=4, r_range=(1.0, 30.0)), 1e-6)
