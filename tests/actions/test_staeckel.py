@@ -219,8 +219,8 @@ def test_regular_through_the_sphere():
 
 
 def test_pole_near_the_ring():
-    """J_r of plunging orbits about a ring far smaller than they are, fast against 64 nodes: 5e-6 of the sum of actions for
-    nine in ten (3e-5 where the quadrature's pole off the real axis is left alone)."""
+    """J_r of plunging orbits about a ring far smaller than they are, fast against 64 nodes: 5e-6 of the sum of actions
+    for nine in ten (3e-5 where the quadrature's pole off the real axis is left alone)."""
     w = bound_stars(SPHERE, 600, seed=1)
     direction, speed = (w[:300, part] for part in (slice(0, 3), slice(3, 6)))
     plunging = direction / direction.norm(dim=-1, keepdim=True) * speed.norm(dim=-1, keepdim=True) + 0.02 * speed
