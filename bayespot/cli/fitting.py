@@ -331,7 +331,7 @@ def _fit_and_save(
     module, path = load_model(model)
     partial = partial_folder(folder)
     built = _built(module, path, model, catalog, ignore_errors)
-    if built.selection is None:
+    if built.selection is None and not built.conditional:
         catalog.check_geometry()
     command = shlex.join(["bayespot", *sys.argv[1:]])
     about: dict[str, Any] = {"model_name": model, "model_file": path, "command": command, "overwrite": overwrite}

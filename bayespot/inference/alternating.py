@@ -68,12 +68,13 @@ def require_plain(model: SnapshotModel) -> None:
     Raises
     ------
     ValueError
-        With a selection, measurement errors or the augmented likelihood.
+        With a selection, measurement errors, the augmented or the conditional likelihood.
     """
     for name, present in (
         ("a selection", model.selection is not None),
         ("measurement errors", model.errors is not None),
         ("the augmented likelihood", model.smoothing is not None),
+        ("the conditional likelihood", model.conditional),
     ):
         if present:
             raise ValueError(

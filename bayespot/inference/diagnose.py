@@ -118,6 +118,7 @@ def diagnose(
         n_stars=len(data),
         df=type(model.df).__name__,
         guide=config.guide or "",
+        conditional=model.conditional,
         df_rounds=[dataclasses.asdict(one) for one in state["rounds"]],
         notes=notes,
         **extra,
@@ -158,7 +159,7 @@ def _observation(space: LatentSpace, data: Tensor, few: Tensor, u: Tensor, notes
     model = space.model
     fixed = model.at(space.values(u))
     density = fixed.true_density()
-    if model.errors is None and model.selection is None and model.df.proper:
+    if model.separable and model.df.proper:
         test = angle_statistic(fixed, few)
         found = {"angle_p_value": test.p_value, "angle_statistic": test.statistic, "angle_dof": test.dof}
         found["symmetry"] = symmetry_test(model, few).as_dict()

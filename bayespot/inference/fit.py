@@ -220,11 +220,6 @@ class _Fit:
     def model(self) -> SnapshotModel:
         return self.state["model"]
 
-    @property
-    def _separable(self) -> bool:
-        """Whether f(J) and the potential are independent to first order: the likelihood is f(J) at known places."""
-        return self.model.selection is None and self.model.errors is None
-
     def _start(self, bar: Progress) -> None:
         """Initial f(J) in the initial potential, Adam, and the number of components."""
         values = self._scattered(self.model.initial_values())
@@ -242,7 +237,7 @@ class _Fit:
         values = self._with_df(values, min(wanted or 3, 3), self.core)
         values = values | self._rough(values, report)
         self._settle(values)
-        if self.model.selection is not None:
+        if self.model.selection is not None or self.model.conditional:
             bar.stage("start: allowing for the selection")
             climb = self._climb(report)
             values = climb.selected(values)
@@ -332,18 +327,21 @@ class _Fit:
     def _with_df(self, values: Mapping[str, Tensor], n_components: int, w: Tensor) -> dict[str, Tensor]:
         """Resolve f(J) to ``n_components`` and start it at its best fit in the given potential."""
         J = self._actions(values, w)
-        log_z = self._log_fraction(values)
-        self.model.df = self.model.df.resolved(n_components, J, near_data=not self._separable)
+        log_z = self._log_fraction(values, w)
+        self.model.df = self.model.df.resolved(n_components, J, near_data=not self.model.separable)
         start = self.model.df.fit_actions(J[:20_000], self.config.seed, log_z=log_z)
         return dict(values) | {f"df.{name}": value for name, value in start.items()}
 
     @torch.no_grad()
-    def _log_fraction(self, values: Mapping[str, Tensor]) -> LogFraction | None:
-        """ln Z as a function of f(J) alone, in the given potential; None before a selection's points are drawn."""
-        if self.model.points is None:
-            return None
+    def _log_fraction(self, values: Mapping[str, Tensor], w: Tensor) -> LogFraction | None:
+        """ln Z as a function of f(J) alone, in the given potential; of velocities given positions that of stars w.
+
+        None before the points of a selection, or the lattice, are laid.
+        """
         fixed = self.model.at({name: value for name, value in values.items() if not name.startswith("df.")})
-        return self.model.points.in_actions(fixed.potential, fixed.finder)
+        if self.model.lattice is not None:
+            return self.model.lattice.in_actions(fixed.potential, fixed.finder, w)
+        return None if self.model.points is None else self.model.points.in_actions(fixed.potential, fixed.finder)
 
     @torch.no_grad()
     def _actions(self, values: Mapping[str, Tensor], w: Tensor) -> Tensor:
@@ -351,15 +349,16 @@ class _Fit:
         return fixed.finder.capped_actions(fixed.potential, w).J
 
     def _choose(self, values: Mapping[str, Tensor], tick: Callable[[str], None]) -> int:
-        J = self._actions(values, self._members(values))
+        members = self._members(values)
+        J = self._actions(values, members)
         choice = choose_n_components(
             self.model.df,
             J,
             self.config.seed,
-            CANDIDATES if self._separable else _JOINT_CANDIDATES,
+            CANDIDATES if self.model.separable else _JOINT_CANDIDATES,
             tick=tick,
-            log_z=self._log_fraction(values),
-            joint=not self._separable,
+            log_z=self._log_fraction(values, members),
+            joint=not self.model.separable,
             criterion=self.config.component_choice,
         )
         self.state["component_table"] = [dict(row) for row in choice.table]
@@ -464,7 +463,7 @@ class _Fit:
     @property
     def _joint(self) -> bool:
         """Whether f(J) is inferred together with the potential."""
-        apart = self._separable and self.config.guide != "nuts"
+        apart = self.model.separable and self.config.guide != "nuts"
         return (self.config.df_guide or ("point" if apart else "joint")) == "joint"
 
     def _whitened(self) -> WhitenedPosterior:

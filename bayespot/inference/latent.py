@@ -180,9 +180,8 @@ class LatentSpace:
         fixed = self.model.at({name: cut(value) for name, value in values.items()})
         fixed.finder = whole.finder.through(cut)
         density = fixed.density()
-        if density.points is not None:
-            density.log_z = cut(whole.density().log_z)
-        return density
+        shared = whole.density().shared()
+        return density if shared is None else density.sharing(cut(shared))
 
     @property
     def _block(self) -> int:
@@ -238,7 +237,7 @@ class LatentSpace:
                 return model.tabulated(w)
             if model.smoothing is None:
                 # the literal likelihood asks a finder for the map back as well
-                model.finder = here.finder
+                model.finder, model.lattice = here.finder, here.lattice
             return model
 
         points = self.model.points
@@ -253,13 +252,13 @@ class LatentSpace:
                 of_fraction = weight @ potential_scores(here.df, found)
         pairs = {k: (moved(k, step), moved(k, -step)) for k in sorted(set(range(self.size)).difference(*apart))}
 
-        def fraction(k: int, model: SnapshotModel) -> Tensor:
+        def of_all_stars(k: int, model: SnapshotModel) -> Tensor | None:
             if k >= self.n_potential and model.smoothing is None:
                 model = copy.copy(model)
                 model.finder = at_points
-            return model.density().log_z
+            return model.density().shared()
 
-        log_z = {k: [fraction(k, model) for model in pair] for k, pair in pairs.items() if points is not None}
+        shared = {k: [of_all_stars(k, model) for model in pair] for k, pair in pairs.items()}
 
         def scores(block: Tensor) -> Tensor:
             columns = block.new_zeros(len(block), self.size)
@@ -293,10 +292,8 @@ class LatentSpace:
                     if k >= self.n_potential and model.smoothing is None:
                         one = copy.copy(model)
                         one.finder = remembered
-                    of_one = one.density()
-                    if k in log_z:
-                        of_one.log_z = log_z[k][i]
-                    both.append(of_one.log_prob(block))
+                    of_one, of_all = one.density(), shared[k][i]
+                    both.append((of_one if of_all is None else of_one.sharing(of_all)).log_prob(block))
                 columns[:, k] = (both[0] - both[1]) / (2 * step)
             return columns
 

@@ -114,7 +114,7 @@ class Climb:
         """
         if responds(LatentSpace(self.model)):
             return self.to_maximum(u, data, _FEW_POINTS, tolerance)
-        rounds = 1 if self.model.selection is None else _ROUNDS
+        rounds = _ROUNDS if self.model.selection is not None or self.model.conditional else 1
         for _ in range(rounds):
             space = self.space(u)
             information = self.information(u, self.few, 5000)

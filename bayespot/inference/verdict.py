@@ -100,7 +100,7 @@ def _guide(d: Mapping[str, Any]) -> list[tuple[int, str]]:
 
 def _remedy(d: Mapping[str, Any]) -> str:
     """What to do about a guide that misses part of the posterior."""
-    joint = bool(d.get("error_samples") or d.get("selection_points"))
+    joint = bool(d.get("error_samples") or d.get("selection_points") or d.get("conditional"))
     if joint and d.get("df", "").endswith("Mixture"):
         return "try df logistic_gp, with which the posterior of f(J) and the potential is closer to a Gaussian"
     if d.get("guide") == "emulated":

@@ -24,6 +24,7 @@ from bayespot.df.base import DistributionFunction
 from bayespot.likelihood.augmented import Smoothing
 from bayespot.likelihood.axes import require_axes
 from bayespot.likelihood.chain import Chain
+from bayespot.likelihood.conditional import BackgroundVelocities, RadialProfileOfStars, VelocityDensity, VelocityLattice
 from bayespot.likelihood.errors import ErrorScatter, MeasurementErrors
 from bayespot.likelihood.normalisation import FixedPoints
 from bayespot.likelihood.outliers import Outliers
@@ -49,8 +50,10 @@ class SnapshotModel(PyroModule):
         Action finder; by default `StaeckelFudge` for an axisymmetric potential, else `SphericalActions`, which refuses
         triaxial ones.
     likelihood
-        ``"jeans"``, the closed form of the phase-mixed density, or ``"augmented"``, a smooth density of stars
-        sampled by the chain; or a `Smoothing`, the latter with its settings.
+        ``"jeans"``, the closed form of the phase-mixed density; ``"conditional"``, the density of velocities given
+        positions, for catalogues whose selection is not known but depends on position alone, in spherical potentials
+        (`bayespot.likelihood.conditional`); or ``"augmented"``, a smooth density of stars sampled by the chain; or a
+        `Smoothing`, the latter with its settings.
     selection
         S(x, v), the probability that a star is in the catalogue; None: 1.
     errors
@@ -68,15 +71,20 @@ class SnapshotModel(PyroModule):
     Raises
     ------
     ValueError
-        If ``likelihood``, ``selection_sees`` or ``outliers`` is unknown.
+        If ``likelihood``, ``selection_sees`` or ``outliers`` is unknown, or a conditional likelihood is asked for in a
+        potential that is not spherical or with a selection.
     """
+
+    #: Models stored before there was a choice have none of their own.
+    conditional: bool = False
+    lattice: VelocityLattice | None = None
 
     def __init__(
         self,
         potential: Potential,
         df: DistributionFunction,
         finder: ActionFinder | None = None,
-        likelihood: Literal["jeans", "augmented"] | Smoothing = "jeans",
+        likelihood: Literal["jeans", "conditional", "augmented"] | Smoothing = "jeans",
         selection: SelectionFunction | None = None,
         errors: MeasurementErrors | None = None,
         selection_sees: Literal["observed", "true"] = "observed",
@@ -86,8 +94,12 @@ class SnapshotModel(PyroModule):
         super().__init__()
         if outliers is not None and not isinstance(outliers, Outliers):
             raise ValueError(f"outliers must be None or Outliers(), got {outliers!r}")
-        if likelihood not in ("jeans", "augmented") and not isinstance(likelihood, Smoothing):
-            raise ValueError(f"likelihood must be 'jeans', 'augmented' or a Smoothing, got {likelihood!r}")
+        if likelihood not in ("jeans", "conditional", "augmented") and not isinstance(likelihood, Smoothing):
+            raise ValueError(
+                f"likelihood must be 'jeans', 'conditional', 'augmented' or a Smoothing, got {likelihood!r}"
+            )
+        if likelihood == "conditional":
+            _require_sphere_without_selection(potential, selection)
         if selection_sees not in ("observed", "true"):
             raise ValueError(f"selection_sees must be 'observed' or 'true', got {selection_sees!r}")
         self.potential = potential
@@ -97,12 +109,16 @@ class SnapshotModel(PyroModule):
         self.smoothing = Smoothing() if likelihood == "augmented" else None
         if isinstance(likelihood, Smoothing):
             self.smoothing = likelihood
+        #: Whether the likelihood is of velocities given positions.
+        self.conditional = likelihood == "conditional"
         self.selection, self.errors, self.selection_sees = selection, errors, selection_sees
         self.streams = Streams(streams)
         # Pyro names a module after the one it is part of: two models must not share it
         self.outliers = copy.deepcopy(outliers)
         #: Points that normalise the selection, see `select_at`.
         self.points: FixedPoints | None = None
+        #: Lattice that normalises the conditional likelihood, see `select_at`.
+        self.lattice = None
 
     @takes_tensors(w="phase_space")
     def forward(self, w: Tensor, subsample: Tensor | None = None) -> None:
@@ -157,7 +173,7 @@ class SnapshotModel(PyroModule):
                 "errors with method='latent' are for Pyro's own samplers and guides: see latent_model(catalog); "
                 "a fit needs method='marginal'"
             )
-        samples = self.errors.samples(catalog, seed)
+        samples = self._placed(catalog, self.errors.samples(catalog, seed))
         if self.selection is not None and not seen:
             samples[..., 6] += self.selection(samples[..., :6]).log()
             lost = torch.isneginf(samples[..., 6]).all(-1)
@@ -168,13 +184,28 @@ class SnapshotModel(PyroModule):
                 )
         return samples
 
+    def _placed(self, catalog: Catalog, samples: Tensor) -> Tensor:
+        """Return where stars may be ``(n, S, 7)``, weighted by how many stars of the catalogue are there.
+
+        The other likelihoods know how many there are; one of velocities given positions does not.
+        """
+        if not self.conditional:
+            return samples
+        there = RadialProfileOfStars(catalog)(samples[..., :3])
+        return torch.cat([samples[..., :6], (samples[..., 6] + there)[..., None]], -1)
+
     def select_at(self, values: Mapping[str, Tensor], catalog: Catalog, n: int, seed: int) -> SnapshotModel:
-        """Return a copy whose selection is normalised with about n points.
+        """Return a copy whose likelihood has what normalises it: a selection about n points.
 
         In a sphere by `FixedPoints.lattice`, whose speeds of escape and radii are those of the population at ``values``
-        of all sites, and rotations those of ``seed``; otherwise by `FixedPoints.near_stars`. Without a selection the
-        model itself.
+        of all sites, and rotations those of ``seed``; otherwise by `FixedPoints.near_stars`. The conditional likelihood
+        gets a lattice that covers the catalogue's radii. Otherwise the model itself.
         """
+        if self.conditional and self.lattice is None:
+            model = copy.copy(self)
+            w = catalog.w if self.errors is None else self.errors.samples(catalog, seed)
+            model.lattice = VelocityLattice.covering(w, self.df.symmetry != "spherical")
+            return model
         if self.selection is None:
             return self
         model = copy.copy(self)
@@ -222,7 +253,7 @@ class SnapshotModel(PyroModule):
             with pyro.plate("stars.plate", len(catalog)):
                 zero = torch.zeros(6, dtype=torch.float64)
                 z = pyro.sample("stars.truth", dist.Normal(zero, 1.0).to_event(1))
-            w = errors.place(catalog, z[:, None])
+            w = self._placed(catalog, errors.place(catalog, z[:, None]))
             if self.selection is not None and self.selection_sees == "true":
                 w = torch.cat([w[..., :6], w[..., 6:] + self.selection(w[..., :6]).log()[..., None]], -1)
             pyro.factor("stars.density", fixed.density().log_prob(w).sum())
@@ -232,7 +263,12 @@ class SnapshotModel(PyroModule):
     @property
     def is_plain(self) -> bool:
         """Whether the likelihood is f(J) alone: the closed form, without errors or selection."""
-        return self.smoothing is None and self.selection is None and self.errors is None
+        return self.smoothing is None and self.separable
+
+    @property
+    def separable(self) -> bool:
+        """Whether f(J) and the potential are independent to first order: the likelihood is f(J) at known places."""
+        return self.selection is None and self.errors is None and not self.conditional
 
     def closed_form(self) -> SnapshotModel:
         """Return a copy with the ``jeans`` likelihood: what an augmented one tends to with more stars."""
@@ -269,6 +305,9 @@ class SnapshotModel(PyroModule):
             chosen = chosen or Outliers()
         model._modules = dict(self._modules)
         model.outliers = None if chosen is None else chosen.about(w)
+        if self.conditional and model.outliers is not None:
+            # refused now if it does not know the density of its positions
+            cast("StarDensity", model.outliers.background).log_position(w[:1])
         return model
 
     def _outlier_obstacle(self) -> str | None:
@@ -283,16 +322,20 @@ class SnapshotModel(PyroModule):
         model = copy.copy(self)
         if self.outliers is not None:
             return model
+        # that of a conditional likelihood is each star's own
         model.selection = model.points = None
         return model
 
     def plain(self, outliers: bool = False) -> SnapshotModel:
-        """Return a copy with the closed form, no errors, selection or slopes of streams: what a fit starts with.
+        """Return a copy with the closed form, no errors, selection or slopes of streams, of positions and velocities.
+
+        That is what a fit starts with.
 
         On request it keeps its outlier component.
         """
         model = self.closed_form()
-        model.selection = model.errors = model.points = None
+        model.selection = model.errors = model.points = model.lattice = None
+        model.conditional = False
         model._modules = dict(self._modules) | {"streams": self.streams.without_slopes()}
         if not outliers:
             model.outliers = None
@@ -309,9 +352,14 @@ class SnapshotModel(PyroModule):
             return self
         rows = w[..., :6].reshape(-1, 6)
         model = copy.copy(self)
-        model.finder = self.finder.tabulated(
-            self.potential, rows if self.points is None else torch.cat([rows, self.points.w])
-        )
+        if self.points is not None:
+            rows = torch.cat([rows, self.points.w])
+        if self.conditional:
+            lattice = self.lattice or VelocityLattice.covering(w, self.df.symmetry != "spherical")
+            model.lattice = lattice.laid(self.potential)
+            assert model.lattice.w is not None  # it was laid
+            rows = torch.cat([rows, model.lattice.w.reshape(-1, 6)])
+        model.finder = self.finder.tabulated(self.potential, rows)
         return model
 
     def density(self) -> ObservedStars:
@@ -323,12 +371,16 @@ class SnapshotModel(PyroModule):
         if self.outliers.background is None:
             raise ValueError("the outlier component needs its background: call with_outliers(w) first")
         fraction = cast("Tensor", self.outliers.fraction)
-        return ObservedStars(self.true_density(), self.points, self.outliers.background, fraction)
+        background = self.outliers.background
+        if self.conditional:
+            background = BackgroundVelocities(background)
+        return ObservedStars(self.true_density(), self.points, background, fraction)
 
     def true_density(self) -> StarDensity:
-        """Return the density of the members' true coordinates, without errors or selection."""
+        """Return the density of the members' true coordinates, without errors or selection; if so, given positions."""
         if self.smoothing is None:
-            return PhaseMixed(self.potential, self.finder, self.df)
+            mixed = PhaseMixed(self.potential, self.finder, self.df)
+            return VelocityDensity(mixed, self.lattice) if self.conditional else mixed
         return self.smoothing.density(Chain(self.potential, self.df, self.finder))
 
     @takes_tensors(w="phase_space")
@@ -408,3 +460,16 @@ def _centre(name: str, prior: torch.distributions.Distribution) -> Tensor:
             f"site {name!r} has a flat prior, which gives no starting value: return one from the "
             "potential's initial_values()"
         ) from error
+
+
+def _require_sphere_without_selection(potential: Potential, selection: SelectionFunction | None) -> None:
+    if potential.symmetry != "spherical":
+        raise ValueError(
+            f"likelihood='conditional' is for spherical potentials, not the {potential.symmetry} "
+            f"{type(potential).__name__}: take likelihood='jeans' and state the selection"
+        )
+    if selection is not None:
+        raise ValueError(
+            f"likelihood='conditional' allows for any selection in position and takes none, got {selection}: "
+            "leave the selection out, or take likelihood='jeans'"
+        )

@@ -88,6 +88,12 @@ class Background(StarDensity):
         far = (ln_r - self.ln_r) ** 2 * (1 / (_DOF * self.ln_r_scale**2))
         return self._log_norm - 3 * ln_r - (_DOF + 1) / 2 * far.log1p() - (_DOF + 3) / 2 * v2.log1p()
 
+    def log_position(self, value: Tensor) -> Tensor:
+        ln_r = (value[..., :3] ** 2).sum(-1).log() / 2
+        far = (ln_r - self.ln_r) ** 2 * (1 / (_DOF * self.ln_r_scale**2))
+        log_norm = _log_norm(1) - math.log(4 * math.pi * self.ln_r_scale)
+        return log_norm - 3 * ln_r - (_DOF + 1) / 2 * far.log1p()
+
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """Return n stars of the background ``(n, 6)``."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import math
 from functools import cached_property
 from typing import Any
@@ -40,6 +41,28 @@ class StarDensity(Declared, TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> StarDensity:
         """Return self: stars are the batch, and they come with the value."""
         return self
+
+    def shared(self) -> Tensor | None:
+        """Return what the densities of all stars share and need computing once, as a normalisation; None: nothing."""
+        return None
+
+    def sharing(self, shared: Tensor) -> StarDensity:
+        """Return the density with what `shared` returned, of this one or of an equal one."""
+        raise ValueError(f"a {type(self).__name__} shares nothing among stars")
+
+    @takes_tensors(value="phase_space")
+    def log_position(self, value: Tensor) -> Tensor:
+        """Return ln of the density of positions alone, in kpc^-3, of stars ``value (*batch, 6)``.
+
+        Raises
+        ------
+        ValueError
+            If it is not known.
+        """
+        raise ValueError(
+            f"a {type(self).__name__} does not know the density of its positions, which a conditional likelihood "
+            "divides by: give it a method log_position(value), or fit with outliers=False (--no-outliers)"
+        )
 
 
 class PhaseMixed(StarDensity):
@@ -109,6 +132,17 @@ class ObservedStars(StarDensity):
         if self.points is None:
             return torch.zeros((), dtype=torch.float64)
         return self.points.log_z(self.density.log_prob(self.points.w))
+
+    def shared(self) -> Tensor | None:
+        return self.density.shared() if self.points is None else self.log_z
+
+    def sharing(self, shared: Tensor) -> ObservedStars:
+        found = copy.copy(self)
+        if self.points is None:
+            found.density = self.density.sharing(shared)
+        else:
+            found.log_z = shared
+        return found
 
     def _members(self, value: Tensor) -> Tensor:
         log_p = _mean_over_samples(self.density, value)

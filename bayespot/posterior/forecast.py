@@ -333,7 +333,12 @@ def forecast(model: SnapshotModel, catalog: Catalog, tick: Callable[[float], Non
 
 
 def _check(model: SnapshotModel, catalog: Catalog) -> None:
-    extras = {"a selection": model.selection, "measurement errors": model.errors, "streams": len(model.streams) or None}
+    extras = {
+        "a selection": model.selection,
+        "measurement errors": model.errors,
+        "streams": len(model.streams) or None,
+        "a conditional likelihood": model.conditional or None,
+    }
     for what, found in extras.items():
         if found is not None:
             raise ValueError(

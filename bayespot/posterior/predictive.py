@@ -17,9 +17,11 @@ from bayespot.callers_state import keeps_callers_state
 from bayespot.inference.phase_mixing import AngleTest, angle_statistic, angle_test
 from bayespot.inference.symmetry import directions_and_planes, moments
 from bayespot.likelihood.chain import Chain
+from bayespot.likelihood.conditional import sample_velocities
 from bayespot.likelihood.errors import ErrorScatter
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.likelihood.outliers import LIKELY
+from bayespot.likelihood.phase_mixed import PhaseMixed
 from bayespot.mock.flattened import orbit_sample
 from bayespot.posterior.cylindrical import CYLINDRICAL_STATISTICS, cylindrical_profiles
 from bayespot.posterior.posterior import PotentialDraws
@@ -93,6 +95,9 @@ def posterior_predictive(
     discrepancy: it is computed in each draw's potential, for the catalogue and for the draw's replica, and its
     p-value is the fraction of draws in which the replica's is larger. With an axisymmetric potential the profiles are
     `bayespot.posterior.cylindrical_profiles` instead.
+
+    A model of velocities given positions (``likelihood="conditional"``) replicates the velocities at the catalogue's
+    positions; then ``counts`` test nothing.
 
     Replicas are of members: stars that are more likely outliers are left out of the comparison.
 
@@ -209,7 +214,7 @@ class Replicator:
     """
 
     def __init__(self, model: SnapshotModel, catalog: Catalog) -> None:
-        self.model, self.n = model, len(catalog)
+        self.model, self.n, self.x = model, len(catalog), catalog.x
         self.scatter = None if model.errors is None else ErrorScatter(catalog)
 
     def draw(self, values: Mapping[str, Tensor], seed: int) -> Replica:
@@ -220,6 +225,8 @@ class Replicator:
         ValueError
             If the selection keeps less than one star in 10^4 of the population.
         """
+        if self.model.conditional:
+            return self._at_the_same_places(values, seed)
         chain, selection = self.model.chain(values), self.model.selection
         kept: list[tuple[Tensor, ...]] = []
         fraction, tried, found = 1.0, 0, 0
@@ -239,6 +246,14 @@ class Replicator:
             fraction = max(found, 1) / tried
         w, *angles = (torch.cat(parts)[: self.n] for parts in zip(*kept, strict=True))
         return Replica(w, *angles) if self.scatter is None else Replica(w)
+
+    def _at_the_same_places(self, values: Mapping[str, Tensor], seed: int) -> Replica:
+        """Return the catalogue with other velocities: of its positions the model says nothing."""
+        generator = torch.Generator().manual_seed(seed)
+        first, second = torch.randint(2**31, (2,), generator=generator).tolist()
+        fixed = self.model.at(values)
+        w = sample_velocities(PhaseMixed(fixed.potential, fixed.finder, fixed.df), self.x, first)
+        return Replica(w if self.scatter is None else self.scatter(w, second))
 
     def _observed(self, chain: Chain, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return true and observed w of about n stars without selection, and J and theta where they are known."""

@@ -71,6 +71,8 @@ def describe(diagnosis: Mapping[str, Any]) -> list[str]:
             f"points than the {diagnosis['selection_points']} used would move the result by "
             f"{diagnosis['selection_error']:.2f} posterior sd"
         )
+    if diagnosis.get("conditional"):
+        lines.append("selection: any in position, known or not; the likelihood is that of velocities given positions")
     if diagnosis.get("outlier_fraction") is not None:
         lines.append(outlier_line(diagnosis))
     if diagnosis.get("angle_p_value") is not None:
@@ -102,7 +104,7 @@ def _symmetry(diagnosis: Mapping[str, Any]) -> list[str]:
             words = {"directions": "positions about the axis", "planes": "orbital planes about the axis"}
         shown = ", ".join(f"{words[name]} p = {test['p_value']:.2g}" for name, test in tests.items())
         return [f"symmetry ({diagnosis['potential_symmetry']} potential): quadrupole of the {shown}"]
-    if diagnosis.get("error_samples") or diagnosis.get("selected_fraction"):
+    if any(diagnosis.get(name) for name in ("error_samples", "selected_fraction", "conditional")):
         return ["symmetry: not tested on stars with errors or a selection, which spread unevenly in any case"]
     return []
 

@@ -14,6 +14,10 @@ mapped to (x, v) in the drawn potential: an exact equilibrium.
 are isochrones with the network of 8 features and a logistic Gaussian process for f(J), as `bayespot.models.gaia_sphere`
 have them; their guide is joint.
 
+``conditional``: of 20 000 Hernquist tracers in an NFW potential a rule of position (`unknown_rule`: a wedge, a shell
+and a radial gradient) keeps about 5000, and the fit, `bayespot.models.unknown_selection`, does not know it;
+``conditional-known`` are the same mocks with the same network and f(J) and the rule as the selection function.
+
 ``contaminated`` is the isochrone with one star in a hundred replaced by a foreign one, where a member was and of a
 speed uniform up to three times the escape speed there, in a random direction; ``uncontaminated`` are the same mocks
 as they were. Both are fitted with the outlier component; ``-parametric`` the same with the parametric isochrone.
@@ -46,7 +50,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bayespot.models import isochrone, spherical
+from bayespot.models import isochrone, spherical, unknown_selection
 from numpy.typing import NDArray
 
 from bayespot import (
@@ -60,7 +64,7 @@ from bayespot import (
     fit,
 )
 from bayespot.df.mixture import SitePrior
-from bayespot.likelihood import Chain, HeliocentricDistance, MeasurementErrors
+from bayespot.likelihood import Chain, Custom, HeliocentricDistance, MeasurementErrors
 from bayespot.mock import MOCKS, mock, observe
 from bayespot.potential import Plummer, Potential, truth_field
 from bayespot.progress import Progress
@@ -86,7 +90,8 @@ class Case:
     first_seed: int
     n_mocks: int
     parametric: bool = False
-    #: ``"selection"``: stars within 10 kpc of `SUN` only; ``"errors"``: 10 % in distance, 0.05 mas/yr, 2 km/s.
+    #: ``"selection"``: stars within 10 kpc of `SUN` only; ``"errors"``: 10 % in distance, 0.05 mas/yr, 2 km/s;
+    #: ``"unknown"`` and ``"known"``: stars that `unknown_rule` keeps.
     survey: str | None = None
     #: Fraction of the stars replaced by foreign ones.
     contaminants: float = 0.0
@@ -104,6 +109,8 @@ CASES = {
     "parametric": Case("isochrone", 5000, 2501, 60, parametric=True),
     "selection": Case("isochrone", 10_000, 2601, 20, survey="selection"),
     "errors": Case("isochrone", 2000, 2701, 20, survey="errors"),
+    "conditional": Case("hernquist-in-nfw-radial", 20_000, 2901, 40, survey="unknown"),
+    "conditional-known": Case("hernquist-in-nfw-radial", 20_000, 2901, 40, survey="known"),
     "contaminated": Case("isochrone", 1000, 2821, 20, contaminants=0.01, outliers=True),
     "uncontaminated": Case("isochrone", 1000, 2821, 20, outliers=True),
     "contaminated-parametric": Case("isochrone", 1000, 2821, 20, parametric=True, contaminants=0.01, outliers=True),
@@ -236,7 +243,11 @@ def one_mock(case_name: str, seed: int, config: dict[str, Any], network: dict[st
         else:
             system = MOCKS[case.system]
             truth = system.potential
-            if case.survey:
+            if case.survey in ("unknown", "known"):
+                _, catalog, model = surveyed(case.survey, case.n_stars, seed)
+                r = star_radii(catalog)
+                row["n_kept"] = len(catalog)
+            elif case.survey:
                 r = star_radii(surveyed(case.survey, 400_000, 0)[0])
                 _, catalog, model = surveyed(case.survey, case.n_stars, seed)
             else:
@@ -305,13 +316,29 @@ def star_speeds(catalog: Catalog, truth: Potential) -> Array:
         return (torch.linalg.vector_norm(catalog.v, dim=-1) / (-2 * truth.phi(catalog.x)).sqrt()).numpy()
 
 
+def unknown_rule(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """S(x): a tenth of a wedge of 108 deg, a sixth of a shell at 5 to 12 kpc, half of the south, and fewer far out."""
+    r = torch.linalg.vector_norm(x, dim=-1)
+    wedge = torch.where(torch.atan2(x[..., 1], x[..., 0]).abs() < 0.7 * math.pi, 1.0, 0.1)
+    shell = torch.where((r > 5) & (r < 12), 0.15, 1.0)
+    south = torch.where(x[..., 2] > 0, 1.0, 0.5)
+    return (wedge * shell * south * 1.055 / (1 + r / 40)).clamp(max=1.0)
+
+
 def surveyed(kind: str, n: int, seed: int) -> tuple[Catalog, Catalog, SnapshotModel]:
     """Stars in a survey as they are and as they are observed, and the model."""
-    if kind == "selection":
+    if kind in ("unknown", "known"):
+        whole = mock("hernquist-in-nfw-radial", n_stars=n, seed=seed)
+        chance = torch.rand(n, generator=torch.Generator().manual_seed(seed + 4_000_000), dtype=torch.float64)
+        true = catalog = whole[chance < unknown_rule(whole.x, whole.v)]
+        if kind == "unknown":
+            return true, catalog, unknown_selection.build(catalog)
+        options: dict[str, Any] = {"selection": Custom(unknown_rule, position_only=True)}
+    elif kind == "selection":
         cut = HeliocentricDistance(10.0, observer=SUN)
         whole = mock("isochrone", n_stars=n, seed=seed)
         true = catalog = whole[cut(whole.w) > 0]
-        options: dict[str, Any] = {"selection": cut}
+        options = {"selection": cut}
     else:
         true = mock("isochrone", tracers=Plummer(1.0, 4.0), n_stars=n, seed=seed)
         catalog = observe(true, seed + 1, distance_error=0.1, pm_error=0.05, v_error=2.0)
