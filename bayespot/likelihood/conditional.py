@@ -28,6 +28,7 @@ from bayespot.likelihood.phase_mixed import UNBOUND_STEEPNESS, PhaseMixed, StarD
 from bayespot.numerics import gauss_legendre, midpoint_angles
 from bayespot.potential.base import Potential, radius
 from bayespot.potential.extent import log_radius
+from bayespot.units import takes_tensors
 
 if TYPE_CHECKING:
     from bayespot.catalog.catalog import Catalog
@@ -43,6 +44,7 @@ _CELLS, _FLAT, _CANDIDATES = (32, 16), 0.02, 16
 _RADII = 400
 
 
+@takes_tensors(w="phase_space", log_weight="internal")
 @dataclass(frozen=True, eq=False)
 class VelocityLattice:
     r"""Points of phase space whose sum over velocities is n(x), at nodes in ln r and, if it matters, in latitude.
@@ -73,6 +75,7 @@ class VelocityLattice:
     log_weight: Tensor | None = None
 
     @classmethod
+    @takes_tensors(w="phase_space")
     def covering(cls, w: Tensor, axial: bool = False) -> VelocityLattice:
         """Return the lattice whose radii hold those of stars ``w (*batch, 6)``.
 
@@ -126,6 +129,7 @@ class VelocityLattice:
         log_f = density.log_prob(laid.w.reshape(-1, 6)).reshape(laid.w.shape[:-1])
         return torch.logsumexp(laid.log_weight + log_f, self._over_velocities)
 
+    @takes_tensors(log_n="internal", w="phase_space")
     def at(self, log_n: Tensor, w: Tensor) -> Tensor:
         """Return ln n at the positions of stars ``w (*batch, 6)`` by interpolation of `log_n`."""
         x = w[..., :3]
@@ -141,6 +145,7 @@ class VelocityLattice:
         along_b = _lagrange(sin2_b, _unit_rule(_LATITUDES)[0])
         return torch.einsum("...i,...ij,...j->...", along_r, values, along_b)
 
+    @takes_tensors(w="phase_space")
     def in_actions(self, potential: Potential, finder: ActionFinder, w: Tensor) -> LogFraction:
         """Return the mean of ln n at stars ``w`` as a function of f(J) alone, in a fixed potential."""
         laid = self.laid(potential)
@@ -179,6 +184,7 @@ class VelocityDensity(StarDensity):
     Binney & Tremaine (2008), section 4.1.1: the probability of a velocity at a given place (equation 4.4).
     """
 
+    @takes_tensors(log_n="internal")
     def __init__(
         self, density: PhaseMixed, lattice: VelocityLattice | None = None, log_n: Tensor | None = None
     ) -> None:
@@ -203,6 +209,7 @@ class VelocityDensity(StarDensity):
         return torch.zeros_like(value[..., 0])
 
 
+@takes_tensors(x="length")
 @torch.no_grad()
 def sample_velocities(density: PhaseMixed, x: Tensor, seed: int) -> Tensor:
     """Draw one velocity at each position from p(v | x).
@@ -298,6 +305,7 @@ class RadialProfileOfStars:
         self.nodes = np.linspace(s.min() - wide, s.max() + wide, _RADII)
         self.log_density = np.log(np.maximum(kernel(self.nodes), 1e-300)) - 3 * self.nodes
 
+    @takes_tensors(x="length")
     def __call__(self, x: Tensor) -> Tensor:
         """Return ln of the density at ``x (*batch, 3)``; minus infinity beyond the stars."""
         s = log_radius(radius(x)).detach().numpy()
@@ -328,6 +336,7 @@ def _velocities(potential: Potential, x: Tensor, u: Tensor, y: Tensor, inward: T
     return radial[..., None] * out[:, None] + (speed * eta.sin())[..., None] * across
 
 
+@takes_tensors(r="length")
 def escape_speed(potential: Potential, r: Tensor) -> Tensor:
     """Return the speed (km/s) that reaches 10^9 radii from radii r (kpc): that of escape, where there is one."""
     zero = torch.zeros_like(r)

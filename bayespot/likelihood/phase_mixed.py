@@ -46,6 +46,7 @@ class StarDensity(Declared, TorchDistribution):
         """Return what the densities of all stars share and need computing once, as a normalisation; None: nothing."""
         return None
 
+    @takes_tensors(shared="internal")
     def sharing(self, shared: Tensor) -> StarDensity:
         """Return the density with what `shared` returned, of this one or of an equal one."""
         raise ValueError(f"a {type(self).__name__} shares nothing among stars")
