@@ -43,6 +43,7 @@ from bayespot.inference.samplers import (
 )
 from bayespot.inference.spherical_start import spherical_start
 from bayespot.inference.svi import maximise_elbo, step_seed
+from bayespot.likelihood.conditional import VelocityLattice
 from bayespot.likelihood.errors import ignored_errors
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.likelihood.outliers import LIKELY
@@ -246,9 +247,9 @@ class _Fit:
         if n_components is None:
             bar.stage("start: choosing the number of components of f(J)", len(CANDIDATES))
             n_components = self._choose(values, bar.step)
-        values = self._with_df(
-            {k: v for k, v in values.items() if not k.startswith("df.")}, n_components, self._members(values)
-        )
+        members = self._members(values)
+        without = {k: v for k, v in values.items() if not k.startswith("df.")}
+        values = self._with_df(without, n_components, members, self._log_fraction(values, members))
         space = LatentSpace(self.model)
         n_orbits = sum(part.stop - part.start for name, part in space.slices.items() if name.startswith("df."))
         self.catalog.require(space.n_potential + (0 if self.model.df.regularised else n_orbits))
@@ -324,23 +325,25 @@ class _Fit:
         fixed = self.model.plain(outliers=True).at(values)
         return self.subset[outlier_probability([fixed], self.subset) < LIKELY]
 
-    def _with_df(self, values: Mapping[str, Tensor], n_components: int, w: Tensor) -> dict[str, Tensor]:
+    def _with_df(
+        self, values: Mapping[str, Tensor], n_components: int, w: Tensor, log_z: LogFraction | None = None
+    ) -> dict[str, Tensor]:
         """Resolve f(J) to ``n_components`` and start it at its best fit in the given potential."""
         J = self._actions(values, w)
-        log_z = self._log_fraction(values, w)
         self.model.df = self.model.df.resolved(n_components, J, near_data=not self.model.separable)
         start = self.model.df.fit_actions(J[:20_000], self.config.seed, log_z=log_z)
         return dict(values) | {f"df.{name}": value for name, value in start.items()}
 
     @torch.no_grad()
     def _log_fraction(self, values: Mapping[str, Tensor], w: Tensor) -> LogFraction | None:
-        """ln Z as a function of f(J) alone, in the given potential; of velocities given positions that of stars w.
+        """What normalises the stars w as a function of f(J) alone, in the given potential; None: nothing.
 
-        None before the points of a selection, or the lattice, are laid.
+        ln Z of a selection; of velocities given positions the mean of ln n.
         """
         fixed = self.model.at({name: value for name, value in values.items() if not name.startswith("df.")})
-        if self.model.lattice is not None:
-            return self.model.lattice.in_actions(fixed.potential, fixed.finder, w)
+        if self.model.conditional:
+            lattice = VelocityLattice.covering(w, self.model.df.symmetry != "spherical")
+            return lattice.in_actions(fixed.potential, fixed.finder, w)
         return None if self.model.points is None else self.model.points.in_actions(fixed.potential, fixed.finder)
 
     @torch.no_grad()

@@ -178,7 +178,7 @@ class LatentSpace:
         values = self.values(u)
         whole = self.model.at(values).tabulated(w)
         fixed = self.model.at({name: cut(value) for name, value in values.items()})
-        fixed.finder = whole.finder.through(cut)
+        fixed.finder, fixed.lattice = whole.finder.through(cut), whole.lattice
         density = fixed.density()
         shared = whole.density().shared()
         return density if shared is None else density.sharing(cut(shared))
@@ -253,6 +253,8 @@ class LatentSpace:
         pairs = {k: (moved(k, step), moved(k, -step)) for k in sorted(set(range(self.size)).difference(*apart))}
 
         def of_all_stars(k: int, model: SnapshotModel) -> Tensor | None:
+            if points is None and not model.conditional:
+                return None  # a literal density would sample its population for nothing
             if k >= self.n_potential and model.smoothing is None:
                 model = copy.copy(model)
                 model.finder = at_points

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from bayespot.actions.base import ActionFinder
 from bayespot.df.base import DistributionFunction, LogFraction
+from bayespot.likelihood.normalisation import escape_speed
 from bayespot.likelihood.phase_mixed import UNBOUND_STEEPNESS, PhaseMixed, StarDensity
 from bayespot.numerics import gauss_legendre, midpoint_angles
 from bayespot.potential.base import Potential, radius
@@ -334,14 +335,6 @@ def _velocities(potential: Potential, x: Tensor, u: Tensor, y: Tensor, inward: T
     radial = torch.where(inward, -1.0, 1.0) * speed * eta.cos()
     across = turn.cos()[..., None] * first[:, None] + turn.sin()[..., None] * second[:, None]
     return radial[..., None] * out[:, None] + (speed * eta.sin())[..., None] * across
-
-
-@takes_tensors(r="length")
-def escape_speed(potential: Potential, r: Tensor) -> Tensor:
-    """Return the speed (km/s) that reaches 10^9 radii from radii r (kpc): that of escape, where there is one."""
-    zero = torch.zeros_like(r)
-    far = potential.phi((1e9 * r.max() * r.new_tensor([1.0, 0.0, 0.0]))[None])
-    return (2 * (far - potential.phi(torch.stack([r, zero, zero], -1)))).sqrt()
 
 
 def _unit_rule(n: int) -> tuple[Tensor, Tensor]:

@@ -77,6 +77,7 @@ class SnapshotModel(PyroModule):
 
     #: Models stored before there was a choice have none of their own.
     conditional: bool = False
+    #: Lattice of the conditional likelihood that covers the stars of `tabulated`; None: that of the stars at hand.
     lattice: VelocityLattice | None = None
 
     def __init__(
@@ -117,8 +118,6 @@ class SnapshotModel(PyroModule):
         self.outliers = copy.deepcopy(outliers)
         #: Points that normalise the selection, see `select_at`.
         self.points: FixedPoints | None = None
-        #: Lattice that normalises the conditional likelihood, see `select_at`.
-        self.lattice = None
 
     @takes_tensors(w="phase_space")
     def forward(self, w: Tensor, subsample: Tensor | None = None) -> None:
@@ -195,17 +194,12 @@ class SnapshotModel(PyroModule):
         return torch.cat([samples[..., :6], (samples[..., 6] + there)[..., None]], -1)
 
     def select_at(self, values: Mapping[str, Tensor], catalog: Catalog, n: int, seed: int) -> SnapshotModel:
-        """Return a copy whose likelihood has what normalises it: a selection about n points.
+        """Return a copy whose selection is normalised with about n points.
 
         In a sphere by `FixedPoints.lattice`, whose speeds of escape and radii are those of the population at ``values``
-        of all sites, and rotations those of ``seed``; otherwise by `FixedPoints.near_stars`. The conditional likelihood
-        gets a lattice that covers the catalogue's radii. Otherwise the model itself.
+        of all sites, and rotations those of ``seed``; otherwise by `FixedPoints.near_stars`. Without a selection the
+        model itself.
         """
-        if self.conditional and self.lattice is None:
-            model = copy.copy(self)
-            w = catalog.w if self.errors is None else self.errors.samples(catalog, seed)
-            model.lattice = VelocityLattice.covering(w, self.df.symmetry != "spherical")
-            return model
         if self.selection is None:
             return self
         model = copy.copy(self)
@@ -327,14 +321,12 @@ class SnapshotModel(PyroModule):
         return model
 
     def plain(self, outliers: bool = False) -> SnapshotModel:
-        """Return a copy with the closed form, no errors, selection or slopes of streams, of positions and velocities.
+        """Return a copy with the closed form of positions and velocities, no errors, selection or slopes of streams.
 
-        That is what a fit starts with.
-
-        On request it keeps its outlier component.
+        That is what a fit starts with. On request it keeps its outlier component.
         """
         model = self.closed_form()
-        model.selection = model.errors = model.points = model.lattice = None
+        model.selection = model.errors = model.points = None
         model.conditional = False
         model._modules = dict(self._modules) | {"streams": self.streams.without_slopes()}
         if not outliers:
@@ -355,8 +347,7 @@ class SnapshotModel(PyroModule):
         if self.points is not None:
             rows = torch.cat([rows, self.points.w])
         if self.conditional:
-            lattice = self.lattice or VelocityLattice.covering(w, self.df.symmetry != "spherical")
-            model.lattice = lattice.laid(self.potential)
+            model.lattice = VelocityLattice.covering(w, self.df.symmetry != "spherical").laid(self.potential)
             assert model.lattice.w is not None  # it was laid
             rows = torch.cat([rows, model.lattice.w.reshape(-1, 6)])
         model.finder = self.finder.tabulated(self.potential, rows)

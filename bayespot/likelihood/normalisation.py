@@ -26,6 +26,7 @@ from bayespot.likelihood.chain import Chain, oriented, rotate
 from bayespot.likelihood.selection import SelectionFunction
 from bayespot.numerics import gauss_legendre
 from bayespot.potential.base import Potential
+from bayespot.units import takes_tensors
 
 #: Shells with less than this fraction of the densest shell's selected stars are left out of a lattice.
 _NEGLIGIBLE = 1e-7
@@ -372,7 +373,7 @@ def _lattice(potential: Potential, low: float, high: float, n: int) -> tuple[Ten
     # every speed and angle has its own place within the shells, evenly spread: edges of S in r are resolved
     h = math.log(high / low) / n_shells
     r = low * torch.exp(h * (i + torch.remainder(0.5 + _SPREAD[0] * j + _SPREAD[1] * k, 1)))
-    eta, limit = angle[k], _REACH * _escape_speed(potential, r)
+    eta, limit = angle[k], _REACH * escape_speed(potential, r)
     v = speed[j] * limit
     # 4 pi r^3 d ln r times 2 pi v^2 sin(eta) dv d eta, and twice that for motion inwards
     volume = 16 * math.pi**2 * r**3 * h * v**2 * eta.sin() * limit * speed_weight[j] * angle_weight[k]
@@ -380,8 +381,9 @@ def _lattice(potential: Potential, low: float, high: float, n: int) -> tuple[Ten
     return torch.stack([r, zero, zero, v * eta.cos(), v * eta.sin(), zero], -1), volume.log(), i
 
 
-def _escape_speed(potential: Potential, r: Tensor) -> Tensor:
-    """Return the speed that reaches 10^9 radii."""
+@takes_tensors(r="length")
+def escape_speed(potential: Potential, r: Tensor) -> Tensor:
+    """Return the speed (km/s) that reaches 10^9 radii from radii r (kpc): that of escape, where there is one."""
     zero = torch.zeros_like(r)
     far = potential.phi((1e9 * r.max() * r.new_tensor([1.0, 0.0, 0.0]))[None])
     return (2 * (far - potential.phi(torch.stack([r, zero, zero], -1)))).sqrt()

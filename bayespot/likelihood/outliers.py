@@ -61,9 +61,6 @@ class Background(StarDensity):
             if not 0 < scale < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {scale}")
         self.ln_r, self.ln_r_scale, self.v_scale = float(ln_r), float(ln_r_scale), float(v_scale)
-        self._log_norm = (
-            _log_norm(1) - math.log(4 * math.pi * self.ln_r_scale) + _log_norm(3) - 3 * math.log(self.v_scale)
-        )
         super().__init__()
 
     @classmethod
@@ -83,10 +80,9 @@ class Background(StarDensity):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return ln g(w) in (kpc km/s)^-3 for ``value`` ``(*batch, 6)`` in kpc and km/s."""
-        ln_r = (value[..., :3] ** 2).sum(-1).log() / 2
         v2 = (value[..., 3:6] ** 2).sum(-1) * (1 / (_DOF * self.v_scale**2))
-        far = (ln_r - self.ln_r) ** 2 * (1 / (_DOF * self.ln_r_scale**2))
-        return self._log_norm - 3 * ln_r - (_DOF + 1) / 2 * far.log1p() - (_DOF + 3) / 2 * v2.log1p()
+        log_norm = _log_norm(3) - 3 * math.log(self.v_scale)
+        return self.log_position(value) + log_norm - (_DOF + 3) / 2 * v2.log1p()
 
     def log_position(self, value: Tensor) -> Tensor:
         ln_r = (value[..., :3] ** 2).sum(-1).log() / 2

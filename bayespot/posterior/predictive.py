@@ -21,7 +21,7 @@ from bayespot.likelihood.conditional import sample_velocities
 from bayespot.likelihood.errors import ErrorScatter
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.likelihood.outliers import LIKELY
-from bayespot.likelihood.phase_mixed import PhaseMixed
+from bayespot.likelihood.phase_mixed import PhaseMixed, sample_log_weights
 from bayespot.mock.flattened import orbit_sample
 from bayespot.posterior.cylindrical import CYLINDRICAL_STATISTICS, cylindrical_profiles
 from bayespot.posterior.posterior import PotentialDraws
@@ -214,8 +214,10 @@ class Replicator:
     """
 
     def __init__(self, model: SnapshotModel, catalog: Catalog) -> None:
-        self.model, self.n, self.x = model, len(catalog), catalog.x
+        self.model, self.n = model, len(catalog)
         self.scatter = None if model.errors is None else ErrorScatter(catalog)
+        #: The stars, of which a conditional likelihood keeps the places.
+        self.data = model.prepare(catalog) if model.conditional else None
 
     def draw(self, values: Mapping[str, Tensor], seed: int) -> Replica:
         """Return the catalogue as it would be observed, for one set of values of the sites.
@@ -252,7 +254,13 @@ class Replicator:
         generator = torch.Generator().manual_seed(seed)
         first, second = torch.randint(2**31, (2,), generator=generator).tolist()
         fixed = self.model.at(values)
-        w = sample_velocities(PhaseMixed(fixed.potential, fixed.finder, fixed.df), self.x, first)
+        stars = self.data
+        assert stars is not None  # the likelihood is conditional
+        if stars.dim() == 3:
+            # where each may truly be, given what was observed of it
+            weight = torch.softmax(sample_log_weights(fixed.true_density(), stars), -1)
+            stars = stars[torch.arange(self.n), torch.multinomial(weight, 1, generator=generator)[:, 0]]
+        w = sample_velocities(PhaseMixed(fixed.potential, fixed.finder, fixed.df), stars[:, :3], first)
         return Replica(w if self.scatter is None else self.scatter(w, second))
 
     def _observed(self, chain: Chain, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:

@@ -46,7 +46,6 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "bayespot.df.trained": ("TrainedState",),
     "bayespot.df.training": ("History", "TrainingConfig"),
     "bayespot.likelihood.augmented": ("Smoothing",),
-    "bayespot.likelihood.conditional": ("VelocityLattice",),
     "bayespot.likelihood.errors": ("MeasurementErrors",),
     "bayespot.likelihood.outliers": ("Background", "Outliers"),
     "bayespot.likelihood.model": ("SnapshotModel",),

@@ -492,7 +492,7 @@ def case_summary(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "config": rows[-1]["config"],
         "network": rows[-1]["network"],
         "fractions_inside": _short(FRACTIONS),
-        "radii": "of each mock's own stars" if CASES[name].system is None else good[0]["r"],
+        "radii": "of each mock's own stars" if good[0]["r"] != good[-1]["r"] else good[0]["r"],
         "fields": {field: summarise(good, field) for field in FIELDS},
         "parameters": {site: summarise(good, site, "parameters") for site in good[0]["parameters"]},
         "k_hat_above_0.7": int(sum(row["k_hat"] > 0.7 for row in good)),
