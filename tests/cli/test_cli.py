@@ -13,6 +13,7 @@ import pytest
 from astropy.table import QTable, Table
 from contracts.commands import bayespot, in_a_process, quick_figures
 
+from bayespot import Catalog
 from bayespot.cli.fitting import builtin_models, fit_to_folder
 from bayespot.cli.tables import parse_radii
 
@@ -207,6 +208,7 @@ def test_help_teaches():
         assert "\N{HUNDRED POINTS SYMBOL}" not in shown  # what the help makes of ":100:"
     assert set(builtin_models()) == {
         "axisymmetric", "disc_and_halo", "isochrone", "spherical", "milky_way_globular_clusters", "gaia_sphere",
+        "unknown_selection",
     }  # fmt: skip
     assert all(builtin_models().values())
 
@@ -249,6 +251,20 @@ def test_interrupted_fit_goes_on(session, monkeypatch, capsys):
     posterior = fit_to_folder("isochrone", stars, config, folder, resume=True)
     assert posterior.n_draws == 50
     assert not (session / "stopped.partial").exists()
+
+
+def test_stars_of_a_selection_that_is_not_known(session, tmp_path):
+    """Stars of one half of space, which surround no centre, are fitted given their positions; the report says what was
+    done, and that the bands are not to be trusted."""
+    stars = Catalog.read(session / "stars.ecsv")
+    stars[stars.x[:, 0] > 0].write(tmp_path / "half.ecsv")
+    done = bayespot("fit", "unknown_selection", "half.ecsv", "-o", "run", *FAST, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "bands are too narrow" in done.stderr
+    done = bayespot("report", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the likelihood is that of velocities given positions" in done.stdout
+    assert "The posterior is not to be trusted" in done.stdout
 
 
 @pytest.fixture(scope="module")
