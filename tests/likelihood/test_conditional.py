@@ -197,7 +197,7 @@ def model_of(w: torch.Tensor, rotation: bool = False, **options) -> tuple[Snapsh
 
 
 @pytest.mark.parametrize("case", ["plain", "rotation", "outliers"])
-def test_derivatives_of_the_likelihood(case):
+def test_derivatives_of_the_likelihood(case, monkeypatch):
     """The gradient by all latents equals central differences to 1e-5 of its norm, as do the sums of the stars' scores;
     cut into blocks or not."""
     w = kept(stars(3000, 9))[:150]
@@ -215,6 +215,9 @@ def test_derivatives_of_the_likelihood(case):
     with torch.no_grad():
         blocks = [space.log_likelihood(u, part) for part in w.split(70)]
         assert torch.allclose(torch.cat(blocks), space.log_likelihoods(u, w), atol=1e-9)
+    monkeypatch.setattr(LatentSpace, "_block", 40)
+    order = torch.linalg.vector_norm(w[:, :3], dim=-1).argsort()  # blocks of other radii than all stars
+    assert torch.allclose(space.likelihood_gradient(u, w[order])[1], slope, atol=1e-9 * float(slope.norm()), rtol=0)
 
 
 def test_a_finer_lattice_hardly_moves_the_posterior(monkeypatch):
