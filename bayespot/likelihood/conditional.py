@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _DS, _STENCIL = 0.25, 6
 #: Nodes in the speed, in the angle between velocity and radius, and, for an f(J) with a preferred axis, in the
 #: tangential direction of motion and in latitude.
-_SPEEDS, _ANGLES, _TURNS, _LATITUDES = 24, 12, 6, 4
+_SPEEDS, _ANGLES, _TURNS, _LATITUDES = 48, 16, 6, 4
 #: Of a draw: cells of the table in speed and angle, the share of proposals all over it, and candidates per star.
 _CELLS, _FLAT, _CANDIDATES = (32, 16), 0.02, 16
 #: Nodes at which the density of the catalogue's radii is tabulated.

@@ -221,16 +221,22 @@ def test_derivatives_of_the_likelihood(case, monkeypatch):
 
 
 def test_a_finer_lattice_hardly_moves_the_posterior(monkeypatch):
-    """Twice the nodes in speed and angle move the maximum of 5000 stars by less than 0.005 posterior sd."""
+    """Twice the nodes in speed and angle move the maximum of 5000 stars by less than 0.02 posterior sd (asked: 0.05), at
+    the maximum, where f(J) would make use of what falls between the nodes."""
     w = kept(stars(30_000, 8))[:5000]
-    model, u = model_of(w)
+    model = SnapshotModel(
+        MassSlopeNetwork.for_stars(w, n_features=8), LogisticGaussianProcess(), likelihood="conditional"
+    )
+    config = FitConfig(seed=1, guide="laplace", outliers=False, n_draws=10, k_hat_draws=0)
+    result = fit(model, Catalog(w), config, progress=False)
+    model, u = result.model, LatentSpace(result.model).vector(result.map)
     root = whitening(LatentSpace(model).fisher(u, w, 1000, 0))
     slopes = [LatentSpace(model).likelihood_gradient(u, w)[1]]
     covering = VelocityLattice.covering
     monkeypatch.setattr(VelocityLattice, "covering", lambda *of: replace(covering(*of), finer=2))
     slopes.append(LatentSpace(model).likelihood_gradient(u, w)[1])
     moved = root.T @ (slopes[1] - slopes[0])
-    assert 0 < float(moved.norm()) < 0.005
+    assert 0 < float(moved.norm()) < 0.02, moved.norm()
 
 
 def test_mean_of_stars_by_f_alone():
