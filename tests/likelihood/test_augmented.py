@@ -229,5 +229,7 @@ def test_refusals():
     assert isinstance(population.potential, Potential)
     with pytest.raises(ValueError, match="likelihood='jeans'"):
         AugmentedDensity(population, Smoothing("kernel", n_augmented=64))
-    with pytest.raises(ValueError, match="likelihood must be 'jeans', 'conditional', 'augmented' or a Smoothing, got 'exact'"):
+    with pytest.raises(
+        ValueError, match="likelihood must be 'jeans', 'conditional', 'augmented' or a Smoothing, got 'exact'"
+    ):
         SnapshotModel(POTENTIAL, SphericalMixture(), likelihood="exact")  # type: ignore[arg-type]

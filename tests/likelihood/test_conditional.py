@@ -221,8 +221,8 @@ def test_derivatives_of_the_likelihood(case, monkeypatch):
 
 
 def test_a_finer_lattice_hardly_moves_the_posterior(monkeypatch):
-    """Twice the nodes in speed and angle move the maximum of 5000 stars by less than 0.02 posterior sd (asked: 0.05), at
-    the maximum, where f(J) would make use of what falls between the nodes."""
+    """Twice the nodes in speed and angle move the maximum of 5000 stars by less than 0.02 posterior sd: at the maximum,
+    where f(J) would make use of what falls between the nodes."""
     w = kept(stars(30_000, 8))[:5000]
     model = SnapshotModel(
         MassSlopeNetwork.for_stars(w, n_features=8), LogisticGaussianProcess(), likelihood="conditional"
