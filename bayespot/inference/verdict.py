@@ -144,7 +144,7 @@ def _data(d: Mapping[str, Any]) -> list[tuple[int, str]]:
         found += symmetry_warnings(d["potential_symmetry"], d["df_symmetry"], test_of_symmetry)
     if d.get("conditional"):
         text = (
-            "velocities given positions: bands are too narrow (68 and 95 % held the truth in 52 and 79 % of the radii"
+            "velocities given positions: bands are too narrow (68 and 95 % held the truth in 51 and 79 % of the radii"
         )
         found.append((2, f"{text} of 40 mocks): state the selection and fit with it where it can be known"))
     few = d.get("n_poorly_sampled", 0)
