@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -113,12 +114,17 @@ class LegendreBasis:
         self.nodes = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
         log_step = torch.stack(torch.meshgrid(*weights, indexing="ij"), -1).log().sum(-1).reshape(-1)
         self.log_weight = log_step + chart.log_volume(self.nodes)
-        i, j, k = self.powers.unbind(-1)
-        v, t, c = (self._polynomials(x) for x in self.nodes.unbind(-1))
-        self.at_nodes = v[:, i] * t[:, j] * c[:, k]
+        self.at_nodes = self.values(self.nodes)
 
     def __len__(self) -> int:
         return len(self.powers)
+
+    @takes_tensors(y="number")
+    def values(self, y: Tensor) -> Tensor:
+        """Return the polynomials ``(*batch, K)`` at smooth coordinates ``y (*batch, 3)``."""
+        i, j, k = self.powers.unbind(-1)
+        v, t, c = (self._polynomials(x) for x in y.unbind(-1))
+        return v[..., i] * t[..., j] * c[..., k]
 
     def combined(self, y: Tensor, amplitude: Tensor) -> Tensor:
         """Return the sum of the polynomials with amplitudes ``(K,)`` at smooth coordinates ``y (*batch, 3)``."""
@@ -229,8 +235,27 @@ class LogisticGaussianProcess(DistributionDensity):
 
     def distribution(self) -> LogPolynomialDistribution:
         chart, basis = self._resolved()
-        sd = self.amplitude * self.decay ** basis.degrees.double()
-        return LogPolynomialDistribution(chart, basis, sd * self.weights)
+        return LogPolynomialDistribution(chart, basis, self._sd * self.weights)
+
+    @property
+    def _sd(self) -> Tensor:
+        """Prior standard deviations of the amplitudes."""
+        return self.amplitude * self.decay ** self._resolved()[1].degrees.double()
+
+    @takes_tensors(J="action")
+    def at_actions(self, J: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return `log_prob` at fixed actions ``J (*batch, 3)`` as a function of ``weights (K,)``.
+
+        All but one product of matrices is done before.
+        """
+        chart, basis = self._resolved()
+        y, sd = chart.smooth(J), self._sd
+        reference, features, at_nodes = chart.log_reference(y), basis.values(y) * sd, basis.at_nodes * sd
+
+        def log_f(weights: Tensor) -> Tensor:
+            return reference + features @ weights - torch.logsumexp(basis.log_weight + at_nodes @ weights, 0)
+
+        return log_f
 
     def fit_actions(
         self, J: Tensor, seed: int, max_iterations: int = 100, log_z: LogFraction | None = None

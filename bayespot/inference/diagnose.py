@@ -15,13 +15,14 @@ from bayespot.inference.blocks import blocks
 from bayespot.inference.emulator import Emulator
 from bayespot.inference.finder_bias import finder_bias
 from bayespot.inference.guides import mean_field_narrowing
+from bayespot.inference.importance import effective
 from bayespot.inference.latent import OUTLIERS, LatentSpace
 from bayespot.inference.linearised import responds
 from bayespot.inference.optimise import count_unbound
 from bayespot.inference.phase_mixing import angle_statistic
 from bayespot.inference.result import Diagnostics, FitConfig
 from bayespot.inference.symmetry import symmetry_test
-from bayespot.inference.verdict import verdict
+from bayespot.inference.verdict import RESAMPLED, verdict
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.likelihood.outliers import LIKELY
 from bayespot.likelihood.phase_mixed import effective_samples
@@ -36,12 +37,16 @@ ANGLE_STARS = 20_000
 
 
 class Draws(NamedTuple):
-    """Draws of the unconstrained latents ``(n, size)``, chain after chain, and their log-density under the guide."""
+    """Draws of the unconstrained latents ``(n, size)``, chain after chain, and their log-density under the guide.
+
+    ``log_weights`` are importance weights, where those that drew them know these.
+    """
 
     u: Tensor
     log_q: Tensor | None
     n_chains: int = 1
     divergences: float | None = None
+    log_weights: Tensor | None = None
 
 
 def diagnose(
@@ -74,7 +79,12 @@ def diagnose(
     log_weights = torch.full((len(u),), torch.nan, dtype=torch.float64)
     k_hat = math.nan
     extra: dict[str, Any] = {}
-    if drawn.log_q is not None and config.k_hat_draws > 0:
+    if drawn.log_weights is not None:
+        smoothed, k_hat = psis(drawn.log_weights)
+        log_weights = torch.as_tensor(smoothed)
+        extra["weight_fraction"] = weight_fraction(log_weights)
+        extra["ess"] = effective(log_weights)
+    elif drawn.log_q is not None and config.k_hat_draws > 0:
         n = min(n_emulated(model, config) if config.guide == "emulated" else config.k_hat_draws, len(u))
         log_p = space.log_posterior_near(state["u"], data, _RATIO_ROWS, config.seed)
         if config.guide == "emulated":
@@ -93,7 +103,7 @@ def diagnose(
         size = space.size if config.df_guide == "joint" else space.n_potential
         extra["narrowing"] = mean_field_narrowing(state["information"][:size, :size], space.n_potential)
     # the mean of latents whose posterior bends is no place of the posterior
-    centre = state["u"] if config.guide == "emulated" else u.mean(0)
+    centre = state["u"] if config.guide in RESAMPLED else u.mean(0)
     extra |= _observation(space, data, few, centre, notes)
     if model.points is not None:
         extra["selection_points"] = state["selection_points"]

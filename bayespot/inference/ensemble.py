@@ -18,6 +18,7 @@ from bayespot.callers_state import keeps_callers_state
 from bayespot.inference.checkpoint import Checkpoints
 from bayespot.inference.fit import fit
 from bayespot.inference.result import NO_EVIDENCE, EnsembleResult, FitConfig, FitResult, Weighting
+from bayespot.inference.verdict import RESAMPLED
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.potential.neural import MassSlopeNetwork
 from bayespot.progress import Progress, Show
@@ -100,7 +101,7 @@ def fit_ensemble(
     config = FitConfig() if config is None else config
     if n_members < 2:
         raise ValueError(f"an ensemble needs at least 2 members, got {n_members}")
-    if weighting == "evidence" and (config.guide in ("nuts", "svgd", "emulated") or config.k_hat_draws == 0):
+    if weighting == "evidence" and (config.guide in ("nuts", "svgd", *RESAMPLED) or config.k_hat_draws == 0):
         raise ValueError(NO_EVIDENCE)
     jobs = min(n_members, os.cpu_count() or 1) if jobs is None else min(jobs, n_members)
     if jobs < 1:

@@ -28,6 +28,7 @@ from bayespot.inference.guides import Family, WhitenedGuide
 from bayespot.inference.latent import OUTLIERS, LatentSpace
 from bayespot.inference.linearised import Responder, gauss_newton, responds
 from bayespot.inference.map import Climb
+from bayespot.inference.marginal import MarginalPosterior, integrable, marginal, n_marginal_steps
 from bayespot.inference.membership import named, outlier_probability, unremarkable
 from bayespot.inference.optimise import Report, adam_until_bound, count_unbound, lbfgs
 from bayespot.inference.resampling import by_weight
@@ -43,6 +44,7 @@ from bayespot.inference.samplers import (
 )
 from bayespot.inference.spherical_start import spherical_start
 from bayespot.inference.svi import maximise_elbo, step_seed
+from bayespot.inference.verdict import RESAMPLED
 from bayespot.likelihood.conditional import VelocityLattice
 from bayespot.likelihood.errors import ignored_errors
 from bayespot.likelihood.model import SnapshotModel
@@ -61,6 +63,8 @@ _LEAST_SUBSET, _SUBSET_TOLERANCE = 4000, 0.3
 _NO_MEAN, _FEW = 1.0, 0.2
 #: r-hat of the chains of an emulated posterior up to which they count as mixed.
 _MIXED = 1.2
+#: Effective draws of importance sampling that are enough, and rows of the data up to which it is the default.
+_EFFECTIVE, _MOST_ROWS = 200, 100_000
 #: Stars of a flattened galaxy that the first climb goes with.
 _ON_THE_WAY = 2000
 #: Fraction of outliers that a fit starts with.
@@ -135,15 +139,16 @@ class _Fit:
         #: f(J) that is trained in turns with the potential; until then a mixture stands in for it.
         trained = model.df if isinstance(model.df, TrainedDensity) else None
         model = model.with_outliers(catalog.w, config.outliers)
-        self.config = _resolved(config, model)
+        #: The stars as the likelihood sees them.
+        self.data = model.prepare(catalog, config.seed)
+        self.config = _resolved(config, model, self.data[..., 0].numel())
         if trained is not None:
             require_plain(model)
             model.df = trained.start()
         #: The finder before its choices are settled, see `_settle`.
         self.finder = model.finder
+        #: Their coordinates.
         self.w = catalog.w
-        #: The stars as the likelihood sees them; w are their coordinates.
-        self.data = model.prepare(catalog, config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.order = torch.randperm(len(self.w), generator=self.generator)
         sharp = self.order if model.errors is None else _sharp(catalog, self.order)
@@ -202,7 +207,7 @@ class _Fit:
         if self.state["trained"] is not None:
             stages["orbits"] = self._orbits
         stages["map"] = self._map
-        others = {"nuts": self._nuts, "svgd": self._svgd, "emulated": self._emulated}
+        others = {"nuts": self._nuts, "svgd": self._svgd, "emulated": self._emulated, "marginal": self._marginal}
         last = others.get(cast("str", self.config.guide), self._svi)
         stages[last.__name__.removeprefix("_")] = last
         names = list(stages)
@@ -508,8 +513,19 @@ class _Fit:
                 "too narrow; compare with guide nuts, or another seed"
             )
 
+    def _marginal(self, bar: Progress) -> None:
+        """Potentials by adaptive importance sampling, f(J) integrated out in each."""
+        config, state = self.config, self.state
+        target = MarginalPosterior(LatentSpace(self.model), self.data, state["u"])
+        bar.stage("posterior by importance sampling", n_marginal_steps(target))
+        wanted = min(config.n_draws, _EFFECTIVE)
+        draws = marginal(target, state["information"], wanted, config.seed, bar.step)
+        state.update(draws=draws.u, log_weights=draws.log_weights)
+
     def _draws(self, space: LatentSpace) -> Draws:
         config, state = self.config, self.state
+        if config.guide == "marginal":
+            return Draws(state["draws"], None, log_weights=state["log_weights"])
         if config.guide == "emulated":
             u = state["draws"]
             return Draws(u, Emulator.restored(space, state["emulator"]).log_proposal(u))
@@ -537,7 +553,7 @@ class _Fit:
             found.warnings.append(
                 "the emulated posterior is too far from the exact one for weights to correct it: draws are as they came"
             )
-        elif config.guide == "emulated" and torch.isfinite(log_weights).all():
+        elif config.guide in RESAMPLED and not torch.isnan(log_weights).any():
             rows = by_weight(log_weights, config.n_draws, config.seed)
             drawn = drawn._replace(u=drawn.u[rows])
             statistics = {}
@@ -571,7 +587,7 @@ class _Fit:
         def at(rows: Tensor) -> Iterator[SnapshotModel]:
             return (self.model.at(space.values(row)) for row in rows)
 
-        centre = self.state["u"] if self.config.guide == "emulated" else u.mean(0)
+        centre = self.state["u"] if self.config.guide in RESAMPLED else u.mean(0)
         probability = outlier_probability(at(centre[None]), self.data)
         doubtful = (probability > _NEGLIGIBLE).nonzero()[:, 0]
         if len(doubtful):
@@ -590,7 +606,7 @@ def _thinned(w: Tensor) -> Tensor:
     return w[:: max(1, len(w) // _ON_THE_WAY)]
 
 
-def _resolved(config: FitConfig, model: SnapshotModel) -> FitConfig:
+def _resolved(config: FitConfig, model: SnapshotModel, rows: int) -> FitConfig:
     """Return the settings with a guide: of those that ask for none, the best that the model allows."""
     possible = responds(LatentSpace(model))
     if config.guide == "emulated" and not possible:
@@ -602,8 +618,17 @@ def _resolved(config: FitConfig, model: SnapshotModel) -> FitConfig:
     if config.guide == "emulated" and not fits:
         kept = "joint" if config.df_guide == "point" else "at a point"
         raise ValueError(f"guide 'emulated' has f(J) {kept} here: leave df_guide to it")
+    can_integrate = integrable(model) and config.df_guide in (None, "joint")
+    if config.guide == "marginal" and not can_integrate:
+        raise ValueError(
+            f"guide 'marginal' integrates over a logistic_gp f(J), got {type(model.df).__name__}"
+            + (" with the augmented likelihood" if model.smoothing is not None else "")
+            + ": take df='logistic_gp', or None, which chooses a guide"
+        )
     if config.guide is not None:
         return config
+    if model.conditional and can_integrate and rows <= _MOST_ROWS:
+        return dataclasses.replace(config, guide="marginal")
     return dataclasses.replace(config, guide="emulated" if fits else "full_rank")
 
 

@@ -242,7 +242,7 @@ class LatentSpace:
 
         points = self.model.points
         of_fraction = w.new_zeros(self.n_potential)
-        at_points = _RememberedActions(here.finder)
+        at_points = RememberedActions(here.finder)
         if responder is not None:
             apart.append(range(self.n_potential))
             if points is not None:
@@ -270,7 +270,7 @@ class LatentSpace:
                 member = 1 - outlier
                 # in u, the logit, the derivative is that of a mixture's weight
                 columns[:, of_outliers.start] = outlier - values[OUTLIERS]
-            remembered = _RememberedActions(here.finder)
+            remembered = RememberedActions(here.finder)
             J = None
             if responder is not None:
                 found = responder(block)
@@ -411,7 +411,7 @@ class _NormalPriors:
         return self.log_norm - 0.5 * ((u[..., self.rows] - self.mean) / self.sd).square().sum(-1)
 
 
-class _RememberedActions(ActionFinder):
+class RememberedActions(ActionFinder):
     """A finder in one potential: where f(J) alone changes, the actions of the same arrays are computed once."""
 
     def __init__(self, finder: ActionFinder) -> None:

@@ -13,7 +13,7 @@ from bayespot.df.components import Criterion
 from bayespot.inference.guides import OrbitsFamily
 from bayespot.likelihood.model import SnapshotModel
 
-GuideName = Literal["full_rank", "low_rank", "mean_field", "laplace", "emulated", "svgd", "nuts"]
+GuideName = Literal["full_rank", "low_rank", "mean_field", "laplace", "emulated", "marginal", "svgd", "nuts"]
 _COUNTS = ("n_draws", "adam_steps", "map_iterations", "guide_rank", "nuts_chains", "nuts_warmup", "svgd_particles")
 NO_EVIDENCE = (
     "members fitted by NUTS, SVGD or an emulator, or with k_hat_draws=0, have no evidence; weight them equally"
@@ -51,9 +51,11 @@ class FitConfig:
         How the posterior of the potential is found: a Gaussian guide, ``"full_rank"``, ``"low_rank"``,
         ``"mean_field"`` (too narrow by construction) or ``"laplace"`` (full rank, no SVI); ``"emulated"``, Hamiltonian
         Monte Carlo with an emulator of the likelihood (`bayespot.inference.emulator`), re-weighted by the exact
-        posterior, for flattened potentials with complete samples; ``"svgd"``, particles, for up to three latents;
-        ``"nuts"``, Hamiltonian Monte Carlo over all latents, the reference for small N. None: ``"emulated"`` where it
-        can be, else ``"full_rank"``.
+        posterior, for flattened potentials with complete samples; ``"marginal"``, f(J) integrated out by Laplace's
+        method in each potential and these drawn by adaptive importance sampling (`bayespot.inference.marginal`), for
+        spheres with ``df="logistic_gp"``; ``"svgd"``, particles, for up to three latents; ``"nuts"``, Hamiltonian Monte
+        Carlo over all latents, the reference for small N. None: ``"emulated"`` where it can be, ``"marginal"`` where
+        it can be and velocities given positions are fitted, else ``"full_rank"``.
     df_guide
         Guide over f(J): ``"point"`` (by the score identity it costs no width to first order), ``"mean_field"``,
         ``"low_rank"``, ``"full_rank"``, or ``"joint"``: one guide over the potential and f(J) together. None:
@@ -141,6 +143,8 @@ class FitConfig:
             raise ValueError(f"{self.guide} takes df_guide 'joint' or 'point', got {self.df_guide!r}")
         if self.guide == "emulated" and self.df_guide not in (None, "point"):
             raise ValueError(f"emulated takes df_guide 'point', got {self.df_guide!r}: f(J) stays at its maximum")
+        if self.guide == "marginal" and self.df_guide not in (None, "joint"):
+            raise ValueError(f"marginal takes df_guide 'joint', got {self.df_guide!r}: f(J) is drawn in each potential")
         for name in (*_COUNTS, "subset_size", "fisher_stars", "batch_size", "df_rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")

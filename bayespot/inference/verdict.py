@@ -13,6 +13,8 @@ from bayespot.inference.phase_mixing import ALARM, AngleTest, phase_mixing_warni
 from bayespot.inference.symmetry import SymmetryTest, symmetry_warnings
 
 LEVELS = ("trusted", "to be taken with care", "not to be trusted")
+#: Guides whose draws are resampled by their exact weights: they do not lean on their maximum.
+RESAMPLED = ("emulated", "marginal")
 #: Below this Pareto shape importance weights correct the guide (Vehtari et al. 2024, JMLR 25, 72).
 K_HAT_LIMIT = 0.7
 #: Weights that leave this fraction of the draws effective matter little: no probability changes by over 0.17, no mean
@@ -71,8 +73,8 @@ def verdict(diagnosis: Mapping[str, Any]) -> Verdict:
 
 def _fit(d: Mapping[str, Any]) -> list[tuple[int, str]]:
     found = []
-    # an emulated posterior does not lean on its maximum; its weights judge it
-    if not d["gradient_norm"] <= 0.2 and d.get("guide") != "emulated":
+    # weights judge what is resampled
+    if not d["gradient_norm"] <= 0.2 and d.get("guide") not in RESAMPLED:
         level = 1 if d["gradient_norm"] <= 1 else 2
         text = f"the MAP is {d['gradient_norm']:.2g} posterior sd from the maximum"
         found.append((level, f"{text}; raise map_iterations"))
@@ -103,7 +105,7 @@ def _remedy(d: Mapping[str, Any]) -> str:
     joint = bool(d.get("error_samples") or d.get("selection_points") or d.get("conditional"))
     if joint and d.get("df", "").endswith("Mixture"):
         return "try df logistic_gp, with which the posterior of f(J) and the potential is closer to a Gaussian"
-    if d.get("guide") == "emulated":
+    if d.get("guide") in RESAMPLED:
         return "try another seed, or nuts for few stars"
     return "try another guide"
 
@@ -127,7 +129,7 @@ def _chains(d: Mapping[str, Any]) -> list[tuple[int, str]]:
     if (r_hat := d.get("r_hat")) is not None and not r_hat <= 1.05:
         found.append((1 if r_hat <= 1.2 else 2, f"the chains disagree, r-hat {r_hat:.2f} (> 1.05): raise n_draws"))
     if (ess := d.get("ess")) is not None and not ess >= 100:
-        found.append((1 if ess >= 25 else 2, f"the chains hold {ess:.0f} independent draws (< 100): raise n_draws"))
+        found.append((1 if ess >= 25 else 2, f"the draws are worth {ess:.0f} independent ones (< 100): raise n_draws"))
     if (divergences := d.get("divergences") or 0.0) > 0.01:
         text = f"{100 * divergences:.0f} % of NUTS's transitions diverge"
         found.append((1, f"{text}: part of the posterior is not reached"))

@@ -50,7 +50,8 @@ _RADII = 400
 class VelocityLattice:
     r"""Points of phase space whose sum over velocities is n(x), at nodes in ln r and, if it matters, in latitude.
 
-    Speeds are Gauss-Legendre nodes below the speed of escape, angles eta from the radius those in :math:`\eta^{1/2}`,
+    Speeds are :math:`v_s \sinh y` below the speed of escape, with Gauss-Legendre nodes in y: however deep a potential,
+    speeds like those of the stars are resolved. Angles eta from the radius are nodes in :math:`\eta^{1/2}`,
     which resolves the narrow cones of radial orbits. Nodes are multiples of a quarter in ln r, between which ln n is a
     polynomial of fifth degree; in :math:`\sin^2 b` it is one of third degree.
 
@@ -58,6 +59,8 @@ class VelocityLattice:
     ----------
     first, n
         First node, in steps of ln r, and their number.
+    v_s
+        Speed in km/s below which speeds are evenly spaced.
     axial
         Whether f(J) has a preferred axis, z, so that n depends on latitude b.
     finer
@@ -70,6 +73,7 @@ class VelocityLattice:
 
     first: int
     n: int
+    v_s: float
     axial: bool = False
     finer: int = 1
     w: Tensor | None = None
@@ -78,7 +82,7 @@ class VelocityLattice:
     @classmethod
     @takes_tensors(w="phase_space")
     def covering(cls, w: Tensor, axial: bool = False) -> VelocityLattice:
-        """Return the lattice whose radii hold those of stars ``w (*batch, 6)``.
+        """Return the lattice whose radii hold those of stars ``w (*batch, 6)``, with their median speed as v_s.
 
         Raises
         ------
@@ -91,7 +95,10 @@ class VelocityLattice:
             raise ValueError("no star has a finite position: nothing to take the density of velocities at")
         room = _STENCIL // 2 - 1
         low, high = math.floor(float(s.min()) / _DS), math.floor(float(s.max()) / _DS) + 1
-        return cls(low - room, high - low + 2 * room + 1, axial)
+        speeds = radius(w[..., 3:6])
+        speeds = speeds[torch.isfinite(speeds) & (speeds > 0)]
+        v_s = float(speeds.median()) if len(speeds) else 1.0
+        return cls(low - room, high - low + 2 * room + 1, v_s, axial)
 
     def laid(self, potential: Potential) -> VelocityLattice:
         """Return the lattice with its points in a potential, below its speeds of escape; differentiable in it."""
@@ -100,10 +107,11 @@ class VelocityLattice:
         y, y_weight = _unit_rule(_ANGLES * self.finer)
         eta = math.pi / 2 * y**2
         escape = escape_speed(potential, r)
+        top = (escape / self.v_s).asinh()[:, None]
+        v, dv = self.v_s * (top * u).sinh(), self.v_s * (top * u).cosh() * top * u_weight
         # dv^3 = 2 pi v^2 sin(eta) dv d eta, and as much again for motion inwards
-        log_weight = math.log(4 * math.pi) + 3 * escape.log()[:, None, None] + (u**2 * u_weight).log()[:, None]
+        log_weight = math.log(4 * math.pi) + (v**2 * dv).log()[..., None]
         log_weight = log_weight + (eta.sin() * math.pi * y * y_weight).log()
-        v = escape[:, None] * u
         v_r, v_t = v[..., None] * eta.cos(), v[..., None] * eta.sin()
         r = r[:, None, None].expand_as(v_r)
         zero = torch.zeros_like(v_r)
@@ -139,7 +147,9 @@ class VelocityLattice:
         cell = place.detach().nan_to_num(0.0).floor().long().clamp(room, self.n - 2 - room)
         nodes = torch.arange(_STENCIL, dtype=torch.float64)
         along_r = _lagrange(place - cell + room, nodes)
-        values = log_n[cell[..., None] - room + torch.arange(_STENCIL)]
+        near = cell[..., None] - room + torch.arange(_STENCIL)
+        # the derivative of index_select is a third of that of indexing
+        values = log_n.index_select(0, near.flatten()).reshape(*near.shape, *log_n.shape[1:])
         if not self.axial:
             return (along_r * values).sum(-1)
         sin2_b = x[..., 2] ** 2 / (x**2).sum(-1).clamp(min=1e-300)

@@ -337,7 +337,7 @@ def test_fit_of_selected_stars():
     catalog = Catalog(w)
     network = MassSlopeNetwork.for_stars(w, n_features=6)
     model = SnapshotModel(network, LogisticGaussianProcess(degree=5), likelihood="conditional")
-    result = fit(model, catalog, FitConfig(seed=1, svi_steps=100, n_draws=200, k_hat_draws=50), progress=False)
+    result = fit(model, catalog, FitConfig(seed=1, n_draws=50), progress=False)
     r = torch.linalg.vector_norm(w[:, :3], dim=-1).quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
     masses = Posterior.from_result(result).field("enclosed_mass", r.numpy())
     true = POTENTIAL.enclosed_mass(r).detach().numpy()

@@ -1,0 +1,261 @@
+r"""The posterior of the potential with f(J) integrated out in each potential.
+
+Where f(J) is inferred together with the potential, the ridge on which they stand in for each other bends: no Gaussian in
+all latents is near the posterior. In a *given* potential the actions are numbers, ln f is linear in its parameters
+(`bayespot.df.LogisticGaussianProcess`), and the posterior of these, log-concave or nearly so, is close to the Gaussian
+at its maximum. Laplace's method gives
+
+.. math:: \ln p(u | data) \approx \ln p(u, \hat w(u) | data) - \tfrac12 \ln \det H(u) + const
+
+(Tierney & Kadane 1986, JASA 81, 82, equation 4.1; Rue, Martino & Chopin 2009, JRSS B 71, 319, equation 3), a few draws
+from that Gaussian what it lacks, and adaptive importance sampling the ten or so latents u that are left. Draws of both
+have exact weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from bayespot.df.logistic_gp import LogisticGaussianProcess
+from bayespot.inference.importance import MOST_ROUNDS, ROUND, Weighted, adaptive_importance
+from bayespot.inference.latent import LatentSpace, RememberedActions, same_array, whitening
+from bayespot.likelihood.model import SnapshotModel
+
+#: Draws of f(J) in each potential, whose weights correct Laplace's method.
+_DRAWS = 4
+#: Newton's method on the latents of f(J): gain in ln p at which it ends, most steps, and halvings of one.
+_GAIN, _STEPS, _HALVINGS = 1e-3, 30, 10
+#: Rows of the data times directions whose second derivatives are taken at once.
+_AT_ONCE = 1_000_000
+#: Farthest that f(J) may be from where it is at the maximum, in prior standard deviations of a latent: in absurd
+#: potentials a spike of f between the velocities that n is summed over has any likelihood.
+_FARTHEST = 10.0
+#: Step of the differences that give the first proposal, in standard deviations of the outer product's, and the least
+#: curvature over that of the outer product.
+_STEP, _LEAST_CURVATURE = 0.1, 0.05
+
+
+class Orbits(NamedTuple):
+    """f(J) in one potential: the latents of highest posterior ``(k,)`` and the root of their covariance.
+
+    ``log_p`` is the log posterior there, ``log_marginal`` that of the potential with f(J) integrated out.
+    """
+
+    mode: Tensor
+    root: Tensor
+    log_p: float
+    log_marginal: float
+
+
+class MarginalPosterior:
+    """The posterior of all latents but those of f(J), for a model that is `integrable`.
+
+    Parameters
+    ----------
+    space, data
+        Latents, and the stars as `SnapshotModel.prepare` returns them.
+    u : Float[Tensor, "size"]
+        The maximum: Newton's method for f(J) begins there.
+    """
+
+    def __init__(self, space: LatentSpace, data: Tensor, u: Tensor) -> None:
+        self.space, self.data, self.u = space, data, u
+        #: Root of the covariance of f(J) at u: that in other potentials is near it.
+        self.root = _GivenPotential(space, data, u).root(u[space.slices["df.weights"]])
+        part = space.slices["df.weights"]
+        self.own = torch.arange(part.start, part.stop)
+        #: Rows of the other latents.
+        self.rest = torch.cat([torch.arange(part.start), torch.arange(part.stop, space.size)])
+
+    def whole(self, rest: Tensor, own: Tensor) -> Tensor:
+        """Return all latents ``(size,)`` from those that are left and those of f(J)."""
+        u = torch.empty_like(self.u)
+        u[self.rest], u[self.own] = rest, own
+        return u
+
+    def orbits(self, rest: Tensor) -> tuple[Orbits, _GivenPotential]:
+        """Return f(J) given the other latents, and what it was found with."""
+        given = _GivenPotential(self.space, self.data, self.whole(rest, self.u[self.own]))
+        return given.orbits(self.u[self.own], self.root), given
+
+    def slope(self, rest: Tensor) -> Tensor:
+        """Return the gradient of the profile, ln p at the best f(J), by the other latents."""
+        found, _ = self.orbits(rest)
+        return self.space.gradient(self.whole(rest, found.mode), self.data)[1][self.rest]
+
+    def first_covariance(self, information: Tensor, tick: Callable[[str], None]) -> Tensor:
+        """Return the inverse of the profile's curvature, by differences of its gradient.
+
+        ``information`` is that of all latents, of which the curvature is a part at least.
+        """
+        root = torch.linalg.cholesky(torch.linalg.inv(information)[self.rest][:, self.rest])
+        here, columns = self.u[self.rest], []
+        for v in root.T:
+            slopes = []
+            for step in (-_STEP, _STEP):
+                slopes.append(self.slope(here + step * v))
+                tick("curvature")
+            columns.append(root.T @ (slopes[0] - slopes[1]) / (2 * _STEP))
+        curvature = torch.stack(columns)
+        values, vectors = torch.linalg.eigh((curvature + curvature.T) / 2)
+        back = root @ vectors
+        return (back / values.clamp(min=_LEAST_CURVATURE)) @ back.T
+
+
+class MarginalDraws(NamedTuple):
+    """Draws of all latents ``(n, size)`` and their log importance weights."""
+
+    u: Tensor
+    log_weights: Tensor
+
+
+def marginal(
+    target: MarginalPosterior, information: Tensor, wanted: float, seed: int, tick: Callable[[str], None]
+) -> MarginalDraws:
+    """Draw from the posterior with f(J) integrated out.
+
+    Parameters
+    ----------
+    target
+        What is drawn from.
+    information
+        Of all latents at the maximum.
+    wanted
+        Effective number of draws.
+    seed
+        Of the draws.
+    tick
+        Called with a note after each potential.
+    """
+    generator = torch.Generator().manual_seed(seed + 1)
+    kept: list[Tensor] = []
+
+    def log_p(rest: Tensor) -> float:
+        try:
+            found, given = target.orbits(rest)
+            absurd = float((found.mode - target.u[target.own]).abs().max()) > _FARTHEST
+        except ValueError:
+            # far out a latent may overflow
+            absurd = True
+        if absurd:
+            kept.append(target.u)
+            return -math.inf
+        z = torch.randn(_DRAWS, len(found.mode), generator=generator, dtype=rest.dtype)
+        draws = found.mode + z @ found.root.T
+        log_q = -0.5 * (z**2).sum(-1) - found.root.diagonal().log().sum() - len(found.mode) / 2 * math.log(2 * math.pi)
+        log_weights = torch.stack([given.log_p(one) for one in draws]) - log_q
+        chosen = torch.multinomial(torch.softmax(log_weights, 0), 1, generator=generator)
+        kept.append(target.whole(rest, draws[int(chosen)]))
+        return float(log_weights.logsumexp(0)) - math.log(_DRAWS)
+
+    start = target.u[target.rest]
+    covariance = target.first_covariance(information, tick)
+    found: Weighted = adaptive_importance(log_p, start, covariance, wanted, seed, tick)
+    return MarginalDraws(torch.stack(kept), found.log_p - found.log_q)
+
+
+def n_marginal_steps(target: MarginalPosterior) -> int:
+    """Return how often `marginal` reports at most."""
+    return 2 * len(target.rest) + MOST_ROUNDS * ROUND
+
+
+def integrable(model: SnapshotModel) -> bool:
+    """Whether f(J) can be integrated out: its logarithm is linear in its latents, and nothing else is random."""
+    return isinstance(model.df, LogisticGaussianProcess) and model.smoothing is None
+
+
+class _GivenPotential:
+    """The log posterior as a function of the latents of f(J) alone."""
+
+    def __init__(self, space: LatentSpace, data: Tensor, u: Tensor) -> None:
+        self.space, self.data, self.u = space, data, u
+        self.own = space.slices["df.weights"]
+        with torch.no_grad():
+            self.model = space.model.at(space.values(u)).tabulated(data)
+        self.model.finder = RememberedActions(self.model.finder)
+        self.df = _KnownDensity(cast("LogisticGaussianProcess", space.model.df))
+        self.model._modules = dict(self.model._modules) | {"df": self.df}
+
+    def log_p(self, own: Tensor) -> Tensor:
+        """Return the log posterior at latents of f(J) ``(k,)``."""
+        self.df.weights = own
+        u = torch.cat([self.u[: self.own.start], own, self.u[self.own.stop :]])
+        return self.model.density().log_prob(self.data).sum() + self.space.log_prior(u)
+
+    def _gradient(self, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ln p and its gradient."""
+        own = own.detach().requires_grad_()
+        value = self.log_p(own)
+        return value.detach(), torch.autograd.grad(value, own)[0]
+
+    def root(self, own: Tensor) -> Tensor:
+        """Return C with C C^T the inverse of minus the second derivatives of ln p."""
+        own = own.detach().requires_grad_()
+        slope = torch.autograd.grad(self.log_p(own), own, create_graph=True)[0]
+        directions = torch.eye(len(own), dtype=own.dtype).split(max(1, _AT_ONCE // self.data[..., 0].numel()))
+        parts = [
+            torch.autograd.grad(slope, own, some, is_grads_batched=True, retain_graph=True)[0] for some in directions
+        ]
+        found = torch.cat(parts)
+        return whitening(_positive(-(found + found.T) / 2))
+
+    def orbits(self, own: Tensor, root: Tensor) -> Orbits:
+        """Return the maximum from ``own`` on, and what Laplace's method makes of it.
+
+        By Newton's method with the covariance ``root root^T`` of another potential; where that does not lead on, with
+        its own.
+        """
+        value, slope = self._gradient(own)
+        for _ in range(_STEPS):
+            step = root @ (root.T @ slope)
+            gain = 0.5 * float(slope @ step)
+            if not math.isfinite(float(value)) or not math.isfinite(gain):
+                raise ValueError("the log posterior of f(J) is not finite")
+            if gain < _GAIN:
+                break
+            next_value, next_slope = self._gradient(own + step)
+            if not next_value > value or float(next_slope @ root @ (root.T @ next_slope)) > gain:
+                root = self.root(own)
+                step = root @ (root.T @ slope)
+                next_value, next_slope = self._gradient(own + step)
+                halvings = 0
+                while not next_value > value and halvings < _HALVINGS:
+                    step, halvings = step / 2, halvings + 1
+                    next_value, next_slope = self._gradient(own + step)
+            own, value, slope = own + step, next_value, next_slope
+        root = self.root(own)
+        volume = len(own) / 2 * math.log(2 * math.pi) + float(root.diagonal().log().sum())
+        return Orbits(own, root, float(value), float(value) + volume)
+
+
+class _KnownDensity(torch.nn.Module):
+    """ln f at actions that stay, as a function of ``weights``."""
+
+    weights: Tensor
+
+    def __init__(self, df: LogisticGaussianProcess) -> None:
+        super().__init__()
+        self.df, self.symmetry = df, df.symmetry
+        self._seen: list[tuple[Tensor, Callable[[Tensor], Tensor]]] = []
+
+    def log_prob(self, J: Tensor) -> Tensor:
+        for known, log_f in self._seen:
+            if same_array(known, J):
+                return log_f(self.weights)
+        with torch.no_grad():
+            self._seen.append((J, self.df.at_actions(J)))
+        return self._seen[-1][1](self.weights)
+
+
+def _positive(information: Tensor) -> Tensor:
+    """Return the matrix with the absolute values of its eigenvalues."""
+    values, vectors = torch.linalg.eigh(information)
+    return (vectors * values.abs()) @ vectors.T
+
+
+__all__: list[Any] = ["MarginalDraws", "MarginalPosterior", "Orbits", "integrable", "marginal", "n_marginal_steps"]

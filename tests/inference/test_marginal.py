@@ -1,0 +1,170 @@
+"""f(J) integrated out in each potential, and the importance sampling of what is left, against what is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from bayespot import FitConfig, LogisticGaussianProcess, MassSlopeNetwork, Posterior, SnapshotModel, fit
+from bayespot.df import SphericalMixture
+from bayespot.inference.importance import MOST_ROUNDS, ROUND, Proposal, adaptive_importance, effective
+from bayespot.inference.latent import LatentSpace
+from bayespot.inference.marginal import MarginalPosterior, integrable, marginal
+from bayespot.mock import MOCKS, mock
+from bayespot.potential import truth_field
+
+F64 = torch.float64
+
+
+def silent(note: str) -> None:
+    """Tell nobody."""
+
+
+def banana(x: torch.Tensor) -> float:
+    """ln of a normalised density: x_0 normal, x_1 normal about x_0^2, x_2 normal of width 3; nothing at x_2 > 9."""
+    if x[2] > 9:
+        return -math.inf
+    log_p = -0.5 * (x[0] ** 2 + (x[1] - x[0] ** 2) ** 2 / 0.25 + x[2] ** 2 / 9)
+    return float(log_p) - 1.5 * math.log(2 * math.pi) - math.log(0.5 * 3)
+
+
+def test_importance_sampling_of_a_bent_density():
+    """Moments and the evidence of a banana, from a first proposal that is too narrow and beside it, within 4 standard
+    errors of so many effective draws; the weights are those under the mixture of all proposals."""
+    start = torch.tensor([0.5, 1.0, 2.0], dtype=F64)
+    found = adaptive_importance(banana, start, 0.1 * torch.eye(3, dtype=F64), 350.0, 3, silent)
+    log_weights = found.log_p - found.log_q
+    n = effective(log_weights)
+    assert n >= 350
+    weight = torch.softmax(log_weights, 0)
+    mean = weight @ found.x
+    sd = (weight @ (found.x - mean) ** 2).sqrt()
+    true_sd = torch.tensor([1.0, (2 + 0.25) ** 0.5, 3.0], dtype=F64)
+    assert ((mean - torch.tensor([0.0, 1.0, 0.0], dtype=F64)).abs() < 4 * true_sd / n**0.5).all()
+    assert ((sd / true_sd).log().abs() < 4 / n**0.5).all()
+    assert float(log_weights.logsumexp(0)) - math.log(len(log_weights)) == pytest.approx(0.0, abs=4 / n**0.5)
+
+
+def test_importance_sampling_ends():
+    """A density of another shape than any t ends after the most rounds; one without any place is told."""
+    narrow = adaptive_importance(
+        lambda x: -1e6 * float((x.norm() - 1) ** 2), torch.zeros(3, dtype=F64), torch.eye(3, dtype=F64), 1e6, 1, silent
+    )
+    assert len(narrow.x) == MOST_ROUNDS * ROUND
+    with pytest.raises(ValueError, match="no draw about the maximum has a finite log posterior"):
+        adaptive_importance(lambda x: math.nan, torch.zeros(2, dtype=F64), torch.eye(2, dtype=F64), 10, 1, silent)
+
+
+def test_proposal_is_the_density_of_its_draws():
+    """Student's t in two dimensions: shares of the draws within squares are those of the log-density summed over them;
+    `torch` knows the same in one dimension."""
+    root = torch.tensor([[2.0, 0.0], [-1.0, 0.5]], dtype=F64)
+    proposal = Proposal(torch.tensor([1.0, 2.0], dtype=F64), root)
+    draws = proposal.sample(200_000, torch.Generator().manual_seed(1))
+    axis = torch.linspace(-0.5, 0.5, 101, dtype=F64)
+    steps = torch.cartesian_prod(axis, axis)
+    for centre in ([1.0, 2.0], [3.0, 1.0], [1.0, 4.0]):
+        inside = ((draws - torch.tensor(centre, dtype=F64)).abs() < 0.505).all(-1).double().mean()
+        expected = proposal.log_prob(torch.tensor(centre, dtype=F64) + steps).exp().sum() * 0.01**2
+        assert float(inside) == pytest.approx(float(expected), abs=4 * float(expected / 200_000) ** 0.5)
+    line = Proposal(torch.zeros(1, dtype=F64), torch.full((1, 1), 2.0, dtype=F64))
+    x = torch.linspace(-20, 20, 9, dtype=F64)
+    assert torch.allclose(line.log_prob(x[:, None]), torch.distributions.StudentT(5.0, 0.0, 2.0).log_prob(x))
+
+
+def fitted(likelihood: str, seed: int):
+    stars = mock("isochrone", n_stars=600, seed=seed)
+    network = MassSlopeNetwork.for_stars(stars.w, n_features=3)
+    model = SnapshotModel(network, LogisticGaussianProcess(degree=3), likelihood=likelihood)
+    config = FitConfig(seed=1, guide="laplace", outliers=False, n_draws=100, k_hat_draws=0)
+    found = fit(model, stars, config, progress=False)
+    space = LatentSpace(found.model)
+    return stars, space, space.vector(found.map)
+
+
+def test_orbits_given_the_potential():
+    """In a potential beside the maximum: f(J) is where the exact gradient vanishes, the covariance is the inverse of
+    the exact second derivatives, and both values of ln p are those of the exact posterior and its Gaussian integral."""
+    stars, space, u = fitted("conditional", 1)
+    target = MarginalPosterior(space, stars.w, u)
+    generator = torch.Generator().manual_seed(1)
+    rest = u[target.rest] + 0.05 * torch.randn(len(target.rest), generator=generator, dtype=F64)
+    found, given = target.orbits(rest)
+    at = target.whole(rest, found.mode)
+    value, slope = space.gradient(at, stars.w)
+    assert found.log_p == pytest.approx(float(value), abs=1e-6)
+    assert float(given.log_p(found.mode)) == pytest.approx(float(value), abs=1e-6)
+    own = slope[target.own]
+    assert float((found.root.T @ own).norm()) < 0.1
+    columns = []
+    for k in target.own:
+        step = torch.zeros_like(u)
+        step[k] = 1e-4
+        columns.append((space.gradient(at - step, stars.w)[1] - space.gradient(at + step, stars.w)[1]) / 2e-4)
+    information = torch.stack(columns)[:, target.own]
+    product = information @ found.root @ found.root.T
+    assert torch.allclose(product, torch.eye(len(product), dtype=F64), atol=1e-3)
+    volume = 0.5 * len(own) * math.log(2 * math.pi) - 0.5 * float(torch.logdet(information))
+    assert found.log_marginal == pytest.approx(float(value) + volume, abs=1e-3)
+
+
+def test_marginal_draws_have_exact_weights():
+    """The mean weight is the evidence: of the same posterior by a Gaussian over all latents, within the errors of
+    both; the draws' potentials have that posterior's mean and width."""
+    stars, space, u = fitted("jeans", 2)
+    data = stars.w
+    information = space.fisher(u, data, len(data), 0)
+    target = MarginalPosterior(space, data, u)
+    draws = marginal(target, information, 150.0, 1, silent)
+    log_weights = draws.log_weights
+    n = effective(log_weights)
+    assert n >= 150
+    evidence = float(log_weights.logsumexp(0)) - math.log(len(log_weights))
+    generator = torch.Generator().manual_seed(2)
+    proposal = Proposal(u, torch.linalg.cholesky(1.2 * torch.linalg.inv(information)))
+    z = proposal.sample(3000, generator)
+    other = torch.stack([space.log_posterior(one, data) for one in z]) - proposal.log_prob(z)
+    m = effective(other)
+    assert m > 100
+    assert evidence == pytest.approx(float(other.logsumexp(0)) - math.log(3000), abs=4 * (1 / n + 1 / m) ** 0.5)
+    moments = []
+    for x, log_w in ((draws.u, log_weights), (z, other)):
+        weight, potential = torch.softmax(log_w, 0), x[:, : space.n_potential]
+        mean = weight @ potential
+        moments.append((mean, (weight @ (potential - mean) ** 2).sqrt()))
+    (mean, sd), (other_mean, other_sd) = moments
+    assert ((mean - other_mean).abs() / other_sd < 4 * (1 / n + 1 / m) ** 0.5).all()
+    assert ((sd / other_sd).log().abs() < 4 * (0.5 / n + 0.5 / m) ** 0.5 + 0.05).all()
+
+
+def test_marginal_fit():
+    """The default of velocities given positions: resampled draws with f(J) in each, k-hat and the effective number of
+    draws reported; the true mass is within 3.5 sd."""
+    stars = mock("isochrone", n_stars=600, seed=3)
+    network = MassSlopeNetwork.for_stars(stars.w, n_features=3)
+    model = SnapshotModel(network, LogisticGaussianProcess(degree=3), likelihood="conditional")
+    result = fit(model, stars, FitConfig(seed=1, n_draws=80), progress=False)
+    found = result.diagnostics
+    assert result.config.guide == found.guide == "marginal"
+    assert found.k_hat < 0.7
+    assert found.ess >= 80
+    assert result.draws["df.weights"].shape == (80, 9)
+    assert float(result.draws["df.weights"].std(0).min()) > 0.1
+    r = stars.x.norm(dim=-1).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=F64))
+    masses = Posterior.from_result(result).field("enclosed_mass", r.numpy())
+    true = truth_field(MOCKS["isochrone"].potential, "enclosed_mass", r.numpy())
+    assert (abs(masses.mean - true) < 3.5 * masses.sd).all()
+
+
+def test_marginal_is_for_log_linear_densities():
+    """A mixture is refused by name, and the default is then a Gaussian."""
+    stars = mock("isochrone", n_stars=200, seed=1)
+    network = MassSlopeNetwork.for_stars(stars.w, n_features=3)
+    model = SnapshotModel(network, SphericalMixture(), likelihood="conditional")
+    assert not integrable(model)
+    with pytest.raises(ValueError, match=r"'marginal' integrates over a logistic_gp f\(J\), got SphericalMixture"):
+        fit(model, stars, FitConfig(guide="marginal"))
+    with pytest.raises(ValueError, match=r"marginal takes df_guide 'joint', got 'point'"):
+        FitConfig(guide="marginal", df_guide="point")
