@@ -80,8 +80,11 @@ def diagnose(
     k_hat = math.nan
     extra: dict[str, Any] = {}
     if drawn.log_weights is not None:
-        smoothed, k_hat = psis(drawn.log_weights)
-        log_weights = torch.as_tensor(smoothed)
+        # draws without any weight are no part of the weights' upper tail
+        some = ~torch.isneginf(drawn.log_weights)
+        smoothed, k_hat = psis(drawn.log_weights[some])
+        log_weights = drawn.log_weights.clone()
+        log_weights[some] = torch.as_tensor(smoothed)
         extra["weight_fraction"] = weight_fraction(log_weights)
         extra["ess"] = effective(log_weights)
     elif drawn.log_q is not None and config.k_hat_draws > 0:
