@@ -3,6 +3,7 @@
 from bayespot.catalog.catalog import Catalog, Observed
 from bayespot.catalog.columns import CatalogError
 from bayespot.catalog.frame import Frame
+from bayespot.catalog.projected import ProjectedCatalog
 from bayespot.catalog.rotation import RotationAxis
 
-__all__ = ["Catalog", "CatalogError", "Frame", "Observed", "RotationAxis"]
+__all__ = ["Catalog", "CatalogError", "Frame", "Observed", "ProjectedCatalog", "RotationAxis"]

@@ -25,6 +25,8 @@ from bayespot.units import takes, takes_tensors
 _NODES = {2: (64, 32), 3: (48, 20, 12)}
 #: Highest degree in cos i, with rotation.
 _ROTATION_DEGREE = 4
+#: Standard deviations of the powers of v and t that f(J) may have towards its edges, and least v and t.
+_CUSPS, _EDGE = (1.0, 0.6), 1e-9
 #: Highest tail index of the reference density where the actions at hand are not a sample of f(J).
 _WIDE_TAIL = 1.5
 
@@ -91,10 +93,15 @@ class LegendreBasis:
         Chart of action space.
     degree
         Highest total degree; in cos i, with rotation, at most 4.
+    cusps
+        Whether ln v and ln t come after the polynomials, less their means over the reference density.
     """
 
-    def __init__(self, chart: ActionChart, degree: int) -> None:
-        self.degree = degree
+    #: Those stored before there was a choice have none.
+    cusps: bool = False
+
+    def __init__(self, chart: ActionChart, degree: int, cusps: bool = False) -> None:
+        self.degree, self.cusps = degree, cusps
         top = min(degree, _ROTATION_DEGREE) if chart.rotation else 0
         powers = torch.cartesian_prod(torch.arange(degree + 1), torch.arange(degree + 1), torch.arange(top + 1))
         total = powers.sum(-1)
@@ -114,20 +121,35 @@ class LegendreBasis:
         self.nodes = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
         log_step = torch.stack(torch.meshgrid(*weights, indexing="ij"), -1).log().sum(-1).reshape(-1)
         self.log_weight = log_step + chart.log_volume(self.nodes)
-        self.at_nodes = self.values(self.nodes)
+        weight = self.log_weight.exp()
+        self.at_nodes = self._polynomial_values(self.nodes)
+        if cusps:
+            logs = _logarithms(self.nodes)
+            self.mean_logs = weight @ logs / weight.sum()
+            self.at_nodes = torch.cat([self.at_nodes, logs - self.mean_logs], -1)
 
     def __len__(self) -> int:
-        return len(self.powers)
+        return self.at_nodes.shape[1]
 
     @takes_tensors(y="number")
     def values(self, y: Tensor) -> Tensor:
-        """Return the polynomials ``(*batch, K)`` at smooth coordinates ``y (*batch, 3)``."""
+        """Return the polynomials, and logarithms, ``(*batch, K)`` at smooth coordinates ``y (*batch, 3)``."""
+        found = self._polynomial_values(y)
+        return torch.cat([found, _logarithms(y) - self.mean_logs], -1) if self.cusps else found
+
+    def _polynomial_values(self, y: Tensor) -> Tensor:
         i, j, k = self.powers.unbind(-1)
         v, t, c = (self._polynomials(x) for x in y.unbind(-1))
         return v[..., i] * t[..., j] * c[..., k]
 
     def combined(self, y: Tensor, amplitude: Tensor) -> Tensor:
         """Return the sum of the polynomials with amplitudes ``(K,)`` at smooth coordinates ``y (*batch, 3)``."""
+        if self.cusps:
+            smooth, powers = amplitude[: len(self.powers)], amplitude[len(self.powers) :]
+            return self._summed(y, smooth) + (_logarithms(y) - self.mean_logs) @ powers
+        return self._summed(y, amplitude)
+
+    def _summed(self, y: Tensor, amplitude: Tensor) -> Tensor:
         n = self.degree + 1
         i, j, k = self.powers.unbind(-1)
         m = int(k.max()) + 1
@@ -140,6 +162,11 @@ class LegendreBasis:
         """Return sqrt(2n + 1) P_n(2x - 1) on a new last axis."""
         degree = torch.arange(self.degree + 1, dtype=x.dtype)
         return legendre(2 * x - 1, self.degree + 1) * (2 * degree + 1).sqrt()
+
+
+def _logarithms(y: Tensor) -> Tensor:
+    """ln v and ln t ``(*batch, 2)`` at smooth coordinates."""
+    return y[..., :2].clamp(min=_EDGE).log()
 
 
 class LogisticGaussianProcess(DistributionDensity):
@@ -165,6 +192,11 @@ class LogisticGaussianProcess(DistributionDensity):
         A and rho of the prior.
     flattened
         The stars are in a flattened potential: f(J) of all three actions on a chart with a scale for each.
+    cusps
+        Let f(J) go as a power of the actions towards J = 0 and of L towards L = 0 (powers with priors N(0, 1) and N(0,
+        0.6)), two more ``weights``: tracers with a density cusp have the one, radially biased orbits near the centre
+        the other, where a smooth f(J) is finite. What f(J) cannot follow the potential makes up for, where the two are
+        inferred together.
 
     Raises
     ------
@@ -185,6 +217,8 @@ class LogisticGaussianProcess(DistributionDensity):
 
     regularised = True
     flattened = False
+    #: Those stored before there was a choice have none.
+    cusps = False
 
     @takes(amplitude="number", decay="number")
     def __init__(
@@ -194,6 +228,7 @@ class LogisticGaussianProcess(DistributionDensity):
         amplitude: float = 1.0,
         decay: float = 0.55,
         flattened: bool = False,
+        cusps: bool = False,
     ) -> None:
         super().__init__()
         if degree < 1 or not amplitude > 0 or not 0 < decay <= 1:
@@ -202,7 +237,7 @@ class LogisticGaussianProcess(DistributionDensity):
                 f"got {degree}, {amplitude} and {decay}"
             )
         self.rotation, self.flattened = rotation or flattened, flattened
-        self.degree, self.amplitude, self.decay = degree, amplitude, decay
+        self.degree, self.amplitude, self.decay, self.cusps = degree, amplitude, decay, cusps
         self.symmetry = "axisymmetric" if self.rotation else "spherical"
         self.n_components = 1
         self._chart: ActionChart | None = None
@@ -214,11 +249,13 @@ class LogisticGaussianProcess(DistributionDensity):
                 f"a logistic Gaussian process has no components to set (n_components={n_components}); leave "
                 "n_components out, raise the degree for a more flexible f(J), or take df='mixture'"
             )
-        module = LogisticGaussianProcess(self.rotation, self.degree, self.amplitude, self.decay, self.flattened)
+        module = LogisticGaussianProcess(
+            self.rotation, self.degree, self.amplitude, self.decay, self.flattened, self.cusps
+        )
         chart = ActionChart.for_actions(J.detach(), self.rotation, self.flattened)
         if near_data:
             chart = replace(chart, tail=min(chart.tail, _WIDE_TAIL))
-        module._chart, module._basis = chart, LegendreBasis(chart, self.degree)
+        module._chart, module._basis = chart, LegendreBasis(chart, self.degree, self.cusps)
         for name, prior in module.site_distributions().items():
             setattr(module, name, PyroSample(prior))
         return module
@@ -240,7 +277,9 @@ class LogisticGaussianProcess(DistributionDensity):
     @property
     def _sd(self) -> Tensor:
         """Prior standard deviations of the amplitudes."""
-        return self.amplitude * self.decay ** self._resolved()[1].degrees.double()
+        basis = self._resolved()[1]
+        smooth = self.amplitude * self.decay ** basis.degrees.double()
+        return torch.cat([smooth, smooth.new_tensor(_CUSPS)]) if basis.cusps else smooth
 
     @takes_tensors(J="action")
     def at_actions(self, J: Tensor) -> Callable[[Tensor], Tensor]:

@@ -302,8 +302,10 @@ class _Fit:
             information, u = self._climbed(space, u, self.core, report)
         values = space.values(u)
         if self.model.outliers is not None:
+            values = values | {OUTLIERS: torch.tensor(_START_FRACTION, dtype=torch.float64)}
+        if self.model.outliers is not None and self.model.projection is None:
             space = LatentSpace(self.model.plain(outliers=True))
-            u = space.vector(values | {OUTLIERS: torch.tensor(_START_FRACTION, dtype=torch.float64)})
+            u = space.vector(values)
             # the fraction comes last, and its information is that of a count
             count = torch.tensor([[_START_FRACTION * len(self.few)]], dtype=torch.float64)
             if responds(space):
@@ -346,6 +348,8 @@ class _Fit:
         ln Z of a selection; of velocities given positions the mean of ln n.
         """
         fixed = self.model.at({name: value for name, value in values.items() if not name.startswith("df.")})
+        if self.model.projection is not None:
+            return None  # it starts with stand-ins for all coordinates
         if self.model.conditional:
             lattice = VelocityLattice.covering(w, self.model.df.symmetry != "spherical")
             return lattice.in_actions(fixed.potential, fixed.finder, w)

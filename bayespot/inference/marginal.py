@@ -194,7 +194,13 @@ class _GivenPotential:
         return value.detach(), torch.autograd.grad(value, own)[0]
 
     def root(self, own: Tensor) -> Tensor:
-        """Return C with C C^T the inverse of minus the second derivatives of ln p."""
+        """Return C with C C^T the inverse of minus the second derivatives of ln p.
+
+        Raises
+        ------
+        ValueError
+            If these are not finite.
+        """
         own = own.detach().requires_grad_()
         slope = torch.autograd.grad(self.log_p(own), own, create_graph=True)[0]
         directions = torch.eye(len(own), dtype=own.dtype).split(max(1, _AT_ONCE // self.data[..., 0].numel()))
@@ -202,6 +208,8 @@ class _GivenPotential:
             torch.autograd.grad(slope, own, some, is_grads_batched=True, retain_graph=True)[0] for some in directions
         ]
         found = torch.cat(parts)
+        if not bool(torch.isfinite(found).all()):
+            raise ValueError("the second derivatives of f(J) are not finite")
         return whitening(_positive(-(found + found.T) / 2))
 
     def orbits(self, own: Tensor, root: Tensor) -> Orbits:

@@ -58,7 +58,10 @@ def count_unbound(space: LatentSpace, u: Tensor, w: Tensor) -> int:
 
     ``w`` is ``(n, 6)`` or, as `SnapshotModel.prepare` returns it, ``(n, S, 7)`` with log-weights last.
     """
-    fixed = space.model.at(space.values(u)).tabulated(w)
+    fixed = space.model.at(space.values(u))
+    if fixed.projection is not None:
+        return 0  # along the line of sight any star may be bound somewhere
+    fixed = fixed.tabulated(w)
 
     def unbound(block: Tensor) -> int:
         loose = fixed.finder.capped_actions(fixed.potential, block[..., :6].reshape(-1, 6)).excess > 0

@@ -5,6 +5,7 @@ from bayespot.likelihood.chain import AugmentedStars, Chain
 from bayespot.likelihood.errors import MeasurementErrors
 from bayespot.likelihood.gaiaunlimited import from_gaiaunlimited
 from bayespot.likelihood.healpix import Healpix
+from bayespot.likelihood.line_of_sight import LineOfSight
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.likelihood.outliers import Background, Outliers
 from bayespot.likelihood.selection import (
@@ -27,6 +28,7 @@ __all__ = [
     "Custom",
     "GalacticLatitude",
     "Healpix",
+    "LineOfSight",
     "HeliocentricDistance",
     "MagnitudeLimit",
     "MeasurementErrors",

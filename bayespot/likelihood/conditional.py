@@ -103,8 +103,8 @@ class VelocityLattice:
     def laid(self, potential: Potential) -> VelocityLattice:
         """Return the lattice with its points in a potential, below its speeds of escape; differentiable in it."""
         r = (_DS * (self.first + torch.arange(self.n, dtype=torch.float64))).exp()
-        u, u_weight = _unit_rule(_SPEEDS * self.finer)
-        y, y_weight = _unit_rule(_ANGLES * self.finer)
+        u, u_weight = unit_rule(_SPEEDS * self.finer)
+        y, y_weight = unit_rule(_ANGLES * self.finer)
         eta = math.pi / 2 * y**2
         escape = escape_speed(potential, r)
         top = (escape / self.v_s).asinh()[:, None]
@@ -118,7 +118,7 @@ class VelocityLattice:
         if not self.axial:
             return replace(self, w=torch.stack([r, zero, zero, v_r, v_t, zero], -1), log_weight=log_weight)
         turn = midpoint_angles(_TURNS * self.finer)
-        sin_b = _unit_rule(_LATITUDES)[0].sqrt()
+        sin_b = unit_rule(_LATITUDES)[0].sqrt()
         cos_b = (1 - sin_b**2).sqrt()
         # with the star at azimuth 0: its radius, and the directions of rising latitude and azimuth
         east, north = turn.sin(), turn.cos()
@@ -146,14 +146,14 @@ class VelocityLattice:
         room = _STENCIL // 2 - 1
         cell = place.detach().nan_to_num(0.0).floor().long().clamp(room, self.n - 2 - room)
         nodes = torch.arange(_STENCIL, dtype=torch.float64)
-        along_r = _lagrange(place - cell + room, nodes)
+        along_r = lagrange(place - cell + room, nodes)
         near = cell[..., None] - room + torch.arange(_STENCIL)
         # the derivative of index_select is a third of that of indexing
         values = log_n.index_select(0, near.flatten()).reshape(*near.shape, *log_n.shape[1:])
         if not self.axial:
             return (along_r * values).sum(-1)
         sin2_b = x[..., 2] ** 2 / (x**2).sum(-1).clamp(min=1e-300)
-        along_b = _lagrange(sin2_b, _unit_rule(_LATITUDES)[0])
+        along_b = lagrange(sin2_b, unit_rule(_LATITUDES)[0])
         return torch.einsum("...i,...ij,...j->...", along_r, values, along_b)
 
     @takes_tensors(w="phase_space")
@@ -347,13 +347,13 @@ def _velocities(potential: Potential, x: Tensor, u: Tensor, y: Tensor, inward: T
     return radial[..., None] * out[:, None] + (speed * eta.sin())[..., None] * across
 
 
-def _unit_rule(n: int) -> tuple[Tensor, Tensor]:
+def unit_rule(n: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights of the n-point Gauss-Legendre rule on [0, 1]."""
     nodes, weights = gauss_legendre(n)
     return (nodes + 1) / 2, weights / 2
 
 
-def _lagrange(place: Tensor, nodes: Tensor) -> Tensor:
+def lagrange(place: Tensor, nodes: Tensor) -> Tensor:
     """Weights ``(*batch, n)`` of values at the nodes in the polynomial through them, at ``place (*batch,)``."""
     gaps: list[Any] = []
     for j, node in enumerate(nodes):

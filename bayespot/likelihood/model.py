@@ -19,6 +19,7 @@ from bayespot.actions.spherical import SphericalActions
 from bayespot.actions.staeckel import StaeckelFudge
 from bayespot.callers_state import keeps_callers_state
 from bayespot.catalog.catalog import Catalog
+from bayespot.catalog.projected import ProjectedCatalog
 from bayespot.df import TrainedDensity
 from bayespot.df.base import DistributionFunction
 from bayespot.likelihood.augmented import Smoothing
@@ -26,6 +27,13 @@ from bayespot.likelihood.axes import require_axes
 from bayespot.likelihood.chain import Chain
 from bayespot.likelihood.conditional import BackgroundVelocities, RadialProfileOfStars, VelocityDensity, VelocityLattice
 from bayespot.likelihood.errors import ErrorScatter, MeasurementErrors
+from bayespot.likelihood.line_of_sight import (
+    BackgroundAlongLine,
+    LineOfSight,
+    LineOfSightLattice,
+    LineOfSightVelocities,
+    stretch,
+)
 from bayespot.likelihood.normalisation import FixedPoints
 from bayespot.likelihood.outliers import Outliers
 from bayespot.likelihood.phase_mixed import ObservedStars, PhaseMixed, StarDensity
@@ -52,7 +60,8 @@ class SnapshotModel(PyroModule):
     likelihood
         ``"jeans"``, the closed form of the phase-mixed density; ``"conditional"``, the density of velocities given
         positions, for catalogues whose selection is not known but depends on position alone, in spherical potentials
-        (`bayespot.likelihood.conditional`); or ``"augmented"``, a smooth density of stars sampled by the chain; or a
+        (`bayespot.likelihood.conditional`); a `LineOfSight`, that of line-of-sight velocities given positions on the
+        sky, for a `ProjectedCatalog`; or ``"augmented"``, a smooth density of stars sampled by the chain; or a
         `Smoothing`, the latter with its settings.
     selection
         S(x, v), the probability that a star is in the catalogue; None: 1.
@@ -78,14 +87,14 @@ class SnapshotModel(PyroModule):
     #: Models stored before there was a choice have none of their own.
     conditional: bool = False
     #: Lattice of the conditional likelihood that covers the stars of `tabulated`; None: that of the stars at hand.
-    lattice: VelocityLattice | None = None
+    lattice: VelocityLattice | LineOfSightLattice | None = None
 
     def __init__(
         self,
         potential: Potential,
         df: DistributionFunction,
         finder: ActionFinder | None = None,
-        likelihood: Literal["jeans", "conditional", "augmented"] | Smoothing = "jeans",
+        likelihood: Literal["jeans", "conditional", "augmented"] | Smoothing | LineOfSight = "jeans",
         selection: SelectionFunction | None = None,
         errors: MeasurementErrors | None = None,
         selection_sees: Literal["observed", "true"] = "observed",
@@ -95,12 +104,16 @@ class SnapshotModel(PyroModule):
         super().__init__()
         if outliers is not None and not isinstance(outliers, Outliers):
             raise ValueError(f"outliers must be None or Outliers(), got {outliers!r}")
-        if likelihood not in ("jeans", "conditional", "augmented") and not isinstance(likelihood, Smoothing):
+        known = likelihood in ("jeans", "conditional", "augmented")
+        if not known and not isinstance(likelihood, Smoothing | LineOfSight):
             raise ValueError(
-                f"likelihood must be 'jeans', 'conditional', 'augmented' or a Smoothing, got {likelihood!r}"
+                "likelihood must be 'jeans', 'conditional', 'augmented', a LineOfSight or a Smoothing, got "
+                f"{likelihood!r}"
             )
-        if likelihood == "conditional":
-            _require_sphere_without_selection(potential, selection)
+        if likelihood == "conditional" or isinstance(likelihood, LineOfSight):
+            _require_sphere_without_selection(potential, selection, likelihood)
+        if isinstance(likelihood, LineOfSight):
+            _require_line_of_sight(df, errors)
         if selection_sees not in ("observed", "true"):
             raise ValueError(f"selection_sees must be 'observed' or 'true', got {selection_sees!r}")
         self.potential = potential
@@ -110,8 +123,11 @@ class SnapshotModel(PyroModule):
         self.smoothing = Smoothing() if likelihood == "augmented" else None
         if isinstance(likelihood, Smoothing):
             self.smoothing = likelihood
+        # Pyro names a module after the one it is part of: two models must not share it
+        if isinstance(likelihood, LineOfSight):
+            self.sky = copy.deepcopy(likelihood)
         #: Whether the likelihood is of velocities given positions.
-        self.conditional = likelihood == "conditional"
+        self.conditional = likelihood == "conditional" or isinstance(likelihood, LineOfSight)
         self.selection, self.errors, self.selection_sees = selection, errors, selection_sees
         self.streams = Streams(streams)
         # Pyro names a module after the one it is part of: two models must not share it
@@ -155,6 +171,18 @@ class SnapshotModel(PyroModule):
             errors meets stars that lack a distance or a radial velocity; if stars, potential and selection are not
             about the same axes, or an axisymmetric potential meets stars that are only in the plane (`require_axes`).
         """
+        if self.projection is not None:
+            if not isinstance(catalog, ProjectedCatalog):
+                raise ValueError(
+                    "a LineOfSight likelihood is for stars on the sky, not a Catalog of coordinates: read them with "
+                    "ProjectedCatalog.read (--distance), or take likelihood='jeans'"
+                )
+            return catalog.stars
+        if isinstance(catalog, ProjectedCatalog):
+            raise ValueError(
+                "stars on the sky, without depth and velocities across, need likelihood=LineOfSight(...): take the "
+                "model dwarf_spheroidal"
+            )
         require_axes(self.potential, self.selection, catalog)
         seen = self.selection is not None and (self.errors is None or self.selection_sees == "observed")
         if self.selection is not None and seen:
@@ -255,6 +283,11 @@ class SnapshotModel(PyroModule):
         return model
 
     @property
+    def projection(self) -> LineOfSight | None:
+        """Systemic velocity and distance of a system that is seen in projection; None: coordinates are known."""
+        return cast("LineOfSight | None", self._modules.get("sky"))
+
+    @property
     def is_plain(self) -> bool:
         """Whether the likelihood is f(J) alone: the closed form, without errors or selection."""
         return self.smoothing is None and self.separable
@@ -297,6 +330,9 @@ class SnapshotModel(PyroModule):
             if obstacle is not None:
                 raise ValueError(f"no outlier component {obstacle}: fit with outliers=False (--no-outliers)")
             chosen = chosen or Outliers()
+        if self.projection is not None and chosen is not None and chosen.background is None:
+            # the velocity along z is that along the line of sight
+            chosen = Outliers(BackgroundAlongLine.of_velocities(w[:, 5]), chosen.median, chosen.width)
         model._modules = dict(self._modules)
         model.outliers = None if chosen is None else chosen.about(w)
         if self.conditional and model.outliers is not None:
@@ -329,6 +365,9 @@ class SnapshotModel(PyroModule):
         model.selection = model.errors = model.points = None
         model.conditional = False
         model._modules = dict(self._modules) | {"streams": self.streams.without_slopes()}
+        if model._modules.pop("sky", None) is not None:
+            # it starts with stand-ins for what is not seen, which are all members
+            outliers = False
         if not outliers:
             model.outliers = None
         return model
@@ -346,6 +385,11 @@ class SnapshotModel(PyroModule):
         model = copy.copy(self)
         if self.points is not None:
             rows = torch.cat([rows, self.points.w])
+        if self.projection is not None:
+            lattice = LineOfSightLattice.covering(w, stretch(self.projection))
+            model.lattice = lattice
+            model.finder = self.finder.tabulated(self.potential, lattice.w.reshape(-1, 6))
+            return model
         if self.conditional:
             model.lattice = VelocityLattice.covering(w, self.df.symmetry != "spherical").laid(self.potential)
             assert model.lattice.w is not None  # it was laid
@@ -363,7 +407,7 @@ class SnapshotModel(PyroModule):
             raise ValueError("the outlier component needs its background: call with_outliers(w) first")
         fraction = cast("Tensor", self.outliers.fraction)
         background = self.outliers.background
-        if self.conditional:
+        if self.conditional and self.projection is None:
             background = BackgroundVelocities(background)
         return ObservedStars(self.true_density(), self.points, background, fraction)
 
@@ -371,7 +415,9 @@ class SnapshotModel(PyroModule):
         """Return the density of the members' true coordinates, without errors or selection; if so, given positions."""
         if self.smoothing is None:
             mixed = PhaseMixed(self.potential, self.finder, self.df)
-            return VelocityDensity(mixed, self.lattice) if self.conditional else mixed
+            if self.projection is not None:
+                return LineOfSightVelocities(mixed, self.projection, cast("LineOfSightLattice | None", self.lattice))
+            return VelocityDensity(mixed, cast("VelocityLattice | None", self.lattice)) if self.conditional else mixed
         return self.smoothing.density(Chain(self.potential, self.df, self.finder))
 
     @takes_tensors(w="phase_space")
@@ -394,10 +440,10 @@ class SnapshotModel(PyroModule):
         """Return a copy whose sites are fixed at ``values`` (full names), differentiable in them."""
         fixed = copy.copy(self)
         fixed._modules = dict(self._modules)
-        for part in ("potential", "streams", "df", "outliers"):
+        for part in ("potential", "streams", "sky", "df", "outliers"):
             own = {k.removeprefix(part + "."): v for k, v in values.items() if k.startswith(part + ".")}
-            if getattr(self, part) is not None:
-                fixed._modules[part] = freeze(getattr(self, part), own)
+            if (module := self._modules.get(part)) is not None:
+                fixed._modules[part] = freeze(module, own)
         return fixed
 
     def initial_values(self) -> dict[str, Tensor]:
@@ -407,6 +453,8 @@ class SnapshotModel(PyroModule):
         for name, prior in self.sites().items():
             if name.startswith("potential."):
                 start[name] = own[name] if name in own else _centre(name, prior)
+            if name.startswith("sky."):
+                start[name] = torch.zeros((), dtype=torch.float64)
         orbits = self.streams.start(self.at(start).potential, self.finder)
         return start | {f"streams.{name}": value for name, value in orbits.items()}
 
@@ -453,14 +501,27 @@ def _centre(name: str, prior: torch.distributions.Distribution) -> Tensor:
         ) from error
 
 
-def _require_sphere_without_selection(potential: Potential, selection: SelectionFunction | None) -> None:
+def _require_sphere_without_selection(
+    potential: Potential, selection: SelectionFunction | None, likelihood: object
+) -> None:
+    what = "likelihood='conditional'" if likelihood == "conditional" else "a LineOfSight likelihood"
     if potential.symmetry != "spherical":
         raise ValueError(
-            f"likelihood='conditional' is for spherical potentials, not the {potential.symmetry} "
+            f"{what} is for spherical potentials, not the {potential.symmetry} "
             f"{type(potential).__name__}: take likelihood='jeans' and state the selection"
         )
     if selection is not None:
         raise ValueError(
-            f"likelihood='conditional' allows for any selection in position and takes none, got {selection}: "
+            f"{what} allows for any selection in position and takes none, got {selection}: "
             "leave the selection out, or take likelihood='jeans'"
         )
+
+
+def _require_line_of_sight(df: DistributionFunction, errors: MeasurementErrors | None) -> None:
+    if df.symmetry != "spherical":
+        raise ValueError(
+            f"a LineOfSight likelihood is for f(J) of a sphere, not the {df.symmetry} {type(df).__name__}: leave out "
+            "rotation"
+        )
+    if errors is not None:
+        raise ValueError("a LineOfSight likelihood has the errors of its stars: leave out errors")

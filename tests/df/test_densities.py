@@ -32,6 +32,7 @@ from bayespot.df import (
 from bayespot.df.flow import box_spline
 from bayespot.df.logistic_gp import LegendreBasis, LogPolynomialDistribution
 from bayespot.mock import mock, truth_potential
+from bayespot.numerics import gauss_legendre
 from bayespot.potential import truth_field
 from bayespot.pyro_modules import freeze
 
@@ -325,3 +326,30 @@ def test_refusals():
         TrainingConfig(held_out=1)
     with pytest.raises(ValueError, match="positive"):
         ActionChart.for_actions(torch.zeros(10, 3, dtype=torch.float64))
+
+
+def test_logistic_gp_with_cusps():
+    """ln f goes as the stated powers towards J = 0 and L = 0, to 1 % of them; f integrates to one (the powers at the edges
+    cost 0.3 %); at
+    fixed actions it is the same number."""
+    torch.manual_seed(3)
+    J = 300 * torch.rand(400, 3, dtype=torch.float64) ** 2
+    df = LogisticGaussianProcess(degree=3, cusps=True).resolved(1, J)
+    weights = 0.3 * torch.randn(11, dtype=torch.float64)
+    weights[-2:] = torch.tensor([-1.2, -0.5], dtype=torch.float64) / torch.tensor([1.0, 0.6], dtype=torch.float64)
+    fixed = freeze(df, {"weights": weights})
+    near = torch.tensor([1e-4, 2e-4], dtype=torch.float64)
+    shrinking = torch.stack([near, near / 2, near], -1)
+    flattening = torch.stack([torch.full_like(near, 50.0), near / 2, near / 2], -1)
+    for path, power in ((shrinking, -1.2), (flattening, -0.5)):
+        low, high = fixed.log_prob(path)
+        assert float(high - low) / math.log(2) == pytest.approx(power, rel=0.01)
+    assert torch.allclose(df.at_actions(J)(weights), fixed.log_prob(J), atol=1e-10)
+    x, w = gauss_legendre(400)
+    x, w = (x + 1) / 2, w / 2
+    v, t = torch.meshgrid(x, x, indexing="ij")
+    y = torch.stack([v, t, torch.full_like(v, 0.5)], -1)
+    distribution = fixed.distribution()
+    log_volume = distribution.chart.log_volume(y.reshape(-1, 3)).reshape(v.shape)
+    total = ((distribution.log_q(y) + log_volume).exp() * w[:, None] * w).sum()
+    assert float(total) == pytest.approx(1.0, abs=3e-3)

@@ -1,0 +1,18 @@
+"""Free-form sphere from places on the sky and line-of-sight velocities of the members of a dwarf spheroidal.
+
+The likelihood is that of each star's line-of-sight velocity given its place on the sky, so that how many stars were
+observed where does not matter. The systemic velocity is fitted, and the distance where the catalogue has an error of it.
+"""
+
+from bayespot import LogisticGaussianProcess, MassSlopeNetwork, SnapshotModel
+from bayespot.catalog import ProjectedCatalog
+from bayespot.likelihood import LineOfSight
+
+
+def build(catalog: ProjectedCatalog) -> SnapshotModel:
+    """Return the model; features and the prior of the mass are placed by the stars' radii and speeds."""
+    return SnapshotModel(
+        MassSlopeNetwork.for_stars(catalog.w, n_features=8),
+        LogisticGaussianProcess(cusps=True),
+        likelihood=LineOfSight.for_stars(catalog),
+    )
