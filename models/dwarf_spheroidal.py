@@ -1,12 +1,16 @@
 """Free-form sphere from places on the sky and line-of-sight velocities of the members of a dwarf spheroidal.
 
 The likelihood is that of each star's line-of-sight velocity given its place on the sky, so that how many stars were
-observed where does not matter. The systemic velocity is fitted, and the distance where the catalogue has an error of it.
+observed where does not matter. The systemic velocity is fitted, and the distance where the catalogue has an error of
+it. Whether its bands hold the truth has not been measured (the verdict says so).
 """
 
 from bayespot import LogisticGaussianProcess, MassSlopeNetwork, SnapshotModel
 from bayespot.catalog import ProjectedCatalog
 from bayespot.likelihood import LineOfSight
+
+#: Stars are read as places on the sky and line-of-sight velocities.
+PROJECTED = True
 
 
 def build(catalog: ProjectedCatalog) -> SnapshotModel:

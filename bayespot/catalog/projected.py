@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 #: Names of the columns that are read, first come first served; in lower case.
 _V = ("radial_velocity", "v_los", "vlos", "v_helio", "vhelio", "rv")
 _V_ERROR = ("radial_velocity_error", "v_los_error", "vlos_error", "v_error", "rv_error", "e_rv", "e_v_los", "e_vlos")
-#: Half-mass radius of a system over the median radius on the sky, and over the farthest a centre may be from stars.
-_CENTRED = 1.0
 #: km/s per kpc and mas/yr.
 _KMS = 4.740470463533349
 #: Share of the velocities that may be farther from their median than so many of their own widths: more are no members.
@@ -100,7 +98,9 @@ class ProjectedCatalog(Catalog):
             row = int(columns[3].argmin())
             raise CatalogError(f"v_error of star {row} (counting from 0) is negative, {columns[3][row]} km/s")
         _check(*columns)
-        return cls(w=_stand_ins(*columns), names=names, meta=dict(meta or {}), sky=torch.as_tensor(np.stack(columns, 1)))
+        return cls(
+            w=_stand_ins(*columns), names=names, meta=dict(meta or {}), sky=torch.as_tensor(np.stack(columns, 1))
+        )
 
     @classmethod
     def read(  # type: ignore[override]
@@ -250,10 +250,10 @@ def _check(x: np.ndarray, y: np.ndarray, v: np.ndarray, v_error: np.ndarray) -> 
     if n < 10:
         return
     middle = np.hypot(np.median(x), np.median(y))
-    if middle > (0.5 + 4 / n**0.5) * np.median(np.hypot(x - np.median(x), y - np.median(y))) * _CENTRED:
+    if middle > (0.5 + 4 / n**0.5) * np.median(np.hypot(x - np.median(x), y - np.median(y))):
         raise CatalogError(
-            f"the median of {n} stars is {middle:.3g} kpc from the centre, their median distance from it {np.median(R):.3g}"
-            " kpc: the centre is wrong, or x and y are not relative to it; give centre (ra, dec in deg; --centre)"
+            f"the median of {n} stars is {middle:.3g} kpc from the centre, their median distance from it "
+            f"{np.median(R):.3g} kpc: the centre is wrong, or x and y are not relative to it; give centre (ra, dec in deg; --centre)"
         )
     centre = np.median(v)
     width = 1.4826 * np.median(np.abs(v - centre))
@@ -261,16 +261,16 @@ def _check(x: np.ndarray, y: np.ndarray, v: np.ndarray, v_error: np.ndarray) -> 
         raise CatalogError("all line-of-sight velocities are the same; check which column was read")
     if abs(centre) > 3 * width:
         raise CatalogError(
-            f"the median line-of-sight velocity is {centre:.1f} km/s, its scatter {width:.1f}: velocities are not relative"
-            " to the system's; subtract it (systemic_velocity; --systemic-velocity)"
+            f"the median line-of-sight velocity is {centre:.1f} km/s, its scatter {width:.1f}: velocities are not "
+            "relative to the system's; subtract it (systemic_velocity; --systemic-velocity)"
         )
     far = np.abs(v - centre) > _FAR * width
     if far.mean() > _MANY:
         row = int(np.abs(v - centre).argmax())
         raise CatalogError(
-            f"{int(far.sum())} of {n} line-of-sight velocities are more than {_FAR:g} times their scatter ({width:.1f} km/s)"
-            f" from the median, star {row} (counting from 0) by {v[row] - centre:.0f} km/s: all stars of the field instead"
-            " of members? Keep those with a high probability of membership"
+            f"{int(far.sum())} of {n} line-of-sight velocities are more than {_FAR:g} times their scatter ({width:.1f} "
+            f"km/s) from the median, star {row} (counting from 0) by {v[row] - centre:.0f} km/s: all stars of the field "
+            "instead of members? Keep those with a high probability of membership"
         )
 
 
@@ -332,7 +332,9 @@ def _offset(table: Table, columns: Mapping[str, str], name: str, distance: float
     return distance * np.tan(_column(table, columns, (name,), "rad", name))
 
 
-def _directions(ra: np.ndarray, dec: np.ndarray, ra_0: float, dec_0: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _directions(
+    ra: np.ndarray, dec: np.ndarray, ra_0: float, dec_0: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Components of the stars' directions to the east and north of the centre, and along it."""
     a, d, d_0 = np.radians(ra - ra_0), np.radians(dec), math.radians(dec_0)
     east = np.cos(d) * np.sin(a)

@@ -103,6 +103,35 @@ def read_catalog(
     )
 
 
+def read_projected(
+    path: Path,
+    distance: float | None,
+    distance_error: float,
+    centre: str | None,
+    systemic_velocity: float | None,
+    hdu: str | None,
+) -> Catalog:
+    """Read the members of a system on the sky with the command line's options.
+
+    Raises
+    ------
+    ValueError
+        If ``centre`` is not two numbers.
+    """
+    from bayespot.catalog.projected import ProjectedCatalog
+
+    at = None
+    if centre is not None:
+        try:
+            numbers = tuple(float(part) for part in centre.replace(",", " ").split())
+        except ValueError:
+            numbers = ()
+        if len(numbers) != 2:
+            raise ValueError(f"--centre takes RA,DEC in deg, for instance 260.06,57.92; got {centre!r}")
+        at = (numbers[0], numbers[1])
+    return ProjectedCatalog.read(path, distance, distance_error, at, systemic_velocity, hdu=hdu)
+
+
 def read_fitted(run: Path, config: dict[str, Any], path: Path, **options: Any) -> Catalog:
     """Read the catalogue that a run was fitted to, with the options of `read_catalog`, in the run's own frame.
 

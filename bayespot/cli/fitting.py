@@ -19,6 +19,7 @@ from bayespot.cli.catalogs import (
     V_SUN,
     Z_SUN,
     read_catalog,
+    read_projected,
     show_notes,
 )
 from bayespot.cli.tables import OUTPUT
@@ -59,8 +60,9 @@ def fit(
     guide: Annotated[
         Any,
         typer.Option(
-            help="full_rank, low_rank, mean_field (too narrow), laplace, emulated (flattened potentials), svgd (up to "
-            "3 latents) or nuts (few stars); default: emulated where it can be, else full_rank.",
+            help="full_rank, low_rank, mean_field (too narrow), laplace, emulated (flattened potentials), marginal "
+            "(f(J) integrated out: velocities given positions), svgd (up to 3 latents) or nuts (few stars); default: "
+            "emulated or marginal where they can be, else full_rank.",
             parser=str,
             metavar="TEXT",
         ),
@@ -100,15 +102,31 @@ def fit(
     ignore_errors: Annotated[
         bool, typer.Option("--ignore-errors", help="Take measured coordinates as exact; the verdict says so.")
     ] = False,
+    distance: Annotated[
+        float | None,
+        typer.Option(
+            help="Distance of a system on the sky, kpc: stars are ra dec (or x y) and radial_velocity with its error."
+        ),
+    ] = None,
+    distance_error: Annotated[float, typer.Option(min=0, help="Error of --distance, kpc.")] = 0.0,
+    centre: Annotated[
+        str | None, typer.Option(help="RA,DEC of the system's centre, deg; default: the stars' medians.")
+    ] = None,
+    systemic_velocity: Annotated[
+        float | None, typer.Option(help="Of the system, km/s; default: the median of the stars'; it is fitted.")
+    ] = None,
 ) -> None:
     """Fit a model to a catalogue; the run is a folder.
 
     Columns: x y z vx vy vz (Galactocentric, kpc and km/s) or Gaia's ra dec distance (or parallax) pmra pmdec
-    radial_velocity. An interrupted fit goes on with --resume.
+    radial_velocity; for the members of a dwarf on the sky ra dec radial_velocity radial_velocity_error, with
+    --distance. An interrupted fit goes on with --resume.
 
     Example: `bayespot fit spherical stars.ecsv -o run --seed 1`
 
     Example: `bayespot fit spherical stars.ecsv -o run --ensemble 4 --jobs 2`
+
+    Example: `bayespot fit dwarf_spheroidal members.csv -o run --distance 86 --distance-error 6`
     """
     from bayespot.inference.result import FitConfig
 
@@ -124,19 +142,23 @@ def fit(
         svi_steps=svi_steps,
         outliers=outliers,
     )
-    _, path = load_model(model)  # arguments the wrong way round: said of the model, not of a file that is none
+    module, path = load_model(model)  # arguments the wrong way round: said of the model, not of a file that is none
     inputs = [catalog] if path is None else [catalog, path]
     check_output(output, inputs, overwrite, resume)
-    stars = read_catalog(
-        catalog,
-        drop_invalid=drop_invalid,
-        drop_duplicates=drop_duplicates,
-        allow_missing=allow_missing,
-        hdu=hdu,
-        r_sun=r_sun,
-        z_sun=z_sun,
-        v_sun=v_sun,
-    )
+    stars: Catalog
+    if distance is not None or getattr(module, "PROJECTED", False):
+        stars = read_projected(catalog, distance, distance_error, centre, systemic_velocity, hdu)
+    else:
+        stars = read_catalog(
+            catalog,
+            drop_invalid=drop_invalid,
+            drop_duplicates=drop_duplicates,
+            allow_missing=allow_missing,
+            hdu=hdu,
+            r_sun=r_sun,
+            z_sun=z_sun,
+            v_sun=v_sun,
+        )
     show_notes(stars)
     fit_to_folder(
         model,

@@ -132,6 +132,7 @@ def diagnose(
         df=type(model.df).__name__,
         guide=config.guide or "",
         conditional=model.conditional,
+        projected=model.projection is not None,
         df_rounds=[dataclasses.asdict(one) for one in state["rounds"]],
         notes=notes,
         **extra,

@@ -28,7 +28,8 @@ OUTLIERS = "outliers.fraction"
 class LatentSpace:
     """Maps a real vector to the sites of a model and back; the potential's sites come first.
 
-    Those of streams and of the system's place on the sky are next: ``n_potential`` counts all three. The sites of f(J) follow, last the fraction of outliers.
+    Those of streams and of the system's place on the sky are next: ``n_potential`` counts all three. The sites of f(J)
+    follow, last the fraction of outliers.
 
     Parameters
     ----------
@@ -39,7 +40,9 @@ class LatentSpace:
     def __init__(self, model: SnapshotModel) -> None:
         self.model = model
         sites = model.sites()
-        order = [n for part in ("potential.", "streams.", "sky.", "df.", "outliers.") for n in sites if n.startswith(part)]
+        order = [
+            n for part in ("potential.", "streams.", "sky.", "df.", "outliers.") for n in sites if n.startswith(part)
+        ]
         self.priors = {name: sites[name] for name in order}
         self.shapes, self.transforms, self.slices = {}, {}, {}
         start = 0

@@ -1,7 +1,7 @@
 r"""The posterior of the potential with f(J) integrated out in each potential.
 
-Where f(J) is inferred together with the potential, the ridge on which they stand in for each other bends: no Gaussian in
-all latents is near the posterior. In a *given* potential the actions are numbers, ln f is linear in its parameters
+Where f(J) is inferred together with the potential, the ridge on which they stand in for each other bends: no Gaussian
+in all latents is near the posterior. In a *given* potential the actions are numbers, ln f is linear in its parameters
 (`bayespot.df.LogisticGaussianProcess`), and the posterior of these, log-concave or nearly so, is close to the Gaussian
 at its maximum. Laplace's method gives
 
@@ -25,11 +25,15 @@ from bayespot.df.logistic_gp import LogisticGaussianProcess
 from bayespot.inference.importance import MOST_ROUNDS, ROUND, Weighted, adaptive_importance
 from bayespot.inference.latent import LatentSpace, RememberedActions, same_array, whitening
 from bayespot.likelihood.model import SnapshotModel
+from bayespot.optimisers import LBFGS
 
-#: Draws of f(J) in each potential, whose weights correct Laplace's method.
-_DRAWS = 4
-#: Newton's method on the latents of f(J): gain in ln p at which it ends, most steps, and halvings of one.
-_GAIN, _STEPS, _HALVINGS = 1e-3, 30, 10
+#: Draws of f(J) in each potential, whose weights correct Laplace's method: from the Gaussian of that potential, and
+#: from that of the maximum, where second derivatives cost more than draws.
+_DRAWS, _DRAWS_OF_MAXIMUM = 4, 16
+#: Of the climb to the best f(J): most steps, and the slope, in the inverse of standard deviations, at which it ends.
+_STEPS, _SLOPE = 40, 0.03
+#: -ln p of a trial step to where it is not finite.
+_WALL = 1e12
 #: Rows of the data times directions whose second derivatives are taken at once.
 _AT_ONCE = 1_000_000
 #: Farthest that f(J) may be from where it is at the maximum, in prior standard deviations of a latent: in absurd
@@ -60,13 +64,15 @@ class MarginalPosterior:
     space, data
         Latents, and the stars as `SnapshotModel.prepare` returns them.
     u : Float[Tensor, "size"]
-        The maximum: Newton's method for f(J) begins there.
+        The maximum: the climb to the best f(J) begins there.
     """
 
     def __init__(self, space: LatentSpace, data: Tensor, u: Tensor) -> None:
         self.space, self.data, self.u = space, data, u
         #: Root of the covariance of f(J) at u: that in other potentials is near it.
         self.root = _GivenPotential(space, data, u).root(u[space.slices["df.weights"]])
+        #: Whether f(J) has its own covariance in each potential.
+        self.own_covariance = space.model.projection is None
         part = space.slices["df.weights"]
         self.own = torch.arange(part.start, part.stop)
         #: Rows of the other latents.
@@ -81,7 +87,7 @@ class MarginalPosterior:
     def orbits(self, rest: Tensor) -> tuple[Orbits, _GivenPotential]:
         """Return f(J) given the other latents, and what it was found with."""
         given = _GivenPotential(self.space, self.data, self.whole(rest, self.u[self.own]))
-        return given.orbits(self.u[self.own], self.root), given
+        return given.orbits(self.u[self.own], self.root, self.own_covariance), given
 
     def slope(self, rest: Tensor) -> Tensor:
         """Return the gradient of the profile, ln p at the best f(J), by the other latents."""
@@ -145,13 +151,14 @@ def marginal(
         if absurd:
             kept.append(target.u)
             return -math.inf
-        z = torch.randn(_DRAWS, len(found.mode), generator=generator, dtype=rest.dtype)
+        n = _DRAWS if target.own_covariance else _DRAWS_OF_MAXIMUM
+        z = torch.randn(n, len(found.mode), generator=generator, dtype=rest.dtype)
         draws = found.mode + z @ found.root.T
         log_q = -0.5 * (z**2).sum(-1) - found.root.diagonal().log().sum() - len(found.mode) / 2 * math.log(2 * math.pi)
-        log_weights = torch.stack([given.log_p(one) for one in draws]) - log_q
+        log_weights = given.log_p_of_draws(draws) - log_q
         chosen = torch.multinomial(torch.softmax(log_weights, 0), 1, generator=generator)
         kept.append(target.whole(rest, draws[int(chosen)]))
-        return float(log_weights.logsumexp(0)) - math.log(_DRAWS)
+        return float(log_weights.logsumexp(0)) - math.log(n)
 
     start = target.u[target.rest]
     covariance = target.first_covariance(information, tick)
@@ -187,6 +194,11 @@ class _GivenPotential:
         u = torch.cat([self.u[: self.own.start], own, self.u[self.own.stop :]])
         return self.model.density().log_prob(self.data).sum() + self.space.log_prior(u)
 
+    @torch.no_grad()
+    def log_p_of_draws(self, own: Tensor) -> Tensor:
+        """Return `log_p` ``(n_draws,)`` of draws ``(n_draws, k)``."""
+        return torch.stack([self.log_p(one) for one in own])
+
     def _gradient(self, own: Tensor) -> tuple[Tensor, Tensor]:
         """Return ln p and its gradient."""
         own = own.detach().requires_grad_()
@@ -212,33 +224,34 @@ class _GivenPotential:
             raise ValueError("the second derivatives of f(J) are not finite")
         return whitening(_positive(-(found + found.T) / 2))
 
-    def orbits(self, own: Tensor, root: Tensor) -> Orbits:
+    def orbits(self, own: Tensor, root: Tensor, own_covariance: bool = True) -> Orbits:
         """Return the maximum from ``own`` on, and what Laplace's method makes of it.
 
-        By Newton's method with the covariance ``root root^T`` of another potential; where that does not lead on, with
-        its own.
+        By L-BFGS in coordinates whitened by the covariance ``root root^T`` of another potential.
         """
-        value, slope = self._gradient(own)
-        for _ in range(_STEPS):
-            step = root @ (root.T @ slope)
-            gain = 0.5 * float(slope @ step)
-            if not math.isfinite(float(value)) or not math.isfinite(gain):
+        z = torch.zeros_like(own, requires_grad=True)
+        optimiser = LBFGS(
+            [z], max_iter=_STEPS, history_size=_STEPS, tolerance_grad=_SLOPE, line_search_fn="strong_wolfe"
+        )
+
+        def closure() -> Tensor:
+            value, slope = self._gradient(own + root @ z.detach())
+            if bool(torch.isfinite(value)) and bool(torch.isfinite(slope).all()):
+                z.grad = -root.T @ slope
+                return -value
+            if not z.any():
                 raise ValueError("the log posterior of f(J) is not finite")
-            if gain < _GAIN:
-                break
-            next_value, next_slope = self._gradient(own + step)
-            if not next_value > value or float(next_slope @ root @ (root.T @ next_slope)) > gain:
-                root = self.root(own)
-                step = root @ (root.T @ slope)
-                next_value, next_slope = self._gradient(own + step)
-                halvings = 0
-                while not next_value > value and halvings < _HALVINGS:
-                    step, halvings = step / 2, halvings + 1
-                    next_value, next_slope = self._gradient(own + step)
-            own, value, slope = own + step, next_value, next_slope
-        root = self.root(own)
+            # a trial step too far: the line search turns back
+            z.grad = torch.zeros_like(z)
+            return value.new_tensor(_WALL)
+
+        optimiser.step(closure)
+        own = own + root @ z.detach()
+        value = float(self.log_p_of_draws(own[None])[0])
+        if own_covariance:
+            root = self.root(own)
         volume = len(own) / 2 * math.log(2 * math.pi) + float(root.diagonal().log().sum())
-        return Orbits(own, root, float(value), float(value) + volume)
+        return Orbits(own, root, value, value + volume)
 
 
 class _KnownDensity(torch.nn.Module):

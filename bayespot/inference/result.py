@@ -166,7 +166,8 @@ class Diagnostics:
     ``n_error_samples``, per star (least, 5 % quantile, median), below 2 for ``n_poorly_sampled`` stars; with a
     selection ``selected_fraction`` is the fraction of the population it keeps, normalised with ``selection_points``
     points; others (in spheres twice as many) would move the result by ``selection_error`` posterior standard
-    deviations. ``conditional`` says whether the likelihood was that of velocities given positions.
+    deviations. ``conditional`` says whether the likelihood was that of velocities given positions,
+    and ``projected`` whether these were on the sky and along the line of sight.
     ``angle_p_value`` is that of the phase-mixing test in the posterior mean potential
     (`bayespot.inference.phase_mixing`), of chi-square ``angle_statistic`` with ``angle_dof`` degrees,
     for catalogues without errors or selection. For these ``symmetry`` holds, by test (`bayespot.inference.symmetry`),
@@ -201,6 +202,7 @@ class Diagnostics:
     selection_points: int = 0
     selection_error: float = 0.0
     conditional: bool = False
+    projected: bool = False
     angle_p_value: float | None = None
     angle_statistic: float | None = None
     angle_dof: int = 0

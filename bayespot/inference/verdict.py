@@ -144,11 +144,17 @@ def _data(d: Mapping[str, Any]) -> list[tuple[int, str]]:
     if d.get("symmetry"):
         test_of_symmetry = SymmetryTest.from_dict(d["symmetry"])
         found += symmetry_warnings(d["potential_symmetry"], d["df_symmetry"], test_of_symmetry)
-    if d.get("conditional"):
+    if d.get("projected"):
+        text = "line-of-sight velocities: whether bands hold the truth has not been measured yet"
+        found.append((2, f"{text}: do not quote them"))
+    elif d.get("conditional") and d.get("guide") != "marginal":
         text = (
             "velocities given positions: bands are too narrow (68 and 95 % held the truth in 51 and 79 % of the radii"
         )
-        found.append((2, f"{text} of 40 mocks): state the selection and fit with it where it can be known"))
+        found.append((2, f"{text} of 40 mocks with a Gaussian guide): take guide marginal with df logistic_gp"))
+    elif d.get("conditional"):
+        text = "velocities given positions: too few mocks have shown whether bands hold the truth"
+        found.append((2, f"{text}: state the selection and fit with it where it can be known"))
     few = d.get("n_poorly_sampled", 0)
     of = f" of {n}" if (n := d.get("n_error_samples")) else ""
     remedy = "raise n_samples of the model's errors"

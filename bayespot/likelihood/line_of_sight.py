@@ -79,11 +79,19 @@ class LineOfSight(PyroModule):
         self.velocity = PyroSample(dist.Normal(zero, velocity_sd))
         self.ln_distance = PyroSample(dist.Normal(zero, distance_error)) if distance_error > 0 else zero
 
-
     @classmethod
     def for_stars(cls, catalog: ProjectedCatalog) -> LineOfSight:
         """Return the likelihood of a catalogue: with the error of its distance, if it has one, and a prior of the
-        systemic velocity as wide as the scatter of its velocities."""
+        systemic velocity as wide as the scatter of its velocities.
+
+        Raises
+        ------
+        ValueError
+            If these are not stars on the sky.
+        """
+        # not by its class: the catalogue's module is not imported here
+        if not hasattr(catalog, "stars"):
+            raise ValueError("a LineOfSight needs stars on the sky: read them with ProjectedCatalog.read (--distance)")
         v = catalog.stars[:, 2]
         distance = catalog.meta.get("distance_kpc")
         relative = catalog.meta.get("distance_error_kpc", 0.0) / distance if distance else 0.0
@@ -238,7 +246,7 @@ class LineOfSightVelocities(StarDensity):
         lattice = self.lattice or LineOfSightLattice.covering(value, stretch(self.sky))
         known = lattice.coefficients(self.density) if self.coefficients is None else self.coefficients
         R = torch.linalg.vector_norm(value[..., :2], dim=-1) * torch.as_tensor(self.sky.ln_distance).exp()
-        v, error = value[..., 2] - self.sky.velocity, value[..., 3]
+        v, error = value[..., 2] - torch.as_tensor(self.sky.velocity), value[..., 3]
         q = math.pi / lattice.V * torch.arange(1, known.shape[1] + 1, dtype=torch.float64)
         wave = (q * v[..., None]).cos() * (-0.5 * (q * error[..., None]) ** 2).exp()
         series = (1 + 2 * (wave * lattice.at(known, R)).sum(-1)).clamp(min=0)

@@ -211,9 +211,19 @@ class Replicator:
         The fitted model.
     catalog
         Number of stars and measurement errors.
+
+    Raises
+    ------
+    ValueError
+        For a model of line-of-sight velocities.
     """
 
     def __init__(self, model: SnapshotModel, catalog: Catalog) -> None:
+        if model.projection is not None:
+            raise ValueError(
+                "line-of-sight velocities have no predictive checks: compare LineOfSightVelocities at posterior draws "
+                "with the stars' velocities"
+            )
         self.model, self.n = model, len(catalog)
         self.scatter = None if model.errors is None else ErrorScatter(catalog)
         #: The stars, of which a conditional likelihood keeps the places.

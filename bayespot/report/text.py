@@ -71,7 +71,9 @@ def describe(diagnosis: Mapping[str, Any]) -> list[str]:
             f"points than the {diagnosis['selection_points']} used would move the result by "
             f"{diagnosis['selection_error']:.2f} posterior sd"
         )
-    if diagnosis.get("conditional"):
+    if diagnosis.get("projected"):
+        lines.append("likelihood: of line-of-sight velocities given places on the sky, whatever the selection of these")
+    elif diagnosis.get("conditional"):
         lines.append("selection: any in position, known or not; the likelihood is that of velocities given positions")
     if diagnosis.get("outlier_fraction") is not None:
         lines.append(outlier_line(diagnosis))

@@ -16,6 +16,7 @@ from contracts.commands import bayespot, in_a_process, quick_figures
 from bayespot import Catalog
 from bayespot.cli.fitting import builtin_models, fit_to_folder
 from bayespot.cli.tables import parse_radii
+from bayespot.mock import mock
 
 FAST = ["--svi-steps", "10", "--n-draws", "60", "--n-components", "1"]
 GAIA_MODEL = str(Path(__file__).parents[2] / "models" / "gaia_sphere.py")
@@ -208,7 +209,7 @@ def test_help_teaches():
         assert "\N{HUNDRED POINTS SYMBOL}" not in shown  # what the help makes of ":100:"
     assert set(builtin_models()) == {
         "axisymmetric", "disc_and_halo", "isochrone", "spherical", "milky_way_globular_clusters", "gaia_sphere",
-        "unknown_selection",
+        "unknown_selection", "dwarf_spheroidal",
     }  # fmt: skip
     assert all(builtin_models().values())
 
@@ -260,11 +261,36 @@ def test_stars_of_a_selection_that_is_not_known(session, tmp_path):
     stars[stars.x[:, 0] > 0].write(tmp_path / "half.ecsv")
     done = bayespot("fit", "unknown_selection", "half.ecsv", "-o", "run", *FAST, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "bands are too narrow" in done.stderr
+    assert "too few mocks have shown whether bands hold the truth" in done.stderr
     done = bayespot("report", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "the likelihood is that of velocities given positions" in done.stdout
     assert "The posterior is not to be trusted" in done.stdout
+
+
+def test_a_dwarf_on_the_sky(tmp_path):
+    """Members with ra, dec and radial velocities: a run and its report; what is missing is named by its option."""
+    true = mock("dwarf-in-nfw", n_stars=150, seed=3)
+    x, y, v = (part.numpy() for part in (true.x[:, 0], true.x[:, 1], true.v[:, 2]))
+    per_kpc = np.degrees(1 / 80.0)
+    dec = 10 + per_kpc * y
+    table = Table({"ra": 150 + per_kpc * x / np.cos(np.radians(dec)), "dec": dec, "radial_velocity": v + 223.0})
+    table["radial_velocity_error"] = 2.0
+    table.write(tmp_path / "members.csv")
+    fit = ("fit", "dwarf_spheroidal", "members.csv", "-o", "run")
+    done = bayespot(*fit, cwd=tmp_path)
+    assert done.returncode != 0
+    assert "--distance" in done.stderr
+    done = bayespot(*fit, "--distance", "80", "--centre", "10", cwd=tmp_path)
+    assert "--centre takes RA,DEC" in done.stderr
+    done = bayespot(*fit, "--distance", "80", "--centre", "158,10", cwd=tmp_path)
+    assert "the centre is wrong" in done.stderr
+    done = bayespot(*fit, "--distance", "80", "--distance-error", "4", "--guide", "laplace", *FAST[:2], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "has not been measured yet" in done.stderr
+    done = bayespot("report", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "of line-of-sight velocities given places on the sky" in done.stdout
 
 
 @pytest.fixture(scope="module")

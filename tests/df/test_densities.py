@@ -329,9 +329,8 @@ def test_refusals():
 
 
 def test_logistic_gp_with_cusps():
-    """ln f goes as the stated powers towards J = 0 and L = 0, to 1 % of them; f integrates to one (the powers at the edges
-    cost 0.3 %); at
-    fixed actions it is the same number."""
+    """ln f goes as the stated powers towards J = 0 and L = 0, to 1 % of them; f integrates to one (the powers at the
+    edges cost 0.3 %); at fixed actions it is the same number."""
     torch.manual_seed(3)
     J = 300 * torch.rand(400, 3, dtype=torch.float64) ** 2
     df = LogisticGaussianProcess(degree=3, cusps=True).resolved(1, J)

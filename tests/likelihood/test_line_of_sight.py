@@ -1,0 +1,240 @@
+"""Line-of-sight velocities given positions on the sky: their density against closed forms, and a fit.
+
+In an isochrone sphere (M = 1e11 Msun, b = 3 kpc) f = (-E)^m has the density of v_los at R
+p ~ int dz (Psi - v^2/2)^(m + 1), Psi = -Phi; f = L (-E)^m is integrated over the velocities across by brute force.
+"""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from bayespot.models import dwarf_spheroidal
+from scipy.integrate import quad
+
+from bayespot import Catalog, FitConfig, LogisticGaussianProcess, MassSlopeNetwork, Posterior, SnapshotModel, fit
+from bayespot.actions import IsochroneActions
+from bayespot.catalog import CatalogError, ProjectedCatalog
+from bayespot.df import SphericalMixture
+from bayespot.inference.latent import LatentSpace
+from bayespot.likelihood import LineOfSight, MeasurementErrors
+from bayespot.likelihood.line_of_sight import BackgroundAlongLine, LineOfSightLattice, LineOfSightVelocities
+from bayespot.likelihood.phase_mixed import PhaseMixed
+from bayespot.mock import MOCKS, mock
+from bayespot.potential import Isochrone, MiyamotoNagai, truth_field
+from bayespot.units import G
+
+M, B, INDEX = 1e11, 3.0, 2.5
+POTENTIAL = Isochrone(m_tot=M, r_s=B)
+F64 = torch.float64
+KNOWN = SimpleNamespace(velocity=torch.zeros((), dtype=F64), ln_distance=torch.zeros((), dtype=F64), distance_error=0.0)
+
+
+def energy(J: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """E and L of actions in the isochrone (Binney & Tremaine 2008, equation 3.226)."""
+    L = J[..., 1].abs() + J[..., 2]
+    reach = J[..., 0] + (L + (L**2 + 4 * G * M * B).sqrt()) / 2
+    return -((G * M) ** 2) / (2 * reach**2), L
+
+
+def population(tangential: bool) -> PhaseMixed:
+    def log_f(J: torch.Tensor) -> torch.Tensor:
+        E, L = energy(J)
+        return INDEX * (-E).log() + (L.log() if tangential else 0.0)
+
+    return PhaseMixed(POTENTIAL, IsochroneActions(), SimpleNamespace(log_prob=log_f, symmetry="spherical"))
+
+
+def psi(r):
+    return G * M / (B + np.sqrt(B**2 + r**2))
+
+
+def isotropic(R: float, v: np.ndarray) -> np.ndarray:
+    """p(v_los | R) of f = (-E)^m, by quadrature along the line of sight."""
+
+    def along(t: float, speed: float) -> float:
+        return max(psi(R * math.cosh(t)) - speed**2 / 2, 0.0) ** (INDEX + 1) * R * math.cosh(t)
+
+    def value(speed: float) -> float:
+        return quad(along, 0, 12, args=(speed,), limit=200)[0]
+
+    top = math.sqrt(2 * psi(R))
+    norm = 2 * quad(value, 0, top, limit=100, epsrel=1e-6)[0]
+    return np.array([value(speed) for speed in v]) / norm
+
+
+def tangential(R: float, v: np.ndarray) -> np.ndarray:
+    """p(v_los | R) of f = L (-E)^m, by sums over z and the velocities across."""
+    t = np.linspace(-8, 8, 241)
+    z, step = R * np.sinh(t), R * np.cosh(t) * (t[1] - t[0])
+    s, a = np.meshgrid((np.arange(40) + 0.5) / 40, (np.arange(24) + 0.5) / 24 * 2 * np.pi, indexing="ij")
+
+    def value(speed: float) -> float:
+        P = np.clip(psi(np.hypot(R, z)) - speed**2 / 2, 0, None)[:, None, None]
+        across = np.sqrt(2 * P) * s
+        vx, vy, depth = across * np.cos(a), across * np.sin(a), z[:, None, None]
+        L = np.sqrt((depth * vy) ** 2 + (depth * vx - R * speed) ** 2 + (R * vy) ** 2)
+        # of s ds, in units of the largest speed across
+        return float((((P * (1 - s**2)) ** INDEX * L * 2 * P * s).sum((1, 2)) * step).sum())
+
+    grid, weights = np.polynomial.legendre.leggauss(24)
+    top = math.sqrt(2 * psi(R))
+    norm = top * sum(w * value(top * (x + 1) / 2) for x, w in zip(grid, weights, strict=True))
+    return np.array([value(speed) for speed in v]) / norm
+
+
+def sky(R: np.ndarray, v: np.ndarray, error: float = 0.0) -> torch.Tensor:
+    zero = np.zeros_like(v)
+    R = np.broadcast_to(R, v.shape)
+    return torch.as_tensor(np.stack([0.6 * R, -0.8 * R, v, zero + error, zero, zero], 1))
+
+
+def lattice() -> LineOfSightLattice:
+    rng = np.random.default_rng(1)
+    return LineOfSightLattice.covering(sky(np.geomspace(0.2, 15, 400), 100 * rng.standard_normal(400)))
+
+
+@pytest.mark.parametrize("R", [0.3, 2.0, 10.0])
+@pytest.mark.parametrize("exact", [isotropic, tangential])
+def test_density_of_velocities(exact, R):
+    """Within 0.3 % of the peak, at speeds up to 0.9 of the escape speed, where it has fallen a hundredfold."""
+    v = np.linspace(0, 0.9, 7) * math.sqrt(2 * psi(R))
+    expected = exact(R, v)
+    density = LineOfSightVelocities(population(exact is tangential), KNOWN, lattice())
+    found = density.log_prob(sky(R, v)).exp().numpy()
+    assert abs(found - expected).max() < 3e-3 * expected.max()
+    assert torch.allclose(density.log_prob(sky(R, v)), density.log_prob(sky(R, -v)), atol=1e-12)
+
+
+def test_errors_and_systemic_velocity():
+    """An error of 30 km/s is a convolution, to 0.1 % of the peak; the systemic velocity is a shift, the distance a
+    factor of R; the density integrates to one."""
+    R = 2.0
+    density = LineOfSightVelocities(population(False), KNOWN, lattice())
+    v = np.linspace(-600, 600, 1201)
+    sharp = density.log_prob(sky(R, v)).exp().numpy()
+    assert sharp.sum() == pytest.approx(1.0, abs=1e-4)
+    kernel = np.exp(-0.5 * (v / 30) ** 2) / (30 * math.sqrt(2 * math.pi))
+    blurred = density.log_prob(sky(R, v, 30.0)).exp().numpy()
+    assert abs(np.convolve(sharp, kernel, "same") - blurred).max() < 1e-3 * blurred.max()
+    moved = SimpleNamespace(velocity=torch.tensor(12.0), ln_distance=torch.tensor(0.1, dtype=F64), distance_error=0.1)
+    other = LineOfSightVelocities(population(False), moved, lattice())
+    expected = density.log_prob(sky(R * math.exp(0.1), v - 12.0))
+    assert torch.allclose(other.log_prob(sky(R, v)), expected, atol=1e-10)
+
+
+def test_far_velocities_have_a_floor():
+    """Beyond the series' period, where it would repeat, a velocity has a small density, not that of its image."""
+    density = LineOfSightVelocities(population(False), KNOWN, lattice())
+    V = density.lattice.V
+    log_p = density.log_prob(sky(2.0, np.array([0.0, 1.01 * V, 2 * V])))
+    assert torch.isfinite(log_p).all()
+    assert (log_p[1:] < log_p[0] - 10).all()
+
+
+def test_gradient_of_the_likelihood():
+    """Exact to 1e-5 in every latent, through the table that all stars share, and the same block by block."""
+    catalog = stars(300, 2)
+    model = SnapshotModel(
+        MassSlopeNetwork.for_stars(catalog.w, n_features=4),
+        LogisticGaussianProcess(degree=3, cusps=True).resolved(1, 50 * torch.rand(200, 3, dtype=F64) + 1),
+        likelihood=LineOfSight(5.0, 0.05),
+    )
+    space, data = LatentSpace(model), model.prepare(catalog)
+    assert {"sky.velocity", "sky.ln_distance"} <= set(space.slices)
+    assert space.n_potential == space.size - 11
+    u = 0.1 * torch.randn(space.size, generator=torch.Generator().manual_seed(1), dtype=F64)
+    u[0] = model.initial_values()["potential.ln_mass"]
+    value, slope = space.likelihood_gradient(u, data)
+    assert float(value) == pytest.approx(float(space.log_likelihood(u, data).sum()), abs=1e-8)
+    for k in range(space.size):
+        step = torch.zeros_like(u)
+        step[k] = 1e-4
+        ahead, behind = (space.log_likelihoods(u + by, data).sum() for by in (step, -step))
+        assert float(slope[k]) == pytest.approx(float((ahead - behind) / 2e-4), rel=1e-3, abs=2e-3)
+
+
+def stars(n: int, seed: int) -> ProjectedCatalog:
+    """A mock dwarf: Hernquist tracers in an NFW halo, errors of 2 km/s."""
+    whole = mock("dwarf-in-nfw", n_stars=n, seed=seed)
+    noise = torch.randn(n, generator=torch.Generator().manual_seed(seed + 1), dtype=F64)
+    return ProjectedCatalog.of(whole.x[:, 0], whole.x[:, 1], whole.v[:, 2] + 2 * noise, 2.0)
+
+
+def test_background_is_broad():
+    """Four times as broad as the stars, and convolved with errors."""
+    v = torch.linspace(-30, 30, 101, dtype=F64)
+    background = BackgroundAlongLine.of_velocities(v)
+    assert background.sd == pytest.approx(4 * 1.4826 * 15, rel=0.02)
+    at = sky(1.0, np.linspace(-1500, 1500, 3001), 3.0)
+    assert float(background.log_prob(at).exp().sum()) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            lambda: SnapshotModel(MiyamotoNagai(1e9, 1.0, 0.3), SphericalMixture(), likelihood=LineOfSight()),
+            "spherical",
+        ),
+        (lambda: SnapshotModel(POTENTIAL, SphericalMixture(rotation=True), likelihood=LineOfSight()), "of a sphere"),
+        (
+            lambda: SnapshotModel(POTENTIAL, SphericalMixture(), likelihood=LineOfSight(), errors=MeasurementErrors()),
+            "has the errors of its stars",
+        ),
+        (lambda: LineOfSight(velocity_sd=0.0), "velocity_sd > 0"),
+        (lambda: LineOfSight(distance_error=0.7), "distance_error < 0.5"),
+    ],
+)
+def test_what_cannot_be(model, message):
+    with pytest.raises(ValueError, match=message):
+        model()
+
+
+def test_stars_and_likelihood_must_belong_together():
+    """Stars on the sky in another likelihood, and coordinates in this one, are refused by name."""
+    seen = stars(50, 1)
+    with pytest.raises(ValueError, match="take the model dwarf_spheroidal"):
+        SnapshotModel(POTENTIAL, SphericalMixture()).prepare(seen)
+    with pytest.raises(ValueError, match=r"ProjectedCatalog\.read"):
+        SnapshotModel(POTENTIAL, SphericalMixture(), likelihood=LineOfSight()).prepare(Catalog(seen.w))
+
+
+def test_fit_of_a_dwarf():
+    """The default guide of the model file; the mass within the half-light radius is within 3.5 sd."""
+    catalog = stars(300, 5)
+    built = dwarf_spheroidal.build(catalog)
+    small = SnapshotModel(
+        MassSlopeNetwork.for_stars(catalog.w, n_features=4),
+        LogisticGaussianProcess(degree=4, cusps=True),
+        likelihood=built.projection,
+    )
+    result = fit(small, catalog, FitConfig(seed=1, n_draws=40), progress=False)
+    assert result.config.guide == "marginal"
+    assert result.diagnostics.n_unbound == 0
+    r = np.quantile(np.hypot(*catalog.sky[:, :2].T.numpy()), [0.5])
+    masses = Posterior.from_result(result).field("enclosed_mass", r)
+    true = truth_field(MOCKS["dwarf-in-nfw"].potential, "enclosed_mass", r)
+    assert (abs(masses.mean - true) < 3.5 * masses.sd).all()
+    assert (masses.sd < 0.6 * true).all()
+    assert abs(float(result.draws["sky.velocity"].mean())) < 3.0
+
+
+def test_refused_stars():
+    """What is wrong with the stars, by name: lengths, numbers, errors, centre, zero of velocity, the field."""
+    rng = np.random.default_rng(2)
+    x, y, v = rng.standard_normal((3, 200))
+    for change, message in (
+        ({"v": 10 * v[:5]}, "v has shape"),
+        ({"v": np.where(np.arange(200) == 7, np.nan, v)}, "v of star 7"),
+        ({"v_error": np.where(np.arange(200) == 3, -1.0, 1.0)}, "v_error of star 3"),
+        ({"x": x + 30}, "the centre is wrong"),
+        ({"v": 10 * v + 223}, "not relative to the system's"),
+        ({"v": np.where(np.arange(200) < 60, 1000 * v, v)}, "all stars of the field instead of members"),
+        ({"x": 0 * x, "y": 0 * y}, "all stars are at the centre"),
+    ):
+        with pytest.raises(CatalogError, match=message):
+            ProjectedCatalog.of(**({"x": x, "y": y, "v": 10 * v, "v_error": 1.0} | change))
