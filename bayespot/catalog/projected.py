@@ -253,7 +253,8 @@ def _check(x: np.ndarray, y: np.ndarray, v: np.ndarray, v_error: np.ndarray) -> 
     if middle > (0.5 + 4 / n**0.5) * np.median(np.hypot(x - np.median(x), y - np.median(y))):
         raise CatalogError(
             f"the median of {n} stars is {middle:.3g} kpc from the centre, their median distance from it "
-            f"{np.median(R):.3g} kpc: the centre is wrong, or x and y are not relative to it; give centre (ra, dec in deg; --centre)"
+            f"{np.median(R):.3g} kpc: the centre is wrong, or x and y are not relative to it; give centre "
+            "(ra, dec in deg; --centre)"
         )
     centre = np.median(v)
     width = 1.4826 * np.median(np.abs(v - centre))
@@ -269,8 +270,8 @@ def _check(x: np.ndarray, y: np.ndarray, v: np.ndarray, v_error: np.ndarray) -> 
         row = int(np.abs(v - centre).argmax())
         raise CatalogError(
             f"{int(far.sum())} of {n} line-of-sight velocities are more than {_FAR:g} times their scatter ({width:.1f} "
-            f"km/s) from the median, star {row} (counting from 0) by {v[row] - centre:.0f} km/s: all stars of the field "
-            "instead of members? Keep those with a high probability of membership"
+            f"km/s) from the median, star {row} (counting from 0) by {v[row] - centre:.0f} km/s: all stars of the "
+            "field instead of members? Keep those with a high probability of membership"
         )
 
 
