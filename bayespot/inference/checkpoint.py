@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from bayespot.catalog.projected import ProjectedCatalog
 from bayespot.files import replacing
 from bayespot.inference.result import FitConfig
 from bayespot.likelihood.model import SnapshotModel
@@ -98,6 +99,8 @@ def _stars(catalog: Catalog) -> str:
     if catalog.observed is not None:
         total.update(" ".join(catalog.observed.names).encode())
         parts += [catalog.observed.values, catalog.observed.covariance]
+    if isinstance(catalog, ProjectedCatalog):
+        parts.append(catalog.sky)
     for part in parts:
         total.update(b"none" if part is None else part.detach().contiguous().numpy().tobytes())
     return total.hexdigest()

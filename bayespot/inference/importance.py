@@ -13,7 +13,7 @@ from torch import Tensor
 ROUND, _LEAST_ROUNDS, MOST_ROUNDS = 100, 3, 10
 #: Degrees of freedom of a proposal, and by how much its covariance exceeds that of the weighted draws: weights are
 #: large where it is too low.
-_DEGREES, _WIDER = 5.0, 1.3
+_DEGREES, _WIDER = 5, 1.3
 #: Effective draws, per dimension, that its mean and covariance are taken from; where there are fewer the weights are
 #: flattened.
 _PER_DIMENSION = 4
@@ -30,8 +30,7 @@ class Proposal(NamedTuple):
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Return n draws ``(n, d)``."""
         z = torch.randn(n, len(self.mean), generator=generator, dtype=self.mean.dtype)
-        half = torch.full((n, 1), _DEGREES / 2, dtype=z.dtype)
-        chi_square = 2 * torch._standard_gamma(half, generator=generator)
+        chi_square = (torch.randn(n, _DEGREES, generator=generator, dtype=z.dtype) ** 2).sum(-1, keepdim=True)
         return self.mean + z @ self.root.T * (_DEGREES / chi_square).sqrt()
 
     def log_prob(self, x: Tensor) -> Tensor:

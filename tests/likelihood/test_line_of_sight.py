@@ -19,6 +19,7 @@ from bayespot import Catalog, FitConfig, LogisticGaussianProcess, MassSlopeNetwo
 from bayespot.actions import IsochroneActions
 from bayespot.catalog import CatalogError, ProjectedCatalog
 from bayespot.df import SphericalMixture
+from bayespot.inference.checkpoint import Checkpoints
 from bayespot.inference.latent import LatentSpace
 from bayespot.likelihood import LineOfSight, MeasurementErrors
 from bayespot.likelihood.line_of_sight import BackgroundAlongLine, LineOfSightLattice, LineOfSightVelocities
@@ -221,6 +222,15 @@ def test_fit_of_a_dwarf():
     assert (abs(masses.mean - true) < 3.5 * masses.sd).all()
     assert (masses.sd < 0.6 * true).all()
     assert abs(float(result.draws["sky.velocity"].mean())) < 3.0
+
+
+def test_checkpoints_know_the_errors(tmp_path):
+    """Stars with other errors are other stars: their checkpoint is not gone on with."""
+    seen = stars(40, 1)
+    model, config = SnapshotModel(POTENTIAL, SphericalMixture(), likelihood=LineOfSight()), FitConfig()
+    same, other = (Checkpoints(tmp_path / "c", model, one, config).fingerprint for one in (seen, seen.without_errors()))
+    assert same == Checkpoints(tmp_path / "c", model, seen[list(range(40))], config).fingerprint
+    assert same["stars"] != other["stars"]
 
 
 def test_refused_stars():
