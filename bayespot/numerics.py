@@ -142,6 +142,21 @@ def gauss_legendre(n: int) -> tuple[Tensor, Tensor]:
     return torch.as_tensor(nodes), torch.as_tensor(weights)
 
 
+def unit_rule(n: int) -> tuple[Tensor, Tensor]:
+    """Return the nodes and weights of the n-point Gauss-Legendre rule on [0, 1]."""
+    nodes, weights = gauss_legendre(n)
+    return (nodes + 1) / 2, weights / 2
+
+
+def lagrange(place: Tensor, nodes: Tensor) -> Tensor:
+    """Return the weights ``(*batch, n)`` of values at the nodes in the polynomial through them, at ``(*batch)``."""
+    gaps = []
+    for j, node in enumerate(nodes):
+        others = torch.cat([nodes[:j], nodes[j + 1 :]])
+        gaps.append(((place[..., None] - others) / (node - others)).prod(-1))
+    return torch.stack(gaps, -1)
+
+
 def legendre(x: Tensor, n: int) -> Tensor:
     """Return the Legendre polynomials P_0 to P_(n-1) of x on a new last axis."""
     found = [torch.ones_like(x), x]

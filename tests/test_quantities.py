@@ -84,6 +84,7 @@ EXEMPT = {
     "forecast_figure.factor": "a ratio of counts",
     "Field.quantile.q": "a probability",
     "Catalog.*.meta": "metadata, kept as they are",
+    "ProjectedCatalog.*.meta": "metadata, kept as they are",
     "equilibrium.catalog": "a catalogue or its metadata",
     "truth_potential.catalog": "a catalogue or its metadata",
     "*.sample.sample_shape": "a shape",

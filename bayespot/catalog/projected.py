@@ -103,6 +103,13 @@ class ProjectedCatalog(Catalog):
         )
 
     @classmethod
+    @takes(
+        distance="length",
+        distance_error="length",
+        centre="angle",
+        systemic_velocity="speed",
+        systemic_proper_motion="proper_motion",
+    )
     def read(  # type: ignore[override]
         cls,
         path: str | os.PathLike[str],
@@ -123,7 +130,13 @@ class ProjectedCatalog(Catalog):
         return replace(found, meta={**meta, **found.meta, **({"notes": notes} if notes else {})})
 
     @classmethod
-    @takes(distance="length", distance_error="length", systemic_velocity="speed")
+    @takes(
+        distance="length",
+        distance_error="length",
+        centre="angle",
+        systemic_velocity="speed",
+        systemic_proper_motion="proper_motion",
+    )
     def of_table(
         cls,
         table: Table,
@@ -225,6 +238,7 @@ class ProjectedCatalog(Catalog):
     def check_geometry(self, offset: bool = True) -> None:
         """Do nothing: `of` has looked."""
 
+    @takes(axis="number", rotation="number")
     def rotated(self, axis: Any = None, *, rotation: Any = None) -> Catalog:
         raise CatalogError("stars on the sky have no other axes: a ProjectedCatalog cannot be rotated")
 

@@ -129,7 +129,7 @@ def _chains(d: Mapping[str, Any]) -> list[tuple[int, str]]:
     if (r_hat := d.get("r_hat")) is not None and not r_hat <= 1.05:
         found.append((1 if r_hat <= 1.2 else 2, f"the chains disagree, r-hat {r_hat:.2f} (> 1.05): raise n_draws"))
     if (ess := d.get("ess")) is not None and not ess >= 100:
-        found.append((1 if ess >= 25 else 2, f"the draws are worth {ess:.0f} independent ones (< 100): raise n_draws"))
+        found.append((1 if ess >= 25 else 2, f"the sample holds {ess:.0f} independent draws (< 100): raise n_draws"))
     if (divergences := d.get("divergences") or 0.0) > 0.01:
         text = f"{100 * divergences:.0f} % of NUTS's transitions diverge"
         found.append((1, f"{text}: part of the posterior is not reached"))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,10 +26,10 @@ from bayespot.actions.base import ActionFinder
 from bayespot.df.base import DistributionFunction, LogFraction
 from bayespot.likelihood.normalisation import escape_speed
 from bayespot.likelihood.phase_mixed import UNBOUND_STEEPNESS, PhaseMixed, StarDensity
-from bayespot.numerics import gauss_legendre, midpoint_angles
+from bayespot.numerics import lagrange, midpoint_angles, unit_rule
 from bayespot.potential.base import Potential, radius
 from bayespot.potential.extent import log_radius
-from bayespot.units import takes_tensors
+from bayespot.units import takes, takes_tensors
 
 if TYPE_CHECKING:
     from bayespot.catalog.catalog import Catalog
@@ -45,6 +45,7 @@ _CELLS, _FLAT, _CANDIDATES = (32, 16), 0.02, 16
 _RADII = 400
 
 
+@takes(v_s="speed")
 @takes_tensors(w="phase_space", log_weight="internal")
 @dataclass(frozen=True, eq=False)
 class VelocityLattice:
@@ -345,18 +346,3 @@ def _velocities(potential: Potential, x: Tensor, u: Tensor, y: Tensor, inward: T
     radial = torch.where(inward, -1.0, 1.0) * speed * eta.cos()
     across = turn.cos()[..., None] * first[:, None] + turn.sin()[..., None] * second[:, None]
     return radial[..., None] * out[:, None] + (speed * eta.sin())[..., None] * across
-
-
-def unit_rule(n: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of the n-point Gauss-Legendre rule on [0, 1]."""
-    nodes, weights = gauss_legendre(n)
-    return (nodes + 1) / 2, weights / 2
-
-
-def lagrange(place: Tensor, nodes: Tensor) -> Tensor:
-    """Weights ``(*batch, n)`` of values at the nodes in the polynomial through them, at ``place (*batch,)``."""
-    gaps: list[Any] = []
-    for j, node in enumerate(nodes):
-        others = torch.cat([nodes[:j], nodes[j + 1 :]])
-        gaps.append(((place[..., None] - others) / (node - others)).prod(-1))
-    return torch.stack(gaps, -1)

@@ -24,8 +24,8 @@ import torch
 from pyro.nn import PyroModule, PyroSample
 from torch import Tensor
 
-from bayespot.likelihood.conditional import lagrange, unit_rule
 from bayespot.likelihood.phase_mixed import PhaseMixed, StarDensity
+from bayespot.numerics import lagrange, unit_rule
 from bayespot.units import takes, takes_tensors
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class LineOfSight(PyroModule):
 
 
 @takes(V="speed")
-@takes_tensors(w="internal", of_speed="internal", along="internal", log_r3="internal")
+@takes_tensors(w="phase_space", of_speed="internal", along="internal", log_r3="internal")
 @dataclass(frozen=True, eq=False)
 class LineOfSightLattice:
     """Points of phase space of which the coefficients of the series at nodes in ln R are sums.

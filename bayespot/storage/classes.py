@@ -47,6 +47,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "bayespot.df.training": ("History", "TrainingConfig"),
     "bayespot.likelihood.augmented": ("Smoothing",),
     "bayespot.likelihood.errors": ("MeasurementErrors",),
+    "bayespot.likelihood.line_of_sight": ("BackgroundAlongLine", "LineOfSight"),
     "bayespot.likelihood.outliers": ("Background", "Outliers"),
     "bayespot.likelihood.model": ("SnapshotModel",),
     "bayespot.likelihood.healpix": ("Healpix", "TabulationError"),
