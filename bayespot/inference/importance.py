@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: Draws of a round, fewest and most rounds.
-ROUND, _LEAST_ROUNDS, MOST_ROUNDS = 100, 3, 10
+#: Draws of a round per dimension, fewest and most of them; fewest and most rounds.
+_PER_ROUND, _SMALLEST, _LARGEST = 10, 40, 100
+_LEAST_ROUNDS, MOST_ROUNDS = 3, 10
 #: Degrees of freedom of a proposal, and by how much its covariance exceeds that of the weighted draws: weights are
 #: large where it is too low.
 _DEGREES, _WIDER = 5, 1.3
@@ -83,7 +84,7 @@ def adaptive_importance(
     while True:
         proposals.append(Proposal(mean, torch.linalg.cholesky(_WIDER * covariance)))
         found = []
-        new = proposals[-1].sample(ROUND, generator)
+        new = proposals[-1].sample(n_in_round(len(mean)), generator)
         for one in new:
             value = log_p(one)
             found.append(value if math.isfinite(value) else -math.inf)
@@ -98,6 +99,11 @@ def adaptive_importance(
         if done >= MOST_ROUNDS or (done >= _LEAST_ROUNDS and enough >= wanted):
             return Weighted(x, log_q, values)
         mean, covariance = _moments(x, values - log_q, covariance)
+
+
+def n_in_round(d: int) -> int:
+    """Return how many draws of d dimensions a round has."""
+    return min(_LARGEST, max(_SMALLEST, _PER_ROUND * d))
 
 
 def effective(log_weights: Tensor) -> float:
@@ -119,4 +125,4 @@ def _moments(x: Tensor, log_weights: Tensor, before: Tensor) -> tuple[Tensor, Te
     return mean, (1 - share) * covariance + share * before
 
 
-__all__ = ["MOST_ROUNDS", "ROUND", "Proposal", "Weighted", "adaptive_importance", "effective"]
+__all__ = ["MOST_ROUNDS", "Proposal", "Weighted", "adaptive_importance", "effective", "n_in_round"]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from bayespot.df.logistic_gp import LogisticGaussianProcess
-from bayespot.inference.importance import MOST_ROUNDS, ROUND, Weighted, adaptive_importance
+from bayespot.inference.importance import MOST_ROUNDS, Weighted, adaptive_importance, n_in_round
 from bayespot.inference.latent import LatentSpace, RememberedActions, same_array, whitening
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.optimisers import LBFGS
@@ -168,7 +168,7 @@ def marginal(
 
 def n_marginal_steps(target: MarginalPosterior) -> int:
     """Return how often `marginal` reports at most."""
-    return 2 * len(target.rest) + MOST_ROUNDS * ROUND
+    return 2 * len(target.rest) + MOST_ROUNDS * n_in_round(len(target.rest))
 
 
 def integrable(model: SnapshotModel) -> bool:

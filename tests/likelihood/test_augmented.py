@@ -230,6 +230,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="likelihood='jeans'"):
         AugmentedDensity(population, Smoothing("kernel", n_augmented=64))
     with pytest.raises(
-        ValueError, match="likelihood must be 'jeans', 'conditional', 'augmented', a LineOfSight or a Smoothing, got 'exact'"
+        ValueError,
+        match="likelihood must be 'jeans', 'conditional', 'augmented', a LineOfSight or a Smoothing, got 'exact'",
     ):
         SnapshotModel(POTENTIAL, SphericalMixture(), likelihood="exact")  # type: ignore[arg-type]

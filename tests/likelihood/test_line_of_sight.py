@@ -204,6 +204,7 @@ def test_stars_and_likelihood_must_belong_together():
         SnapshotModel(POTENTIAL, SphericalMixture(), likelihood=LineOfSight()).prepare(Catalog(seen.w))
 
 
+@pytest.mark.slow
 def test_fit_of_a_dwarf():
     """The default guide of the model file; the mass within the half-light radius is within 3.5 sd."""
     catalog = stars(300, 5)
