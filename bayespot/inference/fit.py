@@ -139,11 +139,12 @@ class _Fit:
         #: f(J) that is trained in turns with the potential; until then a mixture stands in for it.
         trained = model.df if isinstance(model.df, TrainedDensity) else None
         model = model.with_outliers(catalog.w, config.outliers)
+        if trained is not None:
+            require_plain(model)
         #: The stars as the likelihood sees them.
         self.data = model.prepare(catalog, config.seed)
         self.config = _resolved(config, model, self.data[..., 0].numel())
         if trained is not None:
-            require_plain(model)
             model.df = trained.start()
         #: The finder before its choices are settled, see `_settle`.
         self.finder = model.finder
