@@ -343,7 +343,8 @@ def test_fit_of_selected_stars():
     true = POTENTIAL.enclosed_mass(r).detach().numpy()
     z = (masses.mean - true) / masses.sd
     assert abs(z).max() < 3.5, z
-    assert (masses.sd / true).max() < 0.6
+    # at the innermost radius, where few stars are, it is the prior that says how wide
+    assert (masses.sd / true)[1:].max() < 0.3
     found = result.diagnostics
     assert found.conditional
     assert any("too few mocks" in reason for reason in found.warnings)
