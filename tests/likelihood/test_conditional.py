@@ -335,7 +335,7 @@ def test_fit_of_selected_stars():
     sd; what is tested of the stars' positions is left out; replicas are at the same places."""
     w = kept(stars(8000, 12))[:800]
     catalog = Catalog(w)
-    network = MassSlopeNetwork.for_stars(w, n_features=6)
+    network = MassSlopeNetwork.for_stars(w, n_features=4)
     model = SnapshotModel(network, LogisticGaussianProcess(degree=5), likelihood="conditional")
     result = fit(model, catalog, FitConfig(seed=1, n_draws=50), progress=False)
     r = torch.linalg.vector_norm(w[:, :3], dim=-1).quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
