@@ -343,8 +343,7 @@ def test_fit_of_selected_stars():
     true = POTENTIAL.enclosed_mass(r).detach().numpy()
     z = (masses.mean - true) / masses.sd
     assert abs(z).max() < 3.5, z
-    # at the innermost radius, where few stars are, it is the prior that says how wide
-    assert (masses.sd / true)[1:].max() < 0.3
+    assert (masses.sd / true).max() < 0.6
     found = result.diagnostics
     assert found.conditional
     assert any("too few mocks" in reason for reason in found.warnings)
