@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 #: Names of the columns that are read, first come first served; in lower case.
 _V = ("radial_velocity", "v_los", "vlos", "v_helio", "vhelio", "rv")
 _V_ERROR = ("radial_velocity_error", "v_los_error", "vlos_error", "v_error", "rv_error", "e_rv", "e_v_los", "e_vlos")
-#: km/s per kpc and mas/yr.
-_KMS = 4.740470463533349
 #: Share of the velocities that may be farther from their median than so many of their own widths: more are no members.
 _FAR, _MANY = 6.0, 0.1
 
@@ -177,6 +175,8 @@ class ProjectedCatalog(Catalog):
         CatalogError
             If columns or the distance are missing, or as in `of`.
         """
+        from astropy import units as u
+
         columns = {name.lower(): name for name in table.colnames}
         notes = []
         v = _column(table, columns, _V, "km/s", "line-of-sight velocity")
@@ -209,7 +209,8 @@ class ProjectedCatalog(Catalog):
         if systemic_proper_motion is not None:
             if distance is None:
                 raise CatalogError("systemic_proper_motion needs the distance of the system (kpc; --distance)")
-            across = [_KMS * distance * mu for mu in systemic_proper_motion]
+            motion = np.asarray(systemic_proper_motion, dtype=float) * u.mas / u.yr
+            across = (distance * u.kpc * motion).to_value("km/s", u.dimensionless_angles())
             bulk = bulk + across[0] * east + across[1] * north
         names, more = read_names(table, np.arange(len(table)))
         meta: dict[str, Any] = {"notes": notes + more, "systemic_velocity_kms": float(v_sys)}

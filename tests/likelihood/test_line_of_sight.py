@@ -12,6 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from astropy import units
+from astropy.coordinates import SkyCoord, SkyOffsetFrame
+from astropy.table import QTable
 from bayespot.models import dwarf_spheroidal
 from scipy.integrate import quad
 
@@ -249,3 +252,49 @@ def test_refused_stars():
     ):
         with pytest.raises(CatalogError, match=message):
             ProjectedCatalog.of(**({"x": x, "y": y, "v": 10 * v, "v_error": 1.0} | change))
+
+
+def moving_alike(columns: str) -> tuple[QTable, dict[str, object]]:
+    """Stars at rest in a system that moves across the sky: velocities from astropy, not from the formula under test."""
+    rng = np.random.default_rng(4)
+    ra_0, dec_0, D = 150.0, -33.0, 80 * units.kpc
+    ra = ra_0 + rng.normal(0, 1.5, 60)
+    dec = dec_0 + rng.normal(0, 1.0, 60)
+    motion = {"pm_ra_cosdec": 0.4 * units.mas / units.yr, "pm_dec": -0.7 * units.mas / units.yr}
+    centre = SkyCoord(ra_0 * units.deg, dec_0 * units.deg, D, radial_velocity=120 * units.km / units.s, **motion)
+    bulk = centre.velocity.d_xyz.to_value("km/s")
+    n = SkyCoord(ra * units.deg, dec * units.deg).cartesian.xyz.value
+    table = QTable({"radial_velocity": bulk @ n * units.km / units.s, "e_rv": np.full(60, 0.5) * units.km / units.s})
+    offset = SkyCoord(ra * units.deg, dec * units.deg).transform_to(SkyOffsetFrame(origin=centre.frame.replicate()))
+    if columns == "ra dec":
+        table["ra"], table["dec"] = ra * units.deg, dec * units.deg
+        return table, {"distance": D, "centre": (ra_0, dec_0)}
+    # the tangent plane's coordinates, as angles
+    x, y = (offset.cartesian.y / offset.cartesian.x).value, (offset.cartesian.z / offset.cartesian.x).value
+    table["x"], table["y"] = (np.degrees(np.arctan(part)) * 60 * units.arcmin for part in (x, y))
+    return table, {"distance": D}
+
+
+@pytest.mark.parametrize("columns", ["ra dec", "x y"])
+def test_the_systems_own_motion(columns):
+    """Taken off, stars at rest in their system have no velocities, to 1e-4 km/s, where the motion alone makes 2 km/s;
+    places are those of the tangent plane."""
+    table, options = moving_alike(columns)
+    known = {
+        "systemic_velocity": 120 * units.km / units.s,
+        "systemic_proper_motion": [0.4, -0.7] * units.mas / units.yr,
+    }
+    table["radial_velocity"] += 5 * np.tile([-1.0, 1.0], 30) * units.km / units.s
+    found = ProjectedCatalog.of_table(table, **options, **known)
+    rest = found.sky[:, 2].numpy() - 5 * np.tile([-1.0, 1.0], 30)
+    assert abs(rest).max() < 1e-4
+    still = ProjectedCatalog.of_table(table, **options, systemic_velocity=120 * units.km / units.s)
+    assert abs(still.sky[:, 2].numpy() - 5 * np.tile([-1.0, 1.0], 30)).max() > 2
+    assert float(found.sky[:, 3].max()) == 0.5
+    assert found.meta["distance_kpc"] == 80.0
+    R = found.sky[:, :2].norm(dim=-1).numpy()
+    other, again = moving_alike("x y" if columns == "ra dec" else "ra dec")
+    other["radial_velocity"] = table["radial_velocity"]
+    elsewhere = ProjectedCatalog.of_table(other, **again, **known)
+    assert np.allclose(elsewhere.sky[:, :2], found.sky[:, :2], rtol=1e-8)
+    assert R.max() > 2
