@@ -626,9 +626,9 @@ def _resolved(config: FitConfig, model: SnapshotModel, rows: int) -> FitConfig:
     can_integrate = integrable(model) and config.df_guide in (None, "joint")
     if config.guide == "marginal" and not can_integrate:
         raise ValueError(
-            f"guide 'marginal' integrates over a logistic_gp f(J), got {type(model.df).__name__}"
+            f"guide 'marginal' integrates over a logistic_gp f(J) of a sphere, got {type(model.df).__name__}"
             + (" with the augmented likelihood" if model.smoothing is not None else "")
-            + ": take df='logistic_gp', or None, which chooses a guide"
+            + f" ({model.potential.symmetry} potential): take df='logistic_gp', or None, which chooses a guide"
         )
     if config.guide is not None:
         return config

@@ -172,8 +172,9 @@ def n_marginal_steps(target: MarginalPosterior) -> int:
 
 
 def integrable(model: SnapshotModel) -> bool:
-    """Whether f(J) can be integrated out: its logarithm is linear in its latents, and nothing else is random."""
-    return isinstance(model.df, LogisticGaussianProcess) and model.smoothing is None
+    """Whether f(J) can be integrated out: of a sphere, ln f linear in its latents, a likelihood in closed form."""
+    linear = isinstance(model.df, LogisticGaussianProcess)
+    return linear and model.smoothing is None and model.potential.symmetry == "spherical"
 
 
 class _GivenPotential:

@@ -10,10 +10,14 @@ from torch import Tensor
 
 from bayespot.inference.blocks import mapped
 from bayespot.inference.latent import LatentSpace, whitening
+from bayespot.likelihood.normalisation import escape_speed
 from bayespot.numerics import wall
 from bayespot.optimisers import LBFGS, Adam
+from bayespot.potential.base import radius
 
 Report = Callable[[Tensor, str], None]
+#: Errors of a line-of-sight velocity by which it must exceed the speed of escape.
+_SURELY = 3.0
 #: How much worse than the best, in ln p, a trial step counts that leads to where nothing is finite.
 _WALL = 1e6
 #: Evaluations that L-BFGS may come back to.
@@ -59,8 +63,11 @@ def count_unbound(space: LatentSpace, u: Tensor, w: Tensor) -> int:
     ``w`` is ``(n, 6)`` or, as `SnapshotModel.prepare` returns it, ``(n, S, 7)`` with log-weights last.
     """
     fixed = space.model.at(space.values(u))
-    if fixed.projection is not None:
-        return 0  # along the line of sight any star may be bound somewhere
+    if (sky := fixed.projection) is not None:
+        # nowhere along the line of sight is a star held better than where it is nearest to the centre
+        R = radius(w[:, :2]) * torch.as_tensor(sky.ln_distance).exp()
+        slowest = (w[:, 2] - torch.as_tensor(sky.velocity)).abs() - _SURELY * w[:, 3]
+        return int((slowest > escape_speed(fixed.potential, R)).sum())
     fixed = fixed.tabulated(w)
 
     def unbound(block: Tensor) -> int:

@@ -17,19 +17,16 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule, PyroSample
 from torch import Tensor
 
+from bayespot.catalog.projected import ProjectedCatalog
 from bayespot.likelihood.phase_mixed import PhaseMixed, StarDensity
 from bayespot.numerics import lagrange, unit_rule
 from bayespot.units import takes, takes_tensors
-
-if TYPE_CHECKING:
-    from bayespot.catalog.projected import ProjectedCatalog
 
 #: Distance of nodes in ln R and ln r, and nodes of the polynomials between them.
 _DS, _STENCIL = 0.25, 6
@@ -89,8 +86,7 @@ class LineOfSight(PyroModule):
         ValueError
             If these are not stars on the sky.
         """
-        # not by its class: the catalogue's module is not imported here
-        if not hasattr(catalog, "stars"):
+        if not isinstance(catalog, ProjectedCatalog):
             raise ValueError("a LineOfSight needs stars on the sky: read them with ProjectedCatalog.read (--distance)")
         v = catalog.stars[:, 2]
         distance = catalog.meta.get("distance_kpc")

@@ -13,7 +13,7 @@ from bayespot.inference.importance import MOST_ROUNDS, Proposal, adaptive_import
 from bayespot.inference.latent import LatentSpace
 from bayespot.inference.marginal import MarginalPosterior, integrable, marginal
 from bayespot.mock import MOCKS, mock
-from bayespot.potential import truth_field
+from bayespot.potential import MiyamotoNagai, truth_field
 
 F64 = torch.float64
 
@@ -169,7 +169,12 @@ def test_marginal_is_for_log_linear_densities():
     network = MassSlopeNetwork.for_stars(stars.w, n_features=3)
     model = SnapshotModel(network, SphericalMixture(), likelihood="conditional")
     assert not integrable(model)
-    with pytest.raises(ValueError, match=r"'marginal' integrates over a logistic_gp f\(J\), got SphericalMixture"):
+    with pytest.raises(
+        ValueError, match=r"'marginal' integrates over a logistic_gp f\(J\) of a sphere, got SphericalM"
+    ):
         fit(model, stars, FitConfig(guide="marginal"))
+    flat = SnapshotModel(MiyamotoNagai(1e11, 3.0, 0.3), LogisticGaussianProcess(flattened=True))
+    with pytest.raises(ValueError, match=r"of a sphere, got LogisticGaussianProcess \(axisymmetric"):
+        fit(flat, stars, FitConfig(guide="marginal"))
     with pytest.raises(ValueError, match=r"marginal takes df_guide 'joint', got 'point'"):
         FitConfig(guide="marginal", df_guide="point")

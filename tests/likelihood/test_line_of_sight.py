@@ -24,11 +24,13 @@ from bayespot.catalog import CatalogError, ProjectedCatalog
 from bayespot.df import SphericalMixture
 from bayespot.inference.checkpoint import Checkpoints
 from bayespot.inference.latent import LatentSpace
+from bayespot.inference.optimise import count_unbound
 from bayespot.likelihood import LineOfSight, MeasurementErrors
 from bayespot.likelihood.line_of_sight import BackgroundAlongLine, LineOfSightLattice, LineOfSightVelocities
 from bayespot.likelihood.phase_mixed import PhaseMixed
 from bayespot.mock import MOCKS, mock
 from bayespot.potential import Isochrone, MiyamotoNagai, truth_field
+from bayespot.storage import describe
 from bayespot.units import G
 
 M, B, INDEX = 1e11, 3.0, 2.5
@@ -226,6 +228,26 @@ def test_fit_of_a_dwarf():
     assert (abs(masses.mean - true) < 3.5 * masses.sd).all()
     assert (masses.sd < 0.6 * true).all()
     assert abs(float(result.draws["sky.velocity"].mean())) < 3.0
+
+
+def test_unbound_stars():
+    """Stars that exceed the speed of escape at their place on the sky by more than three errors, the systemic velocity
+    taken off, are counted; a star is held best where it is nearest to the centre."""
+    model = SnapshotModel(POTENTIAL, SphericalMixture(), likelihood=LineOfSight(5.0))
+    space = LatentSpace(model)
+    escape = math.sqrt(2 * psi(2.0))
+    data = sky(2.0, np.array([0.99, 1.01, -1.01, 1.03, -1.03]) * escape, 0.005 * escape)
+    for shift, unbound in ((0.0, 2), (0.03 * escape, 2), (-0.03 * escape, 3)):
+        u = space.vector({name: torch.full((), shift, dtype=F64) for name in space.slices if name == "sky.velocity"})
+        assert count_unbound(space, u, data[[0, 1, 3, 4]] if shift == 0 else data) == unbound
+
+
+def test_model_of_a_known_distance_is_stored(tmp_path):
+    """Without a pickle, and as it was: a distance that is known is no site."""
+    model = dwarf_spheroidal.build(stars(40, 1))
+    assert list(model.projection._pyro_samples) == ["velocity"]
+    written = describe(model)
+    assert not written.pickles
 
 
 def test_checkpoints_know_the_errors(tmp_path):
