@@ -110,6 +110,8 @@ def read_projected(
     centre: str | None,
     systemic_velocity: float | None,
     hdu: str | None,
+    photometry: Path | None = None,
+    complete: bool = False,
 ) -> Catalog:
     """Read the members of a system on the sky with the command line's options.
 
@@ -129,7 +131,16 @@ def read_projected(
         if len(numbers) != 2:
             raise ValueError(f"--centre takes RA,DEC in deg, for instance 260.06,57.92; got {centre!r}")
         at = (numbers[0], numbers[1])
-    return ProjectedCatalog.read(path, distance, distance_error, at, systemic_velocity, hdu=hdu)
+    return ProjectedCatalog.read(
+        path,
+        distance,
+        hdu,
+        photometry,
+        distance_error=distance_error,
+        centre=at,
+        systemic_velocity=systemic_velocity,
+        complete=complete,
+    )
 
 
 def read_fitted(run: Path, config: dict[str, Any], path: Path, **options: Any) -> Catalog:

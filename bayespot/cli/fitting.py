@@ -115,6 +115,15 @@ def fit(
     systemic_velocity: Annotated[
         float | None, typer.Option(help="Of the system, km/s; default: the median of the stars'; it is fitted.")
     ] = None,
+    photometry: Annotated[
+        Path | None,
+        typer.Option(
+            help="Stars of which the places count (ra dec or x y): a sample complete within its outermost star."
+        ),
+    ] = None,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="The catalogue with velocities is complete like that: its places count.")
+    ] = False,
 ) -> None:
     """Fit a model to a catalogue; the run is a folder.
 
@@ -143,11 +152,13 @@ def fit(
         outliers=outliers,
     )
     module, path = load_model(model)  # arguments the wrong way round: said of the model, not of a file that is none
-    inputs = [catalog] if path is None else [catalog, path]
+    inputs = [one for one in (catalog, path, photometry) if one is not None]
     check_output(output, inputs, overwrite, resume)
     stars: Catalog
     if distance is not None or getattr(module, "PROJECTED", False):
-        stars = read_projected(catalog, distance, distance_error, centre, systemic_velocity, hdu)
+        stars = read_projected(
+            catalog, distance, distance_error, centre, systemic_velocity, hdu, photometry, complete
+        )
     else:
         stars = read_catalog(
             catalog,

@@ -27,17 +27,12 @@ from bayespot.likelihood.axes import require_axes
 from bayespot.likelihood.chain import Chain
 from bayespot.likelihood.conditional import BackgroundVelocities, RadialProfileOfStars, VelocityDensity, VelocityLattice
 from bayespot.likelihood.errors import ErrorScatter, MeasurementErrors
-from bayespot.likelihood.line_of_sight import (
-    BackgroundAlongLine,
-    LineOfSight,
-    LineOfSightLattice,
-    LineOfSightVelocities,
-    stretch,
-)
+from bayespot.likelihood.line_of_sight import BackgroundAlongLine, LineOfSight, LineOfSightVelocities, stretch
 from bayespot.likelihood.normalisation import FixedPoints
 from bayespot.likelihood.outliers import Outliers
 from bayespot.likelihood.phase_mixed import ObservedStars, PhaseMixed, StarDensity
 from bayespot.likelihood.selection import SelectionFunction, require_selected
+from bayespot.likelihood.sky_lattice import SkyLattice
 from bayespot.likelihood.streams import Stream, Streams
 from bayespot.potential.base import Potential, SumPotential
 from bayespot.pyro_modules import freeze
@@ -87,7 +82,7 @@ class SnapshotModel(PyroModule):
     #: Models stored before there was a choice have none of their own.
     conditional: bool = False
     #: Lattice of the conditional likelihood that covers the stars of `tabulated`; None: that of the stars at hand.
-    lattice: VelocityLattice | LineOfSightLattice | None = None
+    lattice: VelocityLattice | SkyLattice | None = None
 
     def __init__(
         self,
@@ -331,8 +326,8 @@ class SnapshotModel(PyroModule):
                 raise ValueError(f"no outlier component {obstacle}: fit with outliers=False (--no-outliers)")
             chosen = chosen or Outliers()
         if self.projection is not None and chosen is not None and chosen.background is None:
-            # the velocity along z is that along the line of sight
-            chosen = Outliers(BackgroundAlongLine.of_velocities(w[:, 5]), chosen.median, chosen.width)
+            # stand-ins have the places and velocities that are known
+            chosen = Outliers(BackgroundAlongLine.of_stars(w), chosen.median, chosen.width)
         model._modules = dict(self._modules)
         model.outliers = None if chosen is None else chosen.about(w)
         if self.conditional and model.outliers is not None:
@@ -386,7 +381,7 @@ class SnapshotModel(PyroModule):
         if self.points is not None:
             rows = torch.cat([rows, self.points.w])
         if self.projection is not None:
-            lattice = LineOfSightLattice.covering(w, stretch(self.projection))
+            lattice = SkyLattice.covering(w, stretch(self.projection))
             model.lattice = lattice
             model.finder = self.finder.tabulated(self.potential, lattice.w.reshape(-1, 6))
             return model
@@ -416,7 +411,7 @@ class SnapshotModel(PyroModule):
         if self.smoothing is None:
             mixed = PhaseMixed(self.potential, self.finder, self.df)
             if self.projection is not None:
-                return LineOfSightVelocities(mixed, self.projection, cast("LineOfSightLattice | None", self.lattice))
+                return LineOfSightVelocities(mixed, self.projection, cast("SkyLattice | None", self.lattice))
             return VelocityDensity(mixed, cast("VelocityLattice | None", self.lattice)) if self.conditional else mixed
         return self.smoothing.density(Chain(self.potential, self.df, self.finder))
 
@@ -454,7 +449,7 @@ class SnapshotModel(PyroModule):
             if name.startswith("potential."):
                 start[name] = own[name] if name in own else _centre(name, prior)
             if name.startswith("sky."):
-                start[name] = torch.zeros((), dtype=torch.float64)
+                start[name] = _centre(name, prior) if "binary" in name else torch.zeros((), dtype=torch.float64)
         orbits = self.streams.start(self.at(start).potential, self.finder)
         return start | {f"streams.{name}": value for name, value in orbits.items()}
 

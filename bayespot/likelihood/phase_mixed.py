@@ -51,6 +51,10 @@ class StarDensity(Declared, TorchDistribution):
         """Return the density with what `shared` returned, of this one or of an equal one."""
         raise ValueError(f"a {type(self).__name__} shares nothing among stars")
 
+    def log_membership(self, value: Tensor) -> Tensor:
+        """Return ln of the prior probability ``(*batch,)`` that stars are members, of those that are no outliers."""
+        return value.new_zeros(())
+
     @takes_tensors(value="phase_space")
     def log_position(self, value: Tensor) -> Tensor:
         """Return ln of the density of positions alone, in kpc^-3, of stars ``value (*batch, 6)``.
@@ -154,7 +158,8 @@ class ObservedStars(StarDensity):
         assert self.background is not None  # the callers looked
         assert self.fraction is not None  # it comes with a background
         outliers = _mean_over_samples(self.background, value)
-        return self._members(value) + torch.log1p(-self.fraction), outliers + self.fraction.log()
+        log_member = torch.log1p(-self.fraction) + self.density.log_membership(value)
+        return self._members(value) + log_member, outliers + (-log_member.expm1()).log()
 
 
 def _mean_over_samples(density: StarDensity, value: Tensor) -> Tensor:

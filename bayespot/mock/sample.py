@@ -49,6 +49,10 @@ MOCKS: dict[str, MockSystem] = {
     "hernquist-in-nfw-radial": MockSystem(NFW(m_s=8e11, r_s=20.0), Hernquist(m_tot=1e9, r_s=10.0), beta=0.3),
     "plummer-in-core": MockSystem(CoredPowerLaw(m_0=2.5e8, r_c=1.0, gamma=2.5), Plummer(m_tot=1e6, r_s=0.7)),
     "dwarf-in-nfw": MockSystem(NFW(m_s=1e9, r_s=3.0), Hernquist(m_tot=1e6, r_s=0.4)),
+    "dwarf-cusp": MockSystem(NFW(m_s=8e8, r_s=1.0), Plummer(m_tot=1e6, r_s=0.1), anisotropy_radius=0.1),
+    "dwarf-core": MockSystem(
+        CoredPowerLaw(m_0=1.7e9, r_c=1.0, gamma=2.5), Plummer(m_tot=1e6, r_s=0.25), anisotropy_radius=0.25
+    ),
     "hernquist-in-logarithmic": MockSystem(Logarithmic(v_0=220.0, r_c=1.0), Hernquist(m_tot=1e9, r_s=8.0)),
     "hernquist-in-galaxy": MockSystem(
         Hernquist(m_tot=6e10, r_s=2.0) + NFW(m_s=7e11, r_s=20.0), Hernquist(m_tot=1e9, r_s=10.0)

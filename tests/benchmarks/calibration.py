@@ -18,6 +18,10 @@ have them; their guide is joint.
 and a radial gradient) keeps about 5000, and the fit, `bayespot.models.unknown_selection`, does not know it;
 ``conditional-known`` are the same mocks with the same network and f(J) and the rule as the selection function.
 
+``dwarf-cusp`` and ``dwarf-core`` are `bayespot.models.dwarf_spheroidal`: Plummer spheres, radial outside of their scale
+radius, of 1000 stars with errors of 2 km/s, whose velocities along the line of sight are given their places on the sky;
+with ``-complete`` the places count. Radii are `HALF_LIGHT_RADII`.
+
 ``contaminated`` is the isochrone with one star in a hundred replaced by a foreign one, where a member was and of a
 speed uniform up to three times the escape speed there, in a random direction; ``uncontaminated`` are the same mocks
 as they were. Both are fitted with the outlier component; ``-parametric`` the same with the parametric isochrone.
@@ -50,7 +54,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bayespot.models import isochrone, spherical, unknown_selection
+from bayespot.models import dwarf_spheroidal, isochrone, spherical, unknown_selection
 from numpy.typing import NDArray
 
 from bayespot import (
@@ -63,6 +67,7 @@ from bayespot import (
     SphericalMixture,
     fit,
 )
+from bayespot.catalog import ProjectedCatalog
 from bayespot.df.mixture import SitePrior
 from bayespot.likelihood import Chain, Custom, HeliocentricDistance, MeasurementErrors
 from bayespot.mock import MOCKS, mock, observe
@@ -91,7 +96,8 @@ class Case:
     n_mocks: int
     parametric: bool = False
     #: ``"selection"``: stars within 10 kpc of `SUN` only; ``"errors"``: 10 % in distance, 0.05 mas/yr, 2 km/s;
-    #: ``"unknown"`` and ``"known"``: stars that `unknown_rule` keeps.
+    #: ``"unknown"`` and ``"known"``: stars that `unknown_rule` keeps; ``"sky"``: places on the sky and line-of-sight
+    #: velocities with errors of 2 km/s, ``"sky-complete"``: places count.
     survey: str | None = None
     #: Fraction of the stars replaced by foreign ones.
     contaminants: float = 0.0
@@ -111,6 +117,10 @@ CASES = {
     "errors": Case("isochrone", 2000, 2701, 20, survey="errors"),
     "conditional": Case("hernquist-in-nfw-radial", 20_000, 2901, 40, survey="unknown"),
     "conditional-known": Case("hernquist-in-nfw-radial", 20_000, 2901, 40, survey="known"),
+    "dwarf-cusp": Case("dwarf-cusp", 1000, 3001, 30, survey="sky", outliers=True),
+    "dwarf-core": Case("dwarf-core", 1000, 3001, 30, survey="sky", outliers=True),
+    "dwarf-cusp-complete": Case("dwarf-cusp", 1000, 3001, 30, survey="sky-complete", outliers=True),
+    "dwarf-core-complete": Case("dwarf-core", 1000, 3001, 30, survey="sky-complete", outliers=True),
     "contaminated": Case("isochrone", 1000, 2821, 20, contaminants=0.01, outliers=True),
     "uncontaminated": Case("isochrone", 1000, 2821, 20, outliers=True),
     "contaminated-parametric": Case("isochrone", 1000, 2821, 20, parametric=True, contaminants=0.01, outliers=True),
@@ -247,6 +257,9 @@ def one_mock(case_name: str, seed: int, config: dict[str, Any], network: dict[st
                 _, catalog, model = surveyed(case.survey, case.n_stars, seed)
                 r = star_radii(catalog)
                 row["n_kept"] = len(catalog)
+            elif case.survey in ("sky", "sky-complete"):
+                catalog, r = on_the_sky(case.system, case.n_stars, seed, case.survey == "sky-complete")
+                model = dwarf_spheroidal.build(catalog)
             elif case.survey:
                 r = star_radii(surveyed(case.survey, 400_000, 0)[0])
                 _, catalog, model = surveyed(case.survey, case.n_stars, seed)
@@ -314,6 +327,19 @@ def star_speeds(catalog: Catalog, truth: Potential) -> Array:
     """Speeds over the speed of escape."""
     with torch.no_grad():
         return (torch.linalg.vector_norm(catalog.v, dim=-1) / (-2 * truth.phi(catalog.x)).sqrt()).numpy()
+
+
+#: Radii of the mocks on the sky, in those that hold half of the stars in projection.
+HALF_LIGHT_RADII = np.linspace(0.3, 3.0, 10)
+
+
+def on_the_sky(system: str, n: int, seed: int, complete: bool) -> tuple[ProjectedCatalog, Array]:
+    """Stars of a system of `MOCKS` with velocities along z and errors of 2 km/s, and `HALF_LIGHT_RADII` in kpc."""
+    whole = mock(system, n_stars=n, seed=seed)
+    noise = np.random.default_rng(seed + 5_000_000).standard_normal(n)
+    x, y, v = whole.w[:, [0, 1, 5]].numpy().T
+    r = HALF_LIGHT_RADII * np.median(np.hypot(x, y))
+    return ProjectedCatalog.of(x, y, v + 2 * noise, 2.0, photometric=complete), r
 
 
 def unknown_rule(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -26,8 +26,9 @@ from bayespot.inference.checkpoint import Checkpoints
 from bayespot.inference.latent import LatentSpace
 from bayespot.inference.optimise import count_unbound
 from bayespot.likelihood import LineOfSight, MeasurementErrors
-from bayespot.likelihood.line_of_sight import BackgroundAlongLine, LineOfSightLattice, LineOfSightVelocities
-from bayespot.likelihood.phase_mixed import PhaseMixed
+from bayespot.likelihood.line_of_sight import BackgroundAlongLine, LineOfSightVelocities
+from bayespot.likelihood.phase_mixed import ObservedStars, PhaseMixed
+from bayespot.likelihood.sky_lattice import SkyLattice
 from bayespot.mock import MOCKS, mock
 from bayespot.potential import Isochrone, MiyamotoNagai, truth_field
 from bayespot.storage import describe
@@ -95,12 +96,12 @@ def tangential(R: float, v: np.ndarray) -> np.ndarray:
 def sky(R: np.ndarray, v: np.ndarray, error: float = 0.0) -> torch.Tensor:
     zero = np.zeros_like(v)
     R = np.broadcast_to(R, v.shape)
-    return torch.as_tensor(np.stack([0.6 * R, -0.8 * R, v, zero + error, zero, zero], 1))
+    return torch.as_tensor(np.stack([0.6 * R, -0.8 * R, v, zero + error, zero, zero + 1], 1))
 
 
-def lattice() -> LineOfSightLattice:
+def lattice() -> SkyLattice:
     rng = np.random.default_rng(1)
-    return LineOfSightLattice.covering(sky(np.geomspace(0.2, 15, 400), 100 * rng.standard_normal(400)))
+    return SkyLattice.covering(sky(np.geomspace(0.2, 15, 400), 100 * rng.standard_normal(400)))
 
 
 @pytest.mark.parametrize("R", [0.3, 2.0, 10.0])
@@ -122,7 +123,7 @@ def test_errors_and_systemic_velocity():
     density = LineOfSightVelocities(population(False), KNOWN, lattice())
     v = np.linspace(-600, 600, 1201)
     sharp = density.log_prob(sky(R, v)).exp().numpy()
-    assert sharp.sum() == pytest.approx(1.0, abs=1e-4)
+    assert sharp.sum() == pytest.approx(1.0, abs=1e-3)
     kernel = np.exp(-0.5 * (v / 30) ** 2) / (30 * math.sqrt(2 * math.pi))
     blurred = density.log_prob(sky(R, v, 30.0)).exp().numpy()
     assert abs(np.convolve(sharp, kernel, "same") - blurred).max() < 1e-3 * blurred.max()
@@ -130,6 +131,69 @@ def test_errors_and_systemic_velocity():
     other = LineOfSightVelocities(population(False), moved, lattice())
     expected = density.log_prob(sky(R * math.exp(0.1), v - 12.0))
     assert torch.allclose(other.log_prob(sky(R, v)), expected, atol=1e-10)
+
+
+def surface_density(R: float) -> float:
+    """Sigma(R) of f = (-E)^m up to a constant: the density in space is Psi^(m + 3/2)."""
+    return quad(lambda t: psi(R * math.cosh(t)) ** (INDEX + 1.5) * R * math.cosh(t), 0, 14, limit=200)[0]
+
+
+def test_places_of_a_photometric_sample():
+    """Where places count, their density is Sigma(R) over its integral to the outermost such star, to 0.1 %, and that of
+    a star with a velocity the product; without a velocity nothing else counts."""
+    at = sky(np.geomspace(0.2, 12, 40), 100 * np.linspace(-1, 1, 40))
+    at[:, 4] = 1
+    at[30:, 4] = 0
+    R_out = float(at[29, :2].norm())
+    total = quad(lambda R: 2 * math.pi * R * surface_density(R), 0, R_out, limit=100)[0]
+    density = LineOfSightVelocities(population(False), KNOWN, SkyLattice.covering(at))
+    both = density.log_prob(at)
+    unplaced = at.clone()
+    unplaced[:, 4] = 0
+    place = both - density.log_prob(unplaced)
+    expected = [math.log(surface_density(float(R)) / total) for R in at[:30, :2].norm(dim=-1)]
+    assert torch.allclose(place[:30], torch.as_tensor(expected, dtype=F64), atol=1e-3)
+    assert (place[30:] == 0).all()
+    blind = at.clone()
+    blind[:, 3] = math.inf
+    assert torch.allclose(density.log_prob(blind), place, atol=1e-12)
+    # at another distance all scales, and so does the unit of area
+    far = SimpleNamespace(velocity=0.0, ln_distance=torch.tensor(0.05, dtype=F64), distance_error=0.05)
+    moved = at.clone()
+    moved[:, :2] *= math.exp(0.05)
+    there = LineOfSightVelocities(population(False), KNOWN, SkyLattice.covering(moved)).log_prob(moved)
+    here = LineOfSightVelocities(population(False), far, SkyLattice.covering(at, 1.3)).log_prob(at)
+    assert torch.allclose(here, there + 0.1 * at[:, 4], atol=2e-3)
+
+
+def test_wings_of_binaries():
+    """A share of the stars has velocities convolved with a Gaussian as well: the mixture of two such densities."""
+    v = np.linspace(-400, 400, 21)
+    moving = SimpleNamespace(
+        velocity=0.0, ln_distance=0.0, distance_error=0.0, binaries=True, binary_share=0.3, binary_speed=40.0
+    )
+    found = LineOfSightVelocities(population(False), moving, lattice()).log_prob(sky(2.0, v, 30.0)).exp()
+    single, double = (
+        LineOfSightVelocities(population(False), KNOWN, lattice()).log_prob(sky(2.0, v, error)).exp()
+        for error in (30.0, 50.0)
+    )
+    assert torch.allclose(found, 0.7 * single + 0.3 * double, atol=1e-9)
+    assert {"sky.binary_share", "sky.binary_speed"} <= set(
+        SnapshotModel(POTENTIAL, SphericalMixture(), likelihood=LineOfSight(binaries=True)).sites()
+    )
+
+
+def test_membership_is_a_prior():
+    """Of a star that is a member with probability p without its velocity, p (1 - epsilon) are the prior odds."""
+    at = sky(2.0, np.array([10.0, 300.0]))
+    at[:, 5] = 0.4
+    density = LineOfSightVelocities(population(False), KNOWN, lattice())
+    background = BackgroundAlongLine(0.0, 400.0)
+    fraction = torch.tensor(0.1, dtype=F64)
+    member, other = density.log_prob(at).exp(), background.log_prob(at).exp()
+    seen = ObservedStars(density, None, background, fraction)
+    assert torch.allclose(seen.log_prob(at).exp(), 0.36 * member + 0.64 * other, rtol=1e-10)
+    assert torch.allclose(seen.outlier_probability(at), 0.64 * other / (0.36 * member + 0.64 * other), rtol=1e-10)
 
 
 def test_far_velocities_have_a_floor():
@@ -143,14 +207,16 @@ def test_far_velocities_have_a_floor():
 
 def test_gradient_of_the_likelihood():
     """Exact to 1e-5 in every latent, through the table that all stars share, and the same block by block."""
-    catalog = stars(300, 2)
+    seen = stars(300, 2).sky.numpy().T
+    seen[2, 200:] = np.nan
+    catalog = ProjectedCatalog.of(*seen[:4], photometric=np.arange(300) > 100)
     model = SnapshotModel(
         MassSlopeNetwork.for_stars(catalog.w, n_features=4),
         LogisticGaussianProcess(degree=3, cusps=True).resolved(1, 50 * torch.rand(200, 3, dtype=F64) + 1),
-        likelihood=LineOfSight(5.0, 0.05),
+        likelihood=LineOfSight(5.0, 0.05, binaries=True),
     )
     space, data = LatentSpace(model), model.prepare(catalog)
-    assert {"sky.velocity", "sky.ln_distance"} <= set(space.slices)
+    assert {"sky.velocity", "sky.ln_distance", "sky.binary_share"} <= set(space.slices)
     assert space.n_potential == space.size - 11
     u = 0.1 * torch.randn(space.size, generator=torch.Generator().manual_seed(1), dtype=F64)
     u[0] = model.initial_values()["potential.ln_mass"]
@@ -173,7 +239,7 @@ def stars(n: int, seed: int) -> ProjectedCatalog:
 def test_background_is_broad():
     """Four times as broad as the stars, and convolved with errors."""
     v = torch.linspace(-30, 30, 101, dtype=F64)
-    background = BackgroundAlongLine.of_velocities(v)
+    background = BackgroundAlongLine.of_stars(torch.stack([v] * 6, -1))
     assert background.sd == pytest.approx(4 * 1.4826 * 15, rel=0.02)
     at = sky(1.0, np.linspace(-1500, 1500, 3001), 3.0)
     assert float(background.log_prob(at).exp().sum()) == pytest.approx(1.0, abs=1e-6)
@@ -271,6 +337,8 @@ def test_refused_stars():
         ({"v": 10 * v + 223}, "not relative to the system's"),
         ({"v": np.where(np.arange(200) < 60, 1000 * v, v)}, "all stars of the field instead of members"),
         ({"x": 0 * x, "y": 0 * y}, "all stars are at the centre"),
+        ({"v": np.where(np.arange(200) < 195, np.nan, v), "photometric": True}, "5 of 200 stars have a line-of-sight"),
+        ({"membership": np.where(np.arange(200) == 4, 0.0, 1.0)}, "membership of star 4"),
     ):
         with pytest.raises(CatalogError, match=message):
             ProjectedCatalog.of(**({"x": x, "y": y, "v": 10 * v, "v_error": 1.0} | change))
@@ -295,6 +363,24 @@ def moving_alike(columns: str) -> tuple[QTable, dict[str, object]]:
     x, y = (offset.cartesian.y / offset.cartesian.x).value, (offset.cartesian.z / offset.cartesian.x).value
     table["x"], table["y"] = (np.degrees(np.arctan(part)) * 60 * units.arcmin for part in (x, y))
     return table, {"distance": D}
+
+
+def test_a_photometric_sample_is_read(tmp_path):
+    """Its places count and it has no velocities; probabilities of membership come along; --complete counts all."""
+    rng = np.random.default_rng(3)
+    x, y, v = rng.standard_normal((3, 80))
+    stars = QTable({"x": x[:50], "y": y[:50], "v_los": 10 * v[:50], "v_los_error": np.full(50, 2.0)})
+    stars["p_member"] = np.linspace(0.5, 1.0, 50)
+    stars.write(tmp_path / "velocities.ecsv")
+    QTable({"x": x[50:], "y": y[50:]}).write(tmp_path / "places.ecsv")
+    found = ProjectedCatalog.read(tmp_path / "velocities.ecsv", photometry=tmp_path / "places.ecsv")
+    assert len(found) == 80
+    assert found.sky[:, 4].tolist() == [0.0] * 50 + [1.0] * 30
+    assert torch.isinf(found.sky[50:, 3]).all()
+    assert np.allclose(found.sky[:50, 5], np.linspace(0.5, 1.0, 50))
+    assert torch.isfinite(found.w).all()
+    whole = ProjectedCatalog.read(tmp_path / "velocities.ecsv", complete=True)
+    assert (whole.sky[:, 4] == 1).all()
 
 
 @pytest.mark.parametrize("columns", ["ra dec", "x y"])
