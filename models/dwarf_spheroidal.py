@@ -17,6 +17,6 @@ def build(catalog: ProjectedCatalog) -> SnapshotModel:
     """Return the model; features and the prior of the mass are placed by the stars' radii and speeds."""
     return SnapshotModel(
         MassSlopeNetwork.for_stars(catalog.w, n_features=8),
-        LogisticGaussianProcess(cusps=True),
+        LogisticGaussianProcess.of_velocities(),
         likelihood=LineOfSight.for_stars(catalog),
     )

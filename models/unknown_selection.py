@@ -14,7 +14,7 @@ def build(catalog: Catalog) -> SnapshotModel:
     """Return the model; features and the prior of the mass are placed by the stars' radii and speeds."""
     return SnapshotModel(
         MassSlopeNetwork.for_stars(catalog.w, n_features=8),
-        LogisticGaussianProcess(cusps=True),
+        LogisticGaussianProcess.of_velocities(),
         likelihood="conditional",
         errors=MeasurementErrors.where_needed(catalog),
     )

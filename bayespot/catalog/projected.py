@@ -222,7 +222,9 @@ class ProjectedCatalog(Catalog):
             across = (distance * u.kpc * motion).to_value("km/s", u.dimensionless_angles())
             bulk = bulk + across[0] * direction[0] + across[1] * direction[1]
         names, more = read_names(table, np.arange(len(table)))
-        meta: dict[str, Any] = {"notes": notes + more, "systemic_velocity_kms": float(v_sys)}
+        meta: dict[str, Any] = {"notes": notes + more, "systemic_velocity_kms": float(v_sys), "complete": complete}
+        if centre is not None:
+            meta["centre_deg"] = [float(part) for part in centre]
         if distance is not None:
             meta |= {"distance_kpc": float(distance), "distance_error_kpc": float(distance_error)}
         sets = [(x, y, v - bulk, error, np.full(len(x), complete), _membership(table))]
@@ -249,6 +251,12 @@ class ProjectedCatalog(Catalog):
         """What the likelihood sees ``(n, 6)``."""
         assert self.sky is not None  # the constructor looked
         return self.sky
+
+    @property
+    def sky_positions(self) -> np.ndarray:
+        """x and y ``(n, 2)`` in kpc of the stars that have a velocity."""
+        assert self.sky is not None  # the constructor looked
+        return self.sky[torch.isfinite(self.sky[:, 3]), :2].numpy()
 
     def doubts(self) -> list[str]:
         return []

@@ -143,8 +143,12 @@ def read_projected(
     )
 
 
-def read_fitted(run: Path, config: dict[str, Any], path: Path, **options: Any) -> Catalog:
+def read_fitted(
+    run: Path, config: dict[str, Any], path: Path, photometry: Path | None = None, **options: Any
+) -> Catalog:
     """Read the catalogue that a run was fitted to, with the options of `read_catalog`, in the run's own frame.
+
+    One of stars on the sky is read as it was for the fit.
 
     Raises
     ------
@@ -154,13 +158,34 @@ def read_fitted(run: Path, config: dict[str, Any], path: Path, **options: Any) -
     from bayespot.report.manifest import RunError
 
     fitted = config["catalog"]
-    stars = read_catalog(path, **options, frame=fitted.get("meta", {}).get("frame"))
+    meta = fitted.get("meta", {})
+    if "systemic_velocity_kms" in meta:
+        stars = _read_again(path, meta, options.get("hdu"), photometry)
+    else:
+        stars = read_catalog(path, **options, frame=meta.get("frame"))
     if len(stars) != fitted["n_stars"]:
         raise RunError(f"{path} has {len(stars)} stars, {run} was fitted to {fitted['n_stars']}")
     reach, before = float((stars.x**2).sum(-1).max() ** 0.5), fitted["r_q"][-1]
     if abs(reach / before - 1) > 1e-6:
         raise RunError(f"{path} reaches {reach:.6g} kpc, the stars that {run} was fitted to {before:.6g} kpc")
     return stars
+
+
+def _read_again(path: Path, meta: dict[str, Any], hdu: str | None, photometry: Path | None) -> Catalog:
+    """Read stars on the sky with the options that ``meta`` notes."""
+    from bayespot.catalog.projected import ProjectedCatalog
+
+    centre = meta.get("centre_deg")
+    return ProjectedCatalog.read(
+        path,
+        meta.get("distance_kpc"),
+        hdu,
+        photometry,
+        distance_error=meta.get("distance_error_kpc", 0.0),
+        centre=None if centre is None else (centre[0], centre[1]),
+        systemic_velocity=meta["systemic_velocity_kms"],
+        complete=meta.get("complete", False),
+    )
 
 
 def show_notes(stars: Catalog) -> None:

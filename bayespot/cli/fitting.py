@@ -156,9 +156,7 @@ def fit(
     check_output(output, inputs, overwrite, resume)
     stars: Catalog
     if distance is not None or getattr(module, "PROJECTED", False):
-        stars = read_projected(
-            catalog, distance, distance_error, centre, systemic_velocity, hdu, photometry, complete
-        )
+        stars = read_projected(catalog, distance, distance_error, centre, systemic_velocity, hdu, photometry, complete)
     else:
         stars = read_catalog(
             catalog,

@@ -21,6 +21,7 @@ from bayespot.cli.tables import (
 )
 
 if TYPE_CHECKING:
+    from bayespot.catalog.projected import ProjectedCatalog
     from bayespot.posterior.posterior import PotentialDraws
 
 
@@ -116,6 +117,7 @@ def check(
     r_sun: Annotated[float | None, typer.Option("--r-sun", help="As in the fit.")] = None,
     z_sun: Annotated[float | None, typer.Option("--z-sun", help="As in the fit.")] = None,
     v_sun: Annotated[str | None, typer.Option("--v-sun", help="As in the fit.")] = None,
+    photometry: Annotated[Path | None, typer.Option(help="As in the fit, of stars on the sky.")] = None,
     trust_model: Annotated[bool, TRUST] = False,
     model_file: Annotated[Path | None, MODEL_FILE] = None,
 ) -> None:
@@ -124,11 +126,13 @@ def check(
     Radial profile, velocity dispersions, anisotropy, the symmetry that the stars' directions and orbital planes show,
     and the uniformity of the angles, the mark of a phase-mixed system; replicas pass through the model's errors and
     selection. For an axisymmetric potential the profiles are those in R and |z|, with rotation and the dispersions of
-    v_R, v_phi and v_z.
+    v_R, v_phi and v_z. Of stars on the sky: histograms and dispersions of the line-of-sight velocities in bins of R, and
+    the places of a photometric sample; with a table of what the fit says of the system.
 
     Example: `bayespot check run stars.ecsv`
     """
-    from bayespot.posterior.predictive import posterior_predictive
+    from bayespot.catalog.projected import ProjectedCatalog
+    from bayespot.posterior import posterior_predictive, velocity_check
     from bayespot.progress import Progress
     from bayespot.report.runs import load_run, save_predictive
 
@@ -137,6 +141,7 @@ def check(
         run,
         config,
         catalog,
+        photometry,
         drop_invalid=drop_invalid,
         drop_duplicates=drop_duplicates,
         allow_missing=allow_missing,
@@ -147,7 +152,11 @@ def check(
     )
     with Progress("lines") as bar:
         bar.stage("replicating the catalogue", n_draws)
-        found = posterior_predictive(posterior, stars, n_draws, seed, tick=bar.step)
+        if isinstance(stars, ProjectedCatalog):
+            found = velocity_check(posterior, stars, n_draws, seed, tick=bar.step)
+            _print_system(posterior.thinned(n_draws), stars)
+        else:
+            found = posterior_predictive(posterior, stars, n_draws, seed, tick=bar.step)
     path = save_predictive(run, found)
     _print_checks(found.p_values, found.warnings)
     typer.echo(f"wrote {path} and the groups posterior_predictive and observed_data of {run / 'posterior.nc'}")
@@ -185,6 +194,27 @@ def _print_fields(title: str, few: PotentialDraws, r: Any) -> None:
     columns = bands_in_columns(few, r, tuple(heads))
     rows = [[f"{r[i]:.3g}", *(interval(q[:, i]) for q in columns)] for i in range(len(r))]
     print_table(title, [place, *heads.values()], rows)
+
+
+def _print_system(few: PotentialDraws, stars: ProjectedCatalog) -> None:
+    """Print what a fit of stars on the sky says of their system, and its factors J and D."""
+    import numpy as np
+
+    from bayespot.posterior import astrophysical_factors, line_of_sight_fields
+
+    half = float(np.median(np.hypot(*stars.sky_positions.T)))
+    r = np.sort(np.array([0.15, *(half * np.array([0.5, 1.0, 2.0]))]))
+    found = line_of_sight_fields(few, stars, r)
+    fields = {name: few.field(name, r) for name in ("enclosed_mass", "density", "density_slope")} | found
+    heads = ["M(<r) [Msun]", "rho [Msun/kpc3]", "dln(rho)/dln(r)", "sigma_los [km/s]", "beta"]
+    bands = [field.quantile((0.16, 0.5, 0.84)) for field in fields.values()]
+    rows = [[f"{r[i]:.3g}", *(interval(q[:, i]) for q in bands)] for i in range(len(r))]
+    print_table(f"Median and 68 % interval (half of the stars within {half:.3g} kpc)", ["r [kpc]", *heads], rows)
+    if "distance_kpc" in few.meta.get("meta", {}):
+        factors = astrophysical_factors(few, [0.1, 0.5])
+        logs = [np.quantile(np.log10(part), (0.16, 0.5, 0.84), axis=0) for part in (factors.J, factors.D)]
+        rows = [[f"{factors.angles[i]:g}", *(interval(q[:, i]) for q in logs)] for i in range(2)]
+        print_table("", ["angle [deg]", "log10 J [GeV2/cm5]", "log10 D [GeV/cm2]"], rows)
 
 
 def _print_checks(p_values: dict[str, float], warnings: list[str]) -> None:

@@ -25,8 +25,13 @@ from bayespot.units import takes, takes_tensors
 _NODES = {2: (64, 32), 3: (48, 20, 12)}
 #: Highest degree in cos i, with rotation.
 _ROTATION_DEGREE = 4
-#: Standard deviations of the powers of v and t that f(J) may have towards its edges, and least v and t.
-_CUSPS, _EDGE = (1.0, 0.6), 1e-9
+#: Standard deviations of the powers of v, t and 1 - v that f(J) may have towards its edges, and least of these.
+_CUSPS, _EDGE = (2.0, 1.0, 2.0), 1e-9
+#: With such powers, standard deviations of the amplitudes of the first and second degree: together with the powers they
+#: place the scale and the slopes of f(J), of which the reference density may be a poor guess.
+_LOW = (1.5, 0.75)
+#: Standard deviation of ln A where it is inferred.
+AMPLITUDE_SD = 1.0
 #: Highest tail index of the reference density where the actions at hand are not a sample of f(J).
 _WIDE_TAIL = 1.5
 
@@ -94,7 +99,7 @@ class LegendreBasis:
     degree
         Highest total degree; in cos i, with rotation, at most 4.
     cusps
-        Whether ln v and ln t come after the polynomials, less their means over the reference density.
+        Whether ln v, ln t and ln(1 - v) come after the polynomials, less their means over the reference density.
     """
 
     #: Those stored before there was a choice have none.
@@ -165,8 +170,8 @@ class LegendreBasis:
 
 
 def _logarithms(y: Tensor) -> Tensor:
-    """ln v and ln t ``(*batch, 2)`` at smooth coordinates."""
-    return y[..., :2].clamp(min=_EDGE).log()
+    """ln v, ln t and ln(1 - v) ``(*batch, 3)`` at smooth coordinates."""
+    return torch.cat([y[..., :2], 1 - y[..., :1]], -1).clamp(min=_EDGE).log()
 
 
 class LogisticGaussianProcess(DistributionDensity):
@@ -193,10 +198,13 @@ class LogisticGaussianProcess(DistributionDensity):
     flattened
         The stars are in a flattened potential: f(J) of all three actions on a chart with a scale for each.
     cusps
-        Let f(J) go as a power of the actions towards J = 0 and of L towards L = 0 (powers with priors N(0, 1) and N(0,
-        0.6)), two more ``weights``: tracers with a density cusp have the one, radially biased orbits near the centre
-        the other, where a smooth f(J) is finite. What f(J) cannot follow the potential makes up for, where the two are
-        inferred together.
+        Let f(J) go as a power of the actions towards J = 0, of L towards L = 0 and of 1/J far out (powers with priors of
+        sd 2, 1 and 2), three more ``weights``: tracers with a density cusp have the first, radially biased orbits near
+        the centre the second, where a smooth f(J) is finite. The first two degrees then have sd 1.5 and 0.75 at least.
+        What f(J) cannot follow the potential makes up for, where the two are inferred together.
+    adaptive
+        Let the guide ``"marginal"`` infer the amplitude, ln A with a prior of sd 1 about that of ``amplitude``; other
+        guides take A as it is.
 
     Raises
     ------
@@ -219,6 +227,7 @@ class LogisticGaussianProcess(DistributionDensity):
     flattened = False
     #: Those stored before there was a choice have none.
     cusps = False
+    adaptive = False
 
     @takes(amplitude="number", decay="number")
     def __init__(
@@ -229,6 +238,7 @@ class LogisticGaussianProcess(DistributionDensity):
         decay: float = 0.55,
         flattened: bool = False,
         cusps: bool = False,
+        adaptive: bool = False,
     ) -> None:
         super().__init__()
         if degree < 1 or not amplitude > 0 or not 0 < decay <= 1:
@@ -237,7 +247,8 @@ class LogisticGaussianProcess(DistributionDensity):
                 f"got {degree}, {amplitude} and {decay}"
             )
         self.rotation, self.flattened = rotation or flattened, flattened
-        self.degree, self.amplitude, self.decay, self.cusps = degree, amplitude, decay, cusps
+        self.degree, self.amplitude, self.decay = degree, amplitude, decay
+        self.cusps, self.adaptive = cusps, adaptive
         self.symmetry = "axisymmetric" if self.rotation else "spherical"
         self.n_components = 1
         self._chart: ActionChart | None = None
@@ -250,7 +261,7 @@ class LogisticGaussianProcess(DistributionDensity):
                 "n_components out, raise the degree for a more flexible f(J), or take df='mixture'"
             )
         module = LogisticGaussianProcess(
-            self.rotation, self.degree, self.amplitude, self.decay, self.flattened, self.cusps
+            self.rotation, self.degree, self.amplitude, self.decay, self.flattened, self.cusps, self.adaptive
         )
         chart = ActionChart.for_actions(J.detach(), self.rotation, self.flattened)
         if near_data:
@@ -274,12 +285,36 @@ class LogisticGaussianProcess(DistributionDensity):
         chart, basis = self._resolved()
         return LogPolynomialDistribution(chart, basis, self._sd * self.weights)
 
+    @classmethod
+    def of_velocities(cls) -> LogisticGaussianProcess:
+        """Return the density for velocities given positions, and for stars on the sky.
+
+        There positions say little of f(J), so that its prior counts: it has powers towards the edges, and its amplitude
+        is inferred (``adaptive``), since ln f of populations of constant anisotropy is smooth and that of
+        Osipkov-Merritt's is not.
+        """
+        return cls(degree=10, decay=0.68, cusps=True, adaptive=True)
+
     @property
     def _sd(self) -> Tensor:
         """Prior standard deviations of the amplitudes."""
+        return self._sd_at(self.amplitude)
+
+    def _sd_at(self, amplitude: float | Tensor) -> Tensor:
         basis = self._resolved()[1]
-        smooth = self.amplitude * self.decay ** basis.degrees.double()
-        return torch.cat([smooth, smooth.new_tensor(_CUSPS)]) if basis.cusps else smooth
+        smooth = amplitude * self.decay ** basis.degrees.double()
+        if not basis.cusps:
+            return smooth
+        low = torch.zeros_like(smooth)
+        for degree, sd in enumerate(_LOW, 1):
+            low[basis.degrees == degree] = sd
+        return torch.cat([(smooth**2 + low**2).sqrt(), smooth.new_tensor(_CUSPS)])
+
+    @takes_tensors(ln_amplitude="number")
+    def prior_sd(self, ln_amplitude: Tensor) -> Tensor:
+        """Return the prior standard deviations ``(K,)`` of ``weights`` where ln A is ``ln_amplitude`` more than its
+        prior mean: 1 at 0."""
+        return self._sd_at(self.amplitude * ln_amplitude.exp()) / self._sd
 
     @takes_tensors(J="action")
     def at_actions(self, J: Tensor) -> Callable[[Tensor], Tensor]:

@@ -3,7 +3,8 @@ r"""The posterior of the potential with f(J) integrated out in each potential.
 Where f(J) is inferred together with the potential, the ridge on which they stand in for each other bends: no Gaussian
 in all latents is near the posterior. In a *given* potential the actions are numbers, ln f is linear in its parameters
 (`bayespot.df.LogisticGaussianProcess`), and the posterior of these, log-concave or nearly so, is close to the Gaussian
-at its maximum. Laplace's method gives
+at its maximum. Where the prior of f(J) has an amplitude to be inferred, that is one more number of which f(J) is a
+Gaussian process (`LogisticGaussianProcess.prior_sd`). Laplace's method gives
 
 .. math:: \ln p(u | data) \approx \ln p(u, \hat w(u) | data) - \tfrac12 \ln \det H(u) + const
 
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from bayespot.df.logistic_gp import LogisticGaussianProcess
+from bayespot.df.logistic_gp import AMPLITUDE_SD, LogisticGaussianProcess
 from bayespot.inference.importance import MOST_ROUNDS, Weighted, adaptive_importance, n_in_round
 from bayespot.inference.latent import LatentSpace, RememberedActions, same_array, whitening
 from bayespot.likelihood.model import SnapshotModel
@@ -39,6 +40,9 @@ _AT_ONCE = 1_000_000
 #: Farthest that f(J) may be from where it is at the maximum, in prior standard deviations of a latent: in absurd
 #: potentials a spike of f between the velocities that n is summed over has any likelihood.
 _FARTHEST = 10.0
+#: Of the amplitude of f(J), in prior standard deviations of its logarithm: how far its start is looked for, and the step
+#: of the differences that give its variance.
+_AMPLITUDES, _AMPLITUDE_STEP = 3, 0.5
 #: Step of the differences that give the first proposal, in standard deviations of the outer product's, and the least
 #: curvature over that of the outer product.
 _STEP, _LEAST_CURVATURE = 0.1, 0.05
@@ -69,48 +73,95 @@ class MarginalPosterior:
 
     def __init__(self, space: LatentSpace, data: Tensor, u: Tensor) -> None:
         self.space, self.data, self.u = space, data, u
-        #: Root of the covariance of f(J) at u: that in other potentials is near it.
-        self.root = _GivenPotential(space, data, u).root(u[space.slices["df.weights"]])
         #: Whether f(J) has its own covariance in each potential.
         self.own_covariance = space.model.projection is None
+        df = cast("LogisticGaussianProcess", space.model.df)
+        #: Whether the last of the other latents is that of the amplitude of f(J), z with ln A = ln A_0 + sd z.
+        self.adaptive = df.adaptive
         part = space.slices["df.weights"]
         self.own = torch.arange(part.start, part.stop)
         #: Rows of the other latents.
         self.rest = torch.cat([torch.arange(part.start), torch.arange(part.stop, space.size)])
+        self._centre(u[self.rest])
+
+    def _centre(self, rest: Tensor) -> None:
+        """Take the latents ``rest``, and f(J) at its best there, as what others are near to."""
+        given = self._given(rest)
+        #: Minus the second derivatives of ln p by f(J), without what an amplitude adds to its prior.
+        self.information = torch.cholesky_inverse(given.root(self.u[self.own]))
+        if given.prior_sd is not None:
+            self.information = self.information - (given.prior_sd**-2 - 1).diag()
+
+    def start(self, tick: Callable[[str], None]) -> Tensor:
+        """Return the other latents at the maximum; with that of the amplitude, at its highest marginal posterior."""
+        rest = self.u[self.rest]
+        if not self.adaptive:
+            return rest
+        highest, found, mode = -math.inf, rest, self.u[self.own]
+        for z in torch.linspace(-_AMPLITUDES, _AMPLITUDES, 2 * _AMPLITUDES + 1, dtype=rest.dtype):
+            here = torch.cat([rest, z[None]])
+            orbits, _ = self.orbits(here)
+            tick("amplitude of f(J)")
+            if orbits.log_marginal > highest:
+                highest, found, mode = orbits.log_marginal, here, orbits.mode
+        self.u = self.whole(rest, mode)
+        self._centre(found)
+        return found
+
+    def _given(self, rest: Tensor) -> _GivenPotential:
+        z = rest[-1] if len(rest) > len(self.rest) else None
+        return _GivenPotential(self.space, self.data, self.whole(rest, self.u[self.own]), z)
 
     def whole(self, rest: Tensor, own: Tensor) -> Tensor:
         """Return all latents ``(size,)`` from those that are left and those of f(J)."""
         u = torch.empty_like(self.u)
-        u[self.rest], u[self.own] = rest, own
+        u[self.rest], u[self.own] = rest[: len(self.rest)], own
         return u
 
     def orbits(self, rest: Tensor) -> tuple[Orbits, _GivenPotential]:
         """Return f(J) given the other latents, and what it was found with."""
-        given = _GivenPotential(self.space, self.data, self.whole(rest, self.u[self.own]))
-        return given.orbits(self.u[self.own], self.root, self.own_covariance), given
+        given = self._given(rest)
+        information = self.information
+        if given.prior_sd is not None:
+            information = information + (given.prior_sd**-2 - 1).diag()
+        root = whitening(_positive(information))
+        return given.orbits(self.u[self.own], root, self.own_covariance), given
 
     def slope(self, rest: Tensor) -> Tensor:
-        """Return the gradient of the profile, ln p at the best f(J), by the other latents."""
+        """Return the gradient of the profile, ln p at the best f(J), by the latents of the model."""
         found, _ = self.orbits(rest)
         return self.space.gradient(self.whole(rest, found.mode), self.data)[1][self.rest]
 
-    def first_covariance(self, information: Tensor, tick: Callable[[str], None]) -> Tensor:
-        """Return the inverse of the profile's curvature, by differences of its gradient.
+    def first_covariance(self, start: Tensor, information: Tensor, tick: Callable[[str], None]) -> Tensor:
+        """Return the inverse of the profile's curvature at ``start``, by differences of its gradient.
 
-        ``information`` is that of all latents, of which the curvature is a part at least.
+        ``information`` is that of all latents of the model, of which the curvature is a part at least. An amplitude's
+        variance is that of its marginal posterior, and its correlations are left to the adaption.
         """
         root = torch.linalg.cholesky(torch.linalg.inv(information)[self.rest][:, self.rest])
-        here, columns = self.u[self.rest], []
+        columns = []
         for v in root.T:
             slopes = []
             for step in (-_STEP, _STEP):
-                slopes.append(self.slope(here + step * v))
+                at = start.clone()
+                at[: len(v)] += step * v
+                slopes.append(self.slope(at))
                 tick("curvature")
             columns.append(root.T @ (slopes[0] - slopes[1]) / (2 * _STEP))
         curvature = torch.stack(columns)
         values, vectors = torch.linalg.eigh((curvature + curvature.T) / 2)
         back = root @ vectors
-        return (back / values.clamp(min=_LEAST_CURVATURE)) @ back.T
+        found = (back / values.clamp(min=_LEAST_CURVATURE)) @ back.T
+        if not self.adaptive:
+            return found
+        below, here, above = (self.orbits(start + step)[0].log_marginal for step in self._steps(start))
+        precision = max((2 * here - below - above) / _AMPLITUDE_STEP**2, 1.0)
+        return torch.block_diag(found, torch.tensor([[1 / precision]], dtype=start.dtype))
+
+    def _steps(self, start: Tensor) -> list[Tensor]:
+        last = torch.zeros_like(start)
+        last[-1] = _AMPLITUDE_STEP
+        return [-last, 0 * last, last]
 
 
 class MarginalDraws(NamedTuple):
@@ -160,15 +211,16 @@ def marginal(
         kept.append(target.whole(rest, draws[int(chosen)]))
         return float(log_weights.logsumexp(0)) - math.log(n)
 
-    start = target.u[target.rest]
-    covariance = target.first_covariance(information, tick)
+    start = target.start(tick)
+    covariance = target.first_covariance(start, information, tick)
     found: Weighted = adaptive_importance(log_p, start, covariance, wanted, seed, tick)
     return MarginalDraws(torch.stack(kept), found.log_p - found.log_q)
 
 
 def n_marginal_steps(target: MarginalPosterior) -> int:
     """Return how often `marginal` reports at most."""
-    return 2 * len(target.rest) + MOST_ROUNDS * n_in_round(len(target.rest))
+    d, amplitude = len(target.rest), 2 * _AMPLITUDES + 1 if target.adaptive else 0
+    return 2 * d + amplitude + MOST_ROUNDS * n_in_round(d + target.adaptive)
 
 
 def integrable(model: SnapshotModel) -> bool:
@@ -178,10 +230,16 @@ def integrable(model: SnapshotModel) -> bool:
 
 
 class _GivenPotential:
-    """The log posterior as a function of the latents of f(J) alone."""
+    """The log posterior as a function of the latents of f(J) alone.
 
-    def __init__(self, space: LatentSpace, data: Tensor, u: Tensor) -> None:
-        self.space, self.data, self.u = space, data, u
+    ``z`` is the latent of the amplitude of its prior; None: it is that of the model.
+    """
+
+    def __init__(self, space: LatentSpace, data: Tensor, u: Tensor, z: Tensor | None = None) -> None:
+        self.space, self.data, self.u, self.z = space, data, u, z
+        df = cast("LogisticGaussianProcess", space.model.df)
+        #: Prior standard deviations of the latents of f(J); None: all are 1.
+        self.prior_sd = None if z is None else df.prior_sd(AMPLITUDE_SD * z)
         self.own = space.slices["df.weights"]
         with torch.no_grad():
             self.model = space.model.at(space.values(u)).tabulated(data)
@@ -193,7 +251,12 @@ class _GivenPotential:
         """Return the log posterior at latents of f(J) ``(k,)``."""
         self.df.weights = own
         u = torch.cat([self.u[: self.own.start], own, self.u[self.own.stop :]])
-        return self.model.density().log_prob(self.data).sum() + self.space.log_prior(u)
+        found = self.model.density().log_prob(self.data).sum() + self.space.log_prior(u)
+        if self.prior_sd is None or self.z is None:
+            return found
+        # in place of the model's prior N(0, 1) of the latents of f(J), and with that of the amplitude
+        other = 0.5 * (own**2 * (1 - self.prior_sd**-2)).sum() - self.prior_sd.log().sum()
+        return found + other - 0.5 * self.z**2 - 0.5 * math.log(2 * math.pi)
 
     @torch.no_grad()
     def log_p_of_draws(self, own: Tensor) -> Tensor:

@@ -148,8 +148,21 @@ class LineOfSightVelocities(StarDensity):
         log_p = torch.where(torch.isfinite(value[..., 3]), log_p, 0.0)
         if lattice.R_out == 0:
             return log_p
-        log_place = at[..., 0] + 2 * ln_distance - lattice.log_inside(known, ln_distance.exp())
+        log_place = at[..., 0] + 2 * ln_distance - lattice.log_inside(known, lattice.R_out * ln_distance.exp())
         return log_p + torch.where(value[..., 4] > 0, log_place, 0.0)
+
+    @takes_tensors(value="internal", v="speed")
+    def cumulative(self, value: Tensor, v: Tensor) -> Tensor:
+        """Return the probability ``(n, m)`` that the velocity of each star ``(n, 6)``, with its error, is below v
+        ``(m,)`` in km/s."""
+        lattice = self.lattice or SkyLattice.covering(value, stretch(self.sky))
+        known = lattice.sums(self.density) if self.sums is None else self.sums
+        R = torch.linalg.vector_norm(value[..., :2], dim=-1) * torch.as_tensor(self.sky.ln_distance).exp()
+        q = math.pi / lattice.V * torch.arange(1, known.shape[1], dtype=torch.float64)
+        amplitude = lattice.at(known, R)[..., 1:] * self._blur(q, value[..., 3]) / (lattice.V * q)
+        at = (v - torch.as_tensor(self.sky.velocity)).clamp(-lattice.V, lattice.V)
+        found = (at + lattice.V) / (2 * lattice.V) + amplitude @ (q[:, None] * at).sin()
+        return found.clamp(0, 1).cummax(-1).values
 
     def _blur(self, q: Tensor, error: Tensor) -> Tensor:
         """Transform ``(*batch, n_terms)`` of the errors, and of the motion of binaries."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -144,17 +145,49 @@ class SkyLattice:
         values = sums.index_select(0, near.flatten()).reshape(*near.shape, -1)
         return (weight[..., None] * values).sum(-2)
 
-    @takes_tensors(sums="internal", stretch="number")
-    def log_inside(self, sums: Tensor, stretch: Tensor) -> Tensor:
-        """Return ln of the number of stars within R_out times ``stretch``, with `sums`' constant."""
+    @takes_tensors(sums="internal", R="length")
+    def log_inside(self, sums: Tensor, R: Tensor) -> Tensor:
+        """Return ln of the number of stars within a radius R ``()`` on the sky, with `sums`' constant."""
         low = math.exp(_DS * (self.first + _STENCIL // 2 - 1))
         x, weight = unit_rule(_FIELD)
-        span = math.log(self.R_out / low) + stretch.log()
+        span = (R / low).log()
         ln_R = math.log(low) + span * torch.cat([x.new_zeros(1), x])
         log_surface = self.at(sums[:, :1], ln_R.exp())[:, 0] + 2 * ln_R
         # within the innermost node the surface density is what it is there
         inner, rest = log_surface[0] + math.log(math.pi), log_surface[1:] + (2 * math.pi * span * weight).log()
         return torch.logaddexp(inner, torch.logsumexp(rest, 0))
+
+    def moments(self, density: PhaseMixed) -> VelocityMoments:
+        """Return the second moments of the velocities, at the nodes in r and along the lines of sight."""
+        log_f = density.log_prob(self.w.reshape(-1, 6)).reshape(self.w.shape[:3])
+        scaled = log_f + self.log_r3[:, None, None]
+        f = (scaled - scaled.max()).exp() * self.speeds[0, :, :1] * self.angles[:, 0]
+        number, radial, tangential = (
+            (f * part).sum((1, 2)) for part in (torch.ones_like(f), self.w[..., 3] ** 2, self.w[..., 4] ** 2)
+        )
+        # <v_los^2> = mu^2 <v_r^2> + (1 - mu^2) <v_t^2> / 2, mu^2 = (1 + 2 P_2(mu)) / 3
+        squares = self.along[..., 0] @ (radial + tangential) / 3 + self.along[..., 1] @ (2 * radial - tangential) / 3
+        return VelocityMoments(
+            self.w[:, 0, 0, 0],
+            radial / number,
+            tangential / number,
+            (_DS * (self.first + torch.arange(self.n, dtype=torch.float64))).exp(),
+            squares / (self.along[..., 0] @ number),
+        )
+
+
+class VelocityMoments(NamedTuple):
+    """Second moments of velocities in (km/s)^2.
+
+    ``radial`` and ``tangential`` (of both directions together) at radii ``r (n_r,)``, that along the line of sight
+    ``los`` at radii ``R (n,)`` on the sky, in kpc.
+    """
+
+    r: Tensor
+    radial: Tensor
+    tangential: Tensor
+    R: Tensor
+    los: Tensor
 
 
 def _speeds(finer: int) -> tuple[Tensor, Tensor]:

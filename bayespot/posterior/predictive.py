@@ -63,6 +63,9 @@ class Predictive:
         In words, what speaks against the model.
     z_edges : (n_bins + 1,), z : (n_bins,)
         The same of the stars' heights, for an axisymmetric potential; None for others.
+    v_edges : (n_velocities + 1,), R_edges : (n_R + 1,)
+        Edges of histograms of line-of-sight velocities (km/s), and of the bins of a photometric sample on the sky, of
+        `bayespot.posterior.velocity_check`; None for others.
     """
 
     r_edges: NDArray[Any]
@@ -73,6 +76,8 @@ class Predictive:
     warnings: list[str]
     z_edges: NDArray[Any] | None = None
     z: NDArray[Any] | None = None
+    v_edges: NDArray[Any] | None = None
+    R_edges: NDArray[Any] | None = None
 
 
 @keeps_callers_state
@@ -150,8 +155,8 @@ def posterior_predictive(
         catalog = catalog.subsample(most, seed)
     n_bins = max(1, min(n_bins, len(catalog) // 5))
     x = catalog.x.numpy()
-    edges, middle = _bins_of(np.linalg.norm(x[:, :2] if axial else x, axis=-1), n_bins)
-    z_edges, z = _bins_of(np.abs(x[:, 2]), n_bins) if axial else (None, None)
+    edges, middle = bins_of(np.linalg.norm(x[:, :2] if axial else x, axis=-1), n_bins)
+    z_edges, z = bins_of(np.abs(x[:, 2]), n_bins) if axial else (None, None)
 
     def statistics(w: Tensor) -> dict[str, NDArray[Any]]:
         stars = w.numpy()
@@ -176,11 +181,11 @@ def posterior_predictive(
             if tick:
                 tick()
     seen, drawn = ({k: np.asarray(v) for k, v in store.items()} for store in (observed, replicated))
-    p_values = {name: _p_value(seen[name], drawn[name]) for name in seen}
+    p_values = {name: p_value(seen[name], drawn[name]) for name in seen}
     return Predictive(edges, middle, seen, drawn, p_values, _verdict(p_values, few.n_draws, axial), z_edges, z)
 
 
-def _bins_of(values: NDArray[Any], n_bins: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def bins_of(values: NDArray[Any], n_bins: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return edges of bins with equal numbers, the first from zero and the last without end, and their medians."""
     edges = np.quantile(values, np.linspace(0, 1, n_bins + 1))
     middle = np.quantile(values, (np.arange(n_bins) + 0.5) / n_bins)
@@ -221,8 +226,7 @@ class Replicator:
     def __init__(self, model: SnapshotModel, catalog: Catalog) -> None:
         if model.projection is not None:
             raise ValueError(
-                "line-of-sight velocities have no predictive checks: compare LineOfSightVelocities at posterior draws "
-                "with the stars' velocities"
+                "stars on the sky have checks of their own: take bayespot.posterior.velocity_check (bayespot check)"
             )
         self.model, self.n = model, len(catalog)
         self.scatter = None if model.errors is None else ErrorScatter(catalog)
@@ -327,7 +331,7 @@ def orientations(w: Tensor) -> dict[str, NDArray[Any]]:
     return {"directions": within.mean(0).numpy(), "planes": moments(n).mean(0).numpy()}
 
 
-def _p_value(observed: NDArray[Any], replicated: NDArray[Any]) -> float:
+def p_value(observed: NDArray[Any], replicated: NDArray[Any]) -> float:
     """Posterior predictive p-value of the chi-square about the replicas' mean and variance, or of a scalar itself."""
     if observed.ndim == 1:
         exceeds = replicated >= observed

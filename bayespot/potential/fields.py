@@ -96,6 +96,8 @@ def add_bands(table: QTable, fields: Mapping[str, Field]) -> QTable:
 
 #: Draws of a potential that are evaluated together: enough that the number of operations does not matter.
 _DRAWS_AT_ONCE = 50
+#: Half the step in ln r of the slope of the density.
+_SLOPE_STEP = 0.02
 #: Planes of `Posterior.plane`.
 PLANES = ("Rz", "xy")
 #: Fields of a plane: of the acceleration its magnitude.
@@ -179,8 +181,9 @@ def evaluator(name: str, x: Tensor) -> Callable[[Potential], Tensor]:
         If the quantity is unknown, the points do not fit it, or one is not finite or a radius is negative.
     """
     positions = x.dim() == 2 and x.shape[-1] == 3
-    if name not in (*RADIAL_FIELDS, "acceleration"):
-        raise ValueError(f"unknown field {name!r}; choose one of {', '.join((*RADIAL_FIELDS, 'acceleration'))}")
+    known = (*RADIAL_FIELDS, "density_slope", "acceleration")
+    if name not in known:
+        raise ValueError(f"unknown field {name!r}; choose one of {', '.join(known)}")
     if x.dim() != 1 and not positions:
         raise ValueError(f"points must be radii (n,) or positions (n, 3), got shape {tuple(x.shape)}")
     _require_places(x, positions)
@@ -193,7 +196,16 @@ def evaluator(name: str, x: Tensor) -> Callable[[Potential], Tensor]:
         raise ValueError("acceleration needs positions (n, 3); for radii ask radial_acceleration")
     if name == "density":
         return functools.partial(_call, "density", torch.stack([x, 0 * x, 0 * x], -1))
+    if name == "density_slope":
+        return functools.partial(_density_slope, x)
     return functools.partial(_call, "phi_r" if name == "potential" else name, x)
+
+
+def _density_slope(r: Tensor, potential: Potential) -> Tensor:
+    """d ln rho / d ln r, by central differences."""
+    at = r * torch.tensor([[-_SLOPE_STEP], [_SLOPE_STEP]], dtype=r.dtype).exp()
+    low, high = potential.density(torch.stack([at, 0 * at, 0 * at], -1)).detach().log()
+    return (high - low) / (2 * _SLOPE_STEP)
 
 
 def _call(method: str, x: Tensor, potential: Potential) -> Tensor:

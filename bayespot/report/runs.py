@@ -206,11 +206,17 @@ def save_predictive(folder: Path, check: Predictive) -> Path:
     as it was.
     """
     diagnosis = read_json(folder / "diagnostics.json")
-    summary = {"p_values": check.p_values, "warnings": check.warnings, "n_draws": len(check.observed["counts"])}
+    summary = {
+        "p_values": check.p_values,
+        "warnings": check.warnings,
+        "n_draws": len(next(iter(check.observed.values()))),
+    }
     observed = {name: value if name == "angles" else value[0] for name, value in check.observed.items()}
     edges = {"r_edges": check.r_edges}
     if check.z_edges is not None:
         edges = {"R_edges": check.r_edges, "z_edges": check.z_edges}
+    if check.v_edges is not None:
+        edges = {"R_edges": check.r_edges, "v_edges": check.v_edges}
     data = diagnostics.with_predictive(
         _inference_data(folder),
         {**observed, **edges},

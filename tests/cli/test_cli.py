@@ -285,9 +285,18 @@ def test_a_dwarf_on_the_sky(tmp_path):
     assert "--centre takes RA,DEC" in done.stderr
     done = bayespot(*fit, "--distance", "80", "--centre", "158,10", cwd=tmp_path)
     assert "the centre is wrong" in done.stderr
-    done = bayespot(*fit, "--distance", "80", "--distance-error", "4", "--guide", "laplace", *FAST[:2], cwd=tmp_path)
+    table["ra", "dec"].write(tmp_path / "places.csv")
+    known = ("--distance", "80", "--distance-error", "4", "--photometry", "places.csv")
+    done = bayespot(*fit, *known, "--guide", "laplace", *FAST[:2], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "has not been measured yet" in done.stderr
+    done = bayespot("check", "run", "members.csv", "--n-draws", "50", cwd=tmp_path)
+    assert "has 150 stars, run was fitted to 300" in done.stderr
+    done = bayespot("check", "run", "members.csv", "--photometry", "places.csv", "--n-draws", "50", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for said in ("velocities", "counts", "sigma_los", "log10 J"):
+        assert said in done.stdout
+    assert (tmp_path / "run" / "figures" / "predictive.png").exists()
     done = bayespot("report", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "of line-of-sight velocities given places on the sky" in done.stdout

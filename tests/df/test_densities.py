@@ -329,13 +329,13 @@ def test_refusals():
 
 
 def test_logistic_gp_with_cusps():
-    """ln f goes as the stated powers towards J = 0 and L = 0, to 1 % of them; f integrates to one (the powers at the
-    edges cost 0.3 %); at fixed actions it is the same number."""
+    """ln f goes as the stated powers towards J = 0 and L = 0, to 1 % of them, and over what it is without the third as
+    that of 1 - v; f integrates to one (the powers at the edges cost 0.3 %); at fixed actions it is the same number."""
     torch.manual_seed(3)
     J = 300 * torch.rand(400, 3, dtype=torch.float64) ** 2
     df = LogisticGaussianProcess(degree=3, cusps=True).resolved(1, J)
-    weights = 0.3 * torch.randn(11, dtype=torch.float64)
-    weights[-2:] = torch.tensor([-1.2, -0.5], dtype=torch.float64) / torch.tensor([1.0, 0.6], dtype=torch.float64)
+    weights = 0.1 * torch.randn(12, dtype=torch.float64)
+    weights[-3:] = torch.tensor([-1.2, -0.5, 0.6], dtype=torch.float64) / torch.tensor([2.0, 1.0, 2.0])
     fixed = freeze(df, {"weights": weights})
     near = torch.tensor([1e-4, 2e-4], dtype=torch.float64)
     shrinking = torch.stack([near, near / 2, near], -1)
@@ -343,6 +343,11 @@ def test_logistic_gp_with_cusps():
     for path, power in ((shrinking, -1.2), (flattening, -0.5)):
         low, high = fixed.log_prob(path)
         assert float(high - low) / math.log(2) == pytest.approx(power, rel=0.01)
+    without = freeze(df, {"weights": weights * (torch.arange(12) < 11)})
+    J_far = 1e4 * torch.ones(2, 3, dtype=torch.float64) * torch.tensor([[1.0], [8.0]])
+    gained = (fixed.log_prob(J_far) - without.log_prob(J_far)).diff()
+    left = 1 - fixed.distribution().chart.smooth(J_far)[:, 0]
+    assert float(gained) == pytest.approx(0.6 * float(left.log().diff()), rel=1e-9)
     assert torch.allclose(df.at_actions(J)(weights), fixed.log_prob(J), atol=1e-10)
     x, w = gauss_legendre(400)
     x, w = (x + 1) / 2, w / 2

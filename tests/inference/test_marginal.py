@@ -115,6 +115,32 @@ def test_orbits_given_the_potential():
     assert found.log_marginal == pytest.approx(float(value) + volume, abs=1e-3)
 
 
+def test_amplitude_of_the_density_of_orbits():
+    """The evidence of a potential at ln A + z is that of the same model with this amplitude, times the prior of z; the
+    start is where it is highest."""
+    stars, space, u = fitted("conditional", 1)
+    df = space.model.df
+    df.adaptive = True
+    target = MarginalPosterior(space, stars.w, u)
+    for z in (-1.0, 0.0, 1.5):
+        rest = torch.cat([u[target.rest], torch.tensor([z], dtype=F64)])
+        found, given = target.orbits(rest)
+        assert given.prior_sd is not None
+        df.adaptive, df.amplitude = False, math.exp(z)
+        other, _ = MarginalPosterior(space, stars.w, u).orbits(u[target.rest])
+        df.adaptive, df.amplitude = True, 1.0
+        prior = -0.5 * z**2 - 0.5 * math.log(2 * math.pi)
+        assert found.log_marginal == pytest.approx(other.log_marginal + prior, abs=0.02)
+    start = target.start(silent)
+    values = []
+    for z in torch.linspace(-3, 3, 7, dtype=F64):
+        values.append(target.orbits(torch.cat([u[target.rest], z[None]]))[0].log_marginal)
+    assert float(start[-1]) == float(torch.tensor(values).argmax()) - 3
+    draws = marginal(target, space.fisher(u, stars.w, 400, 0), 30.0, 1, silent)
+    assert draws.u.shape[1] == space.size
+    assert bool(torch.isfinite(draws.log_weights).any())
+
+
 def test_marginal_draws_have_exact_weights():
     """The mean weight is the evidence: of the same posterior by a Gaussian over all latents, within the errors of
     both; the draws' potentials have that posterior's mean and width."""

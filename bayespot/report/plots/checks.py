@@ -104,9 +104,7 @@ def predictive_check(ax: Axes, check: Predictive, name: str) -> Axes:
         ax.minorticks_off()
         ax.set_ylabel(_QUADRUPOLES[name])
         return ax
-    ax.fill_between(r, low95, high95, color=BLUE, alpha=ALPHA95, lw=0, label="replicas, 95 %")
-    ax.fill_between(r, low68, high68, color=BLUE, alpha=ALPHA68, lw=0, label="replicas, 68 %")
-    ax.plot(r, median, color=BLUE, lw=1)
+    _bands(ax, r, check.replicated[name])
     ax.plot(r, check.observed[name][0], "o", ms=3, color="black", label="catalogue")
     radius_axis(ax, coordinate)
     ax.set_ylabel(_CHECKS[name])
@@ -115,6 +113,8 @@ def predictive_check(ax: Axes, check: Predictive, name: str) -> Axes:
 
 def predictive_figure(check: Predictive, figure: Any = None) -> Any:
     """Return a figure, two columns wide, with every statistic of a posterior predictive check and its p-value."""
+    if check.v_edges is not None:
+        return _velocity_figure(check, check.v_edges, figure)
     names = [*(name for name in _CHECKS if name in check.observed), *_QUADRUPOLES, "angles"]
     figure = new_figure(figure, DOUBLE, 0.5 * DOUBLE)
     panels = figure.subplots(2, -(-(len(names) + 1) // 2))
@@ -125,6 +125,52 @@ def predictive_figure(check: Predictive, figure: Any = None) -> Any:
     entries = [panels.flat[i].get_legend_handles_labels() for i in (0, -2)]
     panels.flat[-1].legend(*(a + b for a, b in zip(*entries, strict=True)), loc="center left")
     return figure
+
+
+def _velocity_figure(check: Predictive, v_edges: np.ndarray, figure: Any) -> Any:
+    """Histograms of line-of-sight velocities in bins of R, the dispersion, and places of a photometric sample."""
+    n_bins = len(check.r)
+    columns = -(-(n_bins + 3) // 2)
+    figure = new_figure(figure, DOUBLE, 0.5 * DOUBLE)
+    panels = figure.subplots(2, columns).flat
+    middle = (v_edges[1:] + v_edges[:-1]) / 2
+    for k in range(n_bins):
+        ax = panels[k]
+        _bands(ax, middle, check.replicated["velocities"][:, k], step="mid")
+        ax.plot(middle, check.observed["velocities"][0, k], "o", ms=3, color="black", label="catalogue")
+        ax.set_xlabel(r"$v_{\rm los}$ [km s$^{-1}$]")
+        ax.set_title(f"$R$ near {check.r[k]:.2g} kpc")
+    panels[0].set_ylabel("stars per bin")
+    ax = panels[n_bins]
+    _bands(ax, check.r, check.replicated["sigma_los"])
+    ax.plot(check.r, check.observed["sigma_los"][0], "o", ms=3, color="black")
+    radius_axis(ax, "R")
+    ax.set_ylabel(r"$\sigma_{\rm los}$ [km s$^{-1}$]")
+    ax.set_title(f"p = {check.p_values['sigma_los']:.2g}, velocities {check.p_values['velocities']:.2g}")
+    used = n_bins + 1
+    if check.R_edges is not None:
+        ax = panels[used]
+        edges = check.R_edges.copy()
+        edges[0], edges[-1] = edges[1] ** 2 / edges[2], edges[-2] ** 2 / edges[-3]
+        R = np.sqrt(edges[1:] * edges[:-1])
+        _bands(ax, R, check.replicated["counts"])
+        ax.plot(R, check.observed["counts"][0], "o", ms=3, color="black")
+        radius_axis(ax, "R")
+        ax.set_ylabel("photometric stars per bin")
+        ax.set_title(f"p = {check.p_values['counts']:.2g}")
+        used += 1
+    for ax in panels[used:]:
+        ax.axis("off")
+    panels[2 * columns - 1].legend(*panels[0].get_legend_handles_labels(), loc="center left")
+    return figure
+
+
+def _bands(ax: Axes, x: np.ndarray, draws: np.ndarray, step: Any = None) -> None:
+    """Draw the replicas' median and intervals."""
+    low95, low68, median, high68, high95 = np.nanquantile(draws, [0.025, 0.16, 0.5, 0.84, 0.975], 0)
+    ax.fill_between(x, low95, high95, color=BLUE, alpha=ALPHA95, lw=0, step=step, label="replicas, 95 %")
+    ax.fill_between(x, low68, high68, color=BLUE, alpha=ALPHA68, lw=0, step=step, label="replicas, 68 %")
+    ax.plot(x, median, color=BLUE, lw=1, drawstyle="default" if step is None else "steps-mid")
 
 
 def parameters(data: Any, names: Sequence[str], truth: Mapping[str, float] | None = None) -> Any:
