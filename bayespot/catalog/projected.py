@@ -108,8 +108,8 @@ class ProjectedCatalog(Catalog):
         if ((columns["membership"] <= 0) | (columns["membership"] > 1)).any():
             row = int(np.flatnonzero((columns["membership"] <= 0) | (columns["membership"] > 1))[0])
             raise CatalogError(
-                f"membership of star {row} (counting from 0) is {columns['membership'][row]:g}, which is no probability "
-                "above 0: drop the row"
+                f"membership of star {row} (counting from 0) is {columns['membership'][row]:g}, which is no "
+                "probability above 0: drop the row"
             )
         columns["v"] = np.where(measured, columns["v"], 0.0)
         columns["v_error"] = np.where(measured, columns["v_error"], np.inf)
@@ -161,7 +161,8 @@ class ProjectedCatalog(Catalog):
 
         Columns: ``ra dec`` (deg) or, from the centre, ``x y`` (kpc without a unit; arcmin and deg are converted);
         ``radial_velocity`` (or ``v_los``, ``vlos``, ``rv``) in km/s with ``radial_velocity_error``; ``membership``, a
-        prior probability (1 without); ``name`` or ``source_id``. From ra and dec the places are those of the plane tangent at the centre; the share of the
+        prior probability (1 without); ``name`` or ``source_id``. From ra and dec the places are those of the plane
+        tangent at the centre; the share of the
         system's own motion in each velocity, which varies over the sky, is taken off exactly:
 
         .. math:: v - [v_{sys} \cos\rho + D (\mu_E e_E + \mu_N e_N) \cdot n]
@@ -314,9 +315,9 @@ def _check(sky: np.ndarray) -> None:
     if far.mean() > _MANY:
         row = int(np.abs(v - centre).argmax())
         raise CatalogError(
-            f"{int(far.sum())} of {len(v)} line-of-sight velocities are more than {_FAR:g} times their scatter ({width:.1f} "
-            f"km/s) from the median, star {row} (counting from 0) by {v[row] - centre:.0f} km/s: all stars of the "
-            "field instead of members? Keep those with a high probability of membership"
+            f"{int(far.sum())} of {len(v)} line-of-sight velocities are more than {_FAR:g} times their scatter "
+            f"({width:.1f} km/s) from the median, star {row} (counting from 0) by {v[row] - centre:.0f} km/s: all "
+            "stars of the field instead of members? Keep those with a high probability of membership"
         )
 
 

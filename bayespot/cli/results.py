@@ -126,8 +126,8 @@ def check(
     Radial profile, velocity dispersions, anisotropy, the symmetry that the stars' directions and orbital planes show,
     and the uniformity of the angles, the mark of a phase-mixed system; replicas pass through the model's errors and
     selection. For an axisymmetric potential the profiles are those in R and |z|, with rotation and the dispersions of
-    v_R, v_phi and v_z. Of stars on the sky: histograms and dispersions of the line-of-sight velocities in bins of R, and
-    the places of a photometric sample; with a table of what the fit says of the system.
+    v_R, v_phi and v_z. Of stars on the sky: histograms and dispersions of the line-of-sight velocities in bins of R,
+    and the places of a photometric sample; with a table of what the fit says of the system.
 
     Example: `bayespot check run stars.ecsv`
     """

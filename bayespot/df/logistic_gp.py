@@ -198,10 +198,10 @@ class LogisticGaussianProcess(DistributionDensity):
     flattened
         The stars are in a flattened potential: f(J) of all three actions on a chart with a scale for each.
     cusps
-        Let f(J) go as a power of the actions towards J = 0, of L towards L = 0 and of 1/J far out (powers with priors of
-        sd 2, 1 and 2), three more ``weights``: tracers with a density cusp have the first, radially biased orbits near
-        the centre the second, where a smooth f(J) is finite. The first two degrees then have sd 1.5 and 0.75 at least.
-        What f(J) cannot follow the potential makes up for, where the two are inferred together.
+        Let f(J) go as a power of the actions towards J = 0, of L towards L = 0 and of 1/J far out (powers with priors
+        of sd 2, 1 and 2), three more ``weights``: tracers with a density cusp have the first, radially biased orbits
+        near the centre the second, where a smooth f(J) is finite. The first two degrees then have sd 1.5 and 0.75 at
+        least. What f(J) cannot follow the potential makes up for, where the two are inferred together.
     adaptive
         Let the guide ``"marginal"`` infer the amplitude, ln A with a prior of sd 1 about that of ``amplitude``; other
         guides take A as it is.

@@ -32,7 +32,7 @@ from bayespot.optimisers import LBFGS
 #: from that of the maximum, where second derivatives cost more than draws.
 _DRAWS, _DRAWS_OF_MAXIMUM = 4, 16
 #: Of the climb to the best f(J): most steps, and the slope, in the inverse of standard deviations, at which it ends.
-_STEPS, _SLOPE = 40, 0.03
+_STEPS, _SLOPE = 40, 0.05
 #: -ln p of a trial step to where it is not finite.
 _WALL = 1e12
 #: Rows of the data times directions whose second derivatives are taken at once.
@@ -40,8 +40,8 @@ _AT_ONCE = 1_000_000
 #: Farthest that f(J) may be from where it is at the maximum, in prior standard deviations of a latent: in absurd
 #: potentials a spike of f between the velocities that n is summed over has any likelihood.
 _FARTHEST = 10.0
-#: Of the amplitude of f(J), in prior standard deviations of its logarithm: how far its start is looked for, and the step
-#: of the differences that give its variance.
+#: Of the amplitude of f(J), in prior standard deviations of its logarithm: how far its start is looked for, and the
+#: step of the differences that give its variance.
 _AMPLITUDES, _AMPLITUDE_STEP = 3, 0.5
 #: Step of the differences that give the first proposal, in standard deviations of the outer product's, and the least
 #: curvature over that of the outer product.
@@ -73,9 +73,9 @@ class MarginalPosterior:
 
     def __init__(self, space: LatentSpace, data: Tensor, u: Tensor) -> None:
         self.space, self.data, self.u = space, data, u
-        #: Whether f(J) has its own covariance in each potential.
-        self.own_covariance = space.model.projection is None
         df = cast("LogisticGaussianProcess", space.model.df)
+        #: Whether f(J) has its own covariance in each potential: more draws cost less where its latents are many.
+        self.own_covariance = space.model.projection is None and not df.adaptive
         #: Whether the last of the other latents is that of the amplitude of f(J), z with ln A = ln A_0 + sd z.
         self.adaptive = df.adaptive
         part = space.slices["df.weights"]
@@ -118,14 +118,14 @@ class MarginalPosterior:
         u[self.rest], u[self.own] = rest[: len(self.rest)], own
         return u
 
-    def orbits(self, rest: Tensor) -> tuple[Orbits, _GivenPotential]:
-        """Return f(J) given the other latents, and what it was found with."""
+    def orbits(self, rest: Tensor, near: Tensor | None = None) -> tuple[Orbits, _GivenPotential]:
+        """Return f(J) given the other latents, and what it was found with; the climb begins at the latents ``near``."""
         given = self._given(rest)
         information = self.information
         if given.prior_sd is not None:
             information = information + (given.prior_sd**-2 - 1).diag()
         root = whitening(_positive(information))
-        return given.orbits(self.u[self.own], root, self.own_covariance), given
+        return given.orbits(self.u[self.own] if near is None else near, root, self.own_covariance), given
 
     def slope(self, rest: Tensor) -> Tensor:
         """Return the gradient of the profile, ln p at the best f(J), by the latents of the model."""
@@ -191,10 +191,15 @@ def marginal(
     """
     generator = torch.Generator().manual_seed(seed + 1)
     kept: list[Tensor] = []
+    modes = _Modes(target.u[target.own])
 
     def log_p(rest: Tensor) -> float:
         try:
-            found, given = target.orbits(rest)
+            try:
+                found, given = target.orbits(rest, modes.near(rest))
+            except ValueError:
+                # what was extrapolated may be absurd where f(J) is not
+                found, given = target.orbits(rest)
             absurd = float((found.mode - target.u[target.own]).abs().max()) > _FARTHEST
         except ValueError:
             # far out a latent may overflow
@@ -202,6 +207,7 @@ def marginal(
         if absurd:
             kept.append(target.u)
             return -math.inf
+        modes.add(rest, found.mode)
         n = _DRAWS if target.own_covariance else _DRAWS_OF_MAXIMUM
         z = torch.randn(n, len(found.mode), generator=generator, dtype=rest.dtype)
         draws = found.mode + z @ found.root.T
@@ -212,9 +218,40 @@ def marginal(
         return float(log_weights.logsumexp(0)) - math.log(n)
 
     start = target.start(tick)
+    modes.first = target.u[target.own]
     covariance = target.first_covariance(start, information, tick)
     found: Weighted = adaptive_importance(log_p, start, covariance, wanted, seed, tick)
     return MarginalDraws(torch.stack(kept), found.log_p - found.log_q)
+
+
+class _Modes:
+    """Where f(J) is likely to be best: a linear function of the other latents, fitted to the potentials so far.
+
+    ``first`` is where it is until there are enough of them.
+    """
+
+    def __init__(self, first: Tensor) -> None:
+        self.first = first
+        self._rest: list[Tensor] = []
+        self._modes: list[Tensor] = []
+        self._fitted: tuple[Tensor, Tensor] | None = None
+
+    def add(self, rest: Tensor, mode: Tensor) -> None:
+        """Take one more; now and then the function is fitted anew."""
+        self._rest.append(rest)
+        self._modes.append(mode)
+        if len(self._rest) % (3 * len(rest)) == 0:
+            x, y = torch.stack(self._rest), torch.stack(self._modes)
+            mean = x.mean(0)
+            centred = torch.cat([torch.ones_like(x[:, :1]), x - mean], -1)
+            self._fitted = mean, torch.linalg.lstsq(centred, y, driver="gelsd").solution
+
+    def near(self, rest: Tensor) -> Tensor:
+        """Return the latents of f(J) that a climb at ``rest`` begins with."""
+        if self._fitted is None:
+            return self.first
+        mean, slopes = self._fitted
+        return slopes[0] + (rest - mean) @ slopes[1:]
 
 
 def n_marginal_steps(target: MarginalPosterior) -> int:

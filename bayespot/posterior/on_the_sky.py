@@ -31,7 +31,7 @@ from bayespot.likelihood.sky_lattice import SkyLattice
 from bayespot.posterior.posterior import PotentialDraws
 from bayespot.posterior.predictive import MIN_DRAWS, SURPRISING, Predictive, bins_of, p_value
 from bayespot.potential.fields import QUANTILES, Field, positive_radii
-from bayespot.units import UNITS, takes, takes_tensors
+from bayespot.units import UNITS, takes
 
 if TYPE_CHECKING:
     from astropy.table import QTable

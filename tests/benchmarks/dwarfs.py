@@ -206,12 +206,7 @@ def summary(data: Path) -> None:
                 continue
             slopes = np.array([row["quantiles"]["slope"] for row in some])
             true = np.array([row["truth"]["slope"] for row in some])
-            inside = [
-                [
-                    float(np.mean([_holds(row, name, edge) for row in some for name in ("enclosed_mass",)]))
-                    for edge in (1, 0)
-                ]
-            ][0]
+            inside = [float(np.mean([_holds(row, "enclosed_mass", edge) for row in some])) for edge in (1, 0)]
             found["challenge"][f"{kind} {how}"] = {
                 "slope_error": (abs(slopes[:, 2] / true - 1)).round(3).tolist(),
                 "slope_half_width": (abs((slopes[:, 3] - slopes[:, 1]) / 2 / true)).round(3).tolist(),
@@ -237,7 +232,7 @@ def summary(data: Path) -> None:
                 "k_hat": row["k_hat"],
                 "seconds": row["seconds"],
             }
-            print(name, row["n"], "rho_150 = %.1f (%.1f to %.1f) 1e7" % (q[2], q[1], q[3]), published[name])
+            print(name, row["n"], f"rho_150 = {q[2]:.1f} ({q[1]:.1f} to {q[3]:.1f}) 1e7", published[name])
             ax.errorbar(
                 i - 0.3,
                 q[2],
@@ -246,7 +241,7 @@ def summary(data: Path) -> None:
                 color=plots.BLUE,
                 label="bayespot" if not i else None,
             )
-            for k, (work, (value, low, high)) in enumerate(published[name].items()):
+            for work, (value, low, high) in published[name].items():
                 at = i - 0.18 + 0.1 * LITERATURE.index(work)
                 label = _WORKS[work] if i == 0 else None
                 ax.errorbar(

@@ -95,7 +95,7 @@ def predictive_check(ax: Axes, check: Predictive, name: str) -> Axes:
     coordinate = "r" if check.z is None else "R"
     if name == "heights" and check.z is not None:
         r, coordinate = check.z, "|z|"
-    low95, low68, median, high68, high95 = np.nanquantile(check.replicated[name], [0.025, 0.16, 0.5, 0.84, 0.975], 0)
+    low95, low68, _, high68, high95 = np.nanquantile(check.replicated[name], [0.025, 0.16, 0.5, 0.84, 0.975], 0)
     if name in _QUADRUPOLES:
         ax.bar(r, high95 - low95, 0.6, low95, color=BLUE, alpha=ALPHA95, lw=0)
         ax.bar(r, high68 - low68, 0.6, low68, color=BLUE, alpha=ALPHA68, lw=0)
