@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -84,6 +83,24 @@ class LogPolynomialDistribution(OrbitDistribution):
         log_f = self.log_prob(placed.J)
         weight = placed.weight * (log_f - log_f.detach()).exp()
         return OrbitSample(placed.J, weight / weight.sum(), placed.spare)
+
+
+class LogDensityAtActions(NamedTuple):
+    """ln f at fixed actions, linear in ``weights (K,)`` but for the normalisation.
+
+    ``reference (*batch)`` and ``features (*batch, K)`` are those of the actions, ``log_weight (n,)`` and ``at_nodes
+    (n, K)`` those of the sum over all actions.
+    """
+
+    reference: Tensor
+    features: Tensor
+    log_weight: Tensor
+    at_nodes: Tensor
+
+    def __call__(self, weights: Tensor) -> Tensor:
+        """Return ln f ``(*batch)`` in (kpc km/s)^-3."""
+        norm = torch.logsumexp(self.log_weight + self.at_nodes @ weights, 0)
+        return self.reference + self.features @ weights - norm
 
 
 class LegendreBasis:
@@ -317,19 +334,14 @@ class LogisticGaussianProcess(DistributionDensity):
         return self._sd_at(self.amplitude * ln_amplitude.exp()) / self._sd
 
     @takes_tensors(J="action")
-    def at_actions(self, J: Tensor) -> Callable[[Tensor], Tensor]:
+    def at_actions(self, J: Tensor) -> LogDensityAtActions:
         """Return `log_prob` at fixed actions ``J (*batch, 3)`` as a function of ``weights (K,)``.
 
         All but one product of matrices is done before.
         """
         chart, basis = self._resolved()
         y, sd = chart.smooth(J), self._sd
-        reference, features, at_nodes = chart.log_reference(y), basis.values(y) * sd, basis.at_nodes * sd
-
-        def log_f(weights: Tensor) -> Tensor:
-            return reference + features @ weights - torch.logsumexp(basis.log_weight + at_nodes @ weights, 0)
-
-        return log_f
+        return LogDensityAtActions(chart.log_reference(y), basis.values(y) * sd, basis.log_weight, basis.at_nodes * sd)
 
     def fit_actions(
         self, J: Tensor, seed: int, max_iterations: int = 100, log_z: LogFraction | None = None

@@ -22,10 +22,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from bayespot.df.logistic_gp import AMPLITUDE_SD, LogisticGaussianProcess
+from bayespot.df.base import DistributionFunction
+from bayespot.df.logistic_gp import AMPLITUDE_SD, LogDensityAtActions, LogisticGaussianProcess
 from bayespot.inference.importance import MOST_ROUNDS, Weighted, adaptive_importance, n_in_round
 from bayespot.inference.latent import LatentSpace, RememberedActions, same_array, whitening
 from bayespot.likelihood.model import SnapshotModel
+from bayespot.likelihood.phase_mixed import PhaseMixed
+from bayespot.likelihood.sky_lattice import SkyLattice
 from bayespot.optimisers import LBFGS
 
 #: Draws of f(J) in each potential, whose weights correct Laplace's method: from the Gaussian of that potential, and
@@ -74,8 +77,8 @@ class MarginalPosterior:
     def __init__(self, space: LatentSpace, data: Tensor, u: Tensor) -> None:
         self.space, self.data, self.u = space, data, u
         df = cast("LogisticGaussianProcess", space.model.df)
-        #: Whether f(J) has its own covariance in each potential: more draws cost less where its latents are many.
-        self.own_covariance = space.model.projection is None and not df.adaptive
+        #: Whether f(J) has its own covariance in each potential: else more draws cost less than second derivatives.
+        self.own_covariance = space.model.projection is not None or not df.adaptive
         #: Whether the last of the other latents is that of the amplitude of f(J), z with ln A = ln A_0 + sd z.
         self.adaptive = df.adaptive
         part = space.slices["df.weights"]
@@ -314,6 +317,8 @@ class _GivenPotential:
         ValueError
             If these are not finite.
         """
+        if self.model.projection is not None:
+            return whitening(_positive(self._information_on_the_sky(own)))
         own = own.detach().requires_grad_()
         slope = torch.autograd.grad(self.log_p(own), own, create_graph=True)[0]
         directions = torch.eye(len(own), dtype=own.dtype).split(max(1, _AT_ONCE // self.data[..., 0].numel()))
@@ -324,6 +329,37 @@ class _GivenPotential:
         if not bool(torch.isfinite(found).all()):
             raise ValueError("the second derivatives of f(J) are not finite")
         return whitening(_positive(-(found + found.T) / 2))
+
+    def _information_on_the_sky(self, own: Tensor) -> Tensor:
+        """Return minus the second derivatives of ln p, of stars on the sky.
+
+        ln p is a function of sums s that are linear in f, and ln f is linear in the latents: what is left to
+        differentiate twice are the stars, at a thousandth of the numbers.
+        """
+        lattice = cast("SkyLattice", self.model.lattice)
+        with torch.no_grad():
+            self.df.weights = own
+            seen = self.model.density()
+            f = lattice.scaled(
+                PhaseMixed(self.model.potential, self.model.finder, cast("DistributionFunction", self.df))
+            )
+            J, *_ = self.model.finder.capped_actions(self.model.potential, lattice.w.reshape(-1, 6))
+            features = self.df.features(J).reshape(*f.shape, -1)
+            along = lattice.summed((f[..., None] * features).movedim(-1, 0))
+
+        points = f.clone().requires_grad_()
+        found = lattice.summed(points)
+        log_p = seen.sharing(lattice.reduced(found)).log_prob(self.data).sum()
+        (slope,) = torch.autograd.grad(log_p, found, create_graph=True)
+        (curved,) = torch.autograd.grad(slope, found, along, is_grads_batched=True, retain_graph=True)
+        (by_f,) = torch.autograd.grad(found, points, slope.detach())
+        weighted = ((by_f * f).reshape(-1, 1) * features.reshape(-1, features.shape[-1])).T
+        second = weighted @ features.reshape(-1, features.shape[-1])
+        second = second + along.flatten(1) @ curved.flatten(1).T
+        if not bool(torch.isfinite(second).all()):
+            raise ValueError("the second derivatives of f(J) are not finite")
+        prior = torch.ones_like(own) if self.prior_sd is None else self.prior_sd**-2
+        return -(second + second.T) / 2 + prior.diag()
 
     def orbits(self, own: Tensor, root: Tensor, own_covariance: bool = True) -> Orbits:
         """Return the maximum from ``own`` on, and what Laplace's method makes of it.
@@ -363,15 +399,22 @@ class _KnownDensity(torch.nn.Module):
     def __init__(self, df: LogisticGaussianProcess) -> None:
         super().__init__()
         self.df, self.symmetry = df, df.symmetry
-        self._seen: list[tuple[Tensor, Callable[[Tensor], Tensor]]] = []
+        self._seen: list[tuple[Tensor, LogDensityAtActions]] = []
 
     def log_prob(self, J: Tensor) -> Tensor:
+        return self._at(J)(self.weights)
+
+    def features(self, J: Tensor) -> Tensor:
+        """Return the derivatives ``(*batch, K)`` of ln f by the weights, but for that of its normalisation."""
+        return self._at(J).features
+
+    def _at(self, J: Tensor) -> LogDensityAtActions:
         for known, log_f in self._seen:
             if same_array(known, J):
-                return log_f(self.weights)
+                return log_f
         with torch.no_grad():
             self._seen.append((J, self.df.at_actions(J)))
-        return self._seen[-1][1](self.weights)
+        return self._seen[-1][1]
 
 
 def _positive(information: Tensor) -> Tensor:

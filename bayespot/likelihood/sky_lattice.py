@@ -125,12 +125,25 @@ class SkyLattice:
     def sums(self, density: PhaseMixed) -> Tensor:
         """Return at the nodes in R, ``(n, n_terms)``: ln of the surface density, up to a constant, and the
         coefficients of the series after the first, which is 1."""
+        return self.reduced(self.summed(self.scaled(density)))
+
+    def scaled(self, density: PhaseMixed) -> Tensor:
+        """Return r^3 f at the points ``(n_r, n_speeds, n_angles)``, up to a constant."""
         log_f = density.log_prob(self.w.reshape(-1, 6)).reshape(self.w.shape[:3])
         scaled = log_f + self.log_r3[:, None, None]
-        f = (scaled - scaled.max().detach()).exp()
-        by_angle = (f @ self.angles).permute(2, 0, 1)
-        at_r = torch.bmm(by_angle, self.speeds).permute(1, 0, 2)
-        found = self.along.reshape(self.n, -1) @ at_r.reshape(-1, at_r.shape[-1])
+        return (scaled - scaled.max().detach()).exp()
+
+    @takes_tensors(f="internal")
+    def summed(self, f: Tensor) -> Tensor:
+        """Return the sums ``(*batch, n, n_terms)`` over lines of sight and velocities of ``f (*batch, n_r, n_speeds,
+        n_angles)``, linear in it."""
+        by_angle = (f @ self.angles).movedim(-1, -3)
+        at_r = (by_angle @ self.speeds).movedim(-3, -2)
+        return self.along.reshape(self.n, -1) @ at_r.flatten(-3, -2)
+
+    @takes_tensors(found="internal")
+    def reduced(self, found: Tensor) -> Tensor:
+        """Return what `sums` does of `summed`."""
         surface = found[:, :1].clamp(min=1e-300)
         return torch.cat([surface.log(), found[:, 1:] / surface], -1)
 
@@ -142,8 +155,8 @@ class SkyLattice:
         cell = place.detach().floor().long().clamp(room, self.n - 2 - room)
         weight = lagrange(place - cell + room, torch.arange(_STENCIL, dtype=torch.float64))
         near = cell[..., None] - room + torch.arange(_STENCIL)
-        values = sums.index_select(0, near.flatten()).reshape(*near.shape, -1)
-        return (weight[..., None] * values).sum(-2)
+        whole = torch.zeros(*R.shape, self.n, dtype=R.dtype).scatter(-1, near, weight)
+        return whole @ sums
 
     @takes_tensors(sums="internal", R="length")
     def log_inside(self, sums: Tensor, R: Tensor) -> Tensor:
@@ -159,9 +172,7 @@ class SkyLattice:
 
     def moments(self, density: PhaseMixed) -> VelocityMoments:
         """Return the second moments of the velocities, at the nodes in r and along the lines of sight."""
-        log_f = density.log_prob(self.w.reshape(-1, 6)).reshape(self.w.shape[:3])
-        scaled = log_f + self.log_r3[:, None, None]
-        f = (scaled - scaled.max()).exp() * self.speeds[0, :, :1] * self.angles[:, 0]
+        f = self.scaled(density) * self.speeds[0, :, :1] * self.angles[:, 0]
         number, radial, tangential = (
             (f * part).sum((1, 2)) for part in (torch.ones_like(f), self.w[..., 3] ** 2, self.w[..., 4] ** 2)
         )

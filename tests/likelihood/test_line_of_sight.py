@@ -24,6 +24,7 @@ from bayespot.catalog import CatalogError, ProjectedCatalog
 from bayespot.df import SphericalMixture
 from bayespot.inference.checkpoint import Checkpoints
 from bayespot.inference.latent import LatentSpace
+from bayespot.inference.marginal import MarginalPosterior
 from bayespot.inference.optimise import count_unbound
 from bayespot.likelihood import LineOfSight, MeasurementErrors
 from bayespot.likelihood.line_of_sight import BackgroundAlongLine, LineOfSightVelocities
@@ -217,7 +218,7 @@ def test_gradient_of_the_likelihood():
     )
     space, data = LatentSpace(model), model.prepare(catalog)
     assert {"sky.velocity", "sky.ln_distance", "sky.binary_share"} <= set(space.slices)
-    assert space.n_potential == space.size - 11
+    assert space.n_potential == space.size - 12
     u = 0.1 * torch.randn(space.size, generator=torch.Generator().manual_seed(1), dtype=F64)
     u[0] = model.initial_values()["potential.ln_mass"]
     value, slope = space.likelihood_gradient(u, data)
@@ -406,3 +407,30 @@ def test_the_systems_own_motion(columns):
     elsewhere = ProjectedCatalog.of_table(other, **again, **known)
     assert np.allclose(elsewhere.sky[:, :2], found.sky[:, :2], rtol=1e-8)
     assert R.max() > 2
+
+
+def test_second_derivatives_in_the_orbits():
+    """Those that the guide takes by sums over the lattice are those of the log posterior, to 1e-4."""
+    seen = stars(200, 2).sky.numpy().T
+    seen[2, 150:] = np.nan
+    catalog = ProjectedCatalog.of(*seen[:4], photometric=np.arange(200) > 100)
+    model = SnapshotModel(
+        MassSlopeNetwork.for_stars(catalog.w, n_features=4),
+        LogisticGaussianProcess(degree=3, cusps=True, adaptive=True).resolved(
+            1, 50 * torch.rand(200, 3, generator=torch.Generator().manual_seed(2), dtype=F64) + 1
+        ),
+        likelihood=LineOfSight(5.0, 0.05),
+    ).with_outliers(catalog.w)
+    space, data = LatentSpace(model), model.prepare(catalog)
+    u = 0.1 * torch.randn(space.size, generator=torch.Generator().manual_seed(1), dtype=F64)
+    u[0] = model.initial_values()["potential.ln_mass"]
+    u[-1] = -4.0
+    target = MarginalPosterior(space, data, u)
+    given = target._given(torch.cat([u[target.rest], torch.tensor([0.5], dtype=F64)]))
+    own = u[target.own]
+    found = given._information_on_the_sky(own)
+    for k in range(len(own)):
+        step = torch.zeros_like(own)
+        step[k] = 1e-3
+        ahead, behind = (given._gradient(own + by)[1] for by in (step, -step))
+        assert torch.allclose(-(ahead - behind) / 2e-3, found[k], rtol=1e-4, atol=1e-3)
