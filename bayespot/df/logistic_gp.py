@@ -310,7 +310,7 @@ class LogisticGaussianProcess(DistributionDensity):
         is inferred (``adaptive``), since ln f of populations of constant anisotropy is smooth and that of
         Osipkov-Merritt's is not.
         """
-        return cls(degree=10, decay=0.68, cusps=True, adaptive=True)
+        return cls(degree=8, decay=0.68, cusps=True, adaptive=True)
 
     @property
     def _sd(self) -> Tensor:

@@ -31,17 +31,21 @@ from bayespot.likelihood.phase_mixed import PhaseMixed
 from bayespot.likelihood.sky_lattice import SkyLattice
 from bayespot.optimisers import LBFGS
 
-#: Draws of f(J) in each potential, whose weights correct Laplace's method: from the Gaussian of that potential, and
-#: from that of the maximum, where second derivatives cost more than draws.
-_DRAWS, _DRAWS_OF_MAXIMUM = 4, 16
+#: Draws of f(J) in each potential, whose weights correct Laplace's method: from the Gaussian of that potential; of
+#: stars on the sky, where f(J) is farther from that; and from that of the maximum, where these cost less than
+#: derivatives.
+_DRAWS, _DRAWS_ON_THE_SKY, _DRAWS_OF_MAXIMUM = 4, 8, 16
+#: Least curvature of ln p in f(J) over that of its prior: where ln p is not concave a Gaussian may not be much wider
+#: than the prior.
+_LEAST_OF_PRIOR = 0.5
 #: Of the climb to the best f(J): most steps, and the slope, in the inverse of standard deviations, at which it ends.
 _STEPS, _SLOPE = 40, 0.05
 #: -ln p of a trial step to where it is not finite.
 _WALL = 1e12
 #: Rows of the data times directions whose second derivatives are taken at once.
 _AT_ONCE = 1_000_000
-#: Farthest that f(J) may be from where it is at the maximum, in prior standard deviations of a latent: in absurd
-#: potentials a spike of f between the velocities that n is summed over has any likelihood.
+#: Farthest that a latent of f(J) may be from its prior mean, in prior standard deviations: a spike of f between the
+#: velocities that are summed over has any likelihood.
 _FARTHEST = 10.0
 #: Of the amplitude of f(J), in prior standard deviations of its logarithm: how far its start is looked for, and the
 #: step of the differences that give its variance.
@@ -79,6 +83,9 @@ class MarginalPosterior:
         df = cast("LogisticGaussianProcess", space.model.df)
         #: Whether f(J) has its own covariance in each potential: else more draws cost less than second derivatives.
         self.own_covariance = space.model.projection is not None or not df.adaptive
+        on_the_sky = _DRAWS_ON_THE_SKY if space.model.projection is not None else _DRAWS
+        #: Draws of f(J) in each potential.
+        self.n_draws = on_the_sky if self.own_covariance else _DRAWS_OF_MAXIMUM
         #: Whether the last of the other latents is that of the amplitude of f(J), z with ln A = ln A_0 + sd z.
         self.adaptive = df.adaptive
         part = space.slices["df.weights"]
@@ -127,7 +134,7 @@ class MarginalPosterior:
         information = self.information
         if given.prior_sd is not None:
             information = information + (given.prior_sd**-2 - 1).diag()
-        root = whitening(_positive(information))
+        root = whitening(given.positive(information))
         return given.orbits(self.u[self.own] if near is None else near, root, self.own_covariance), given
 
     def slope(self, rest: Tensor) -> Tensor:
@@ -203,7 +210,7 @@ def marginal(
             except ValueError:
                 # what was extrapolated may be absurd where f(J) is not
                 found, given = target.orbits(rest)
-            absurd = float((found.mode - target.u[target.own]).abs().max()) > _FARTHEST
+            absurd = given.is_far(found.mode)
         except ValueError:
             # far out a latent may overflow
             absurd = True
@@ -211,7 +218,7 @@ def marginal(
             kept.append(target.u)
             return -math.inf
         modes.add(rest, found.mode)
-        n = _DRAWS if target.own_covariance else _DRAWS_OF_MAXIMUM
+        n = target.n_draws
         z = torch.randn(n, len(found.mode), generator=generator, dtype=rest.dtype)
         draws = found.mode + z @ found.root.T
         log_q = -0.5 * (z**2).sum(-1) - found.root.diagonal().log().sum() - len(found.mode) / 2 * math.log(2 * math.pi)
@@ -300,8 +307,21 @@ class _GivenPotential:
 
     @torch.no_grad()
     def log_p_of_draws(self, own: Tensor) -> Tensor:
-        """Return `log_p` ``(n_draws,)`` of draws ``(n_draws, k)``."""
-        return torch.stack([self.log_p(one) for one in own])
+        """Return `log_p` ``(n_draws,)`` of draws ``(n_draws, k)``; minus infinity far from the prior."""
+        wall = own.new_tensor(-math.inf)
+        return torch.stack([wall if self.is_far(one) else self.log_p(one) for one in own])
+
+    def is_far(self, own: Tensor) -> bool:
+        """Whether a latent of f(J) is more than `_FARTHEST` prior standard deviations from its prior mean."""
+        return bool(((own if self.prior_sd is None else own / self.prior_sd).abs() > _FARTHEST).any())
+
+    def positive(self, information: Tensor) -> Tensor:
+        """Return minus second derivatives ``(k, k)`` with eigenvalues, over the prior's, of `_LEAST_OF_PRIOR` at
+        least."""
+        sd = torch.ones_like(information[0]) if self.prior_sd is None else self.prior_sd
+        values, vectors = torch.linalg.eigh(sd[:, None] * information * sd)
+        back = vectors / sd[:, None]
+        return (back * values.clamp(min=_LEAST_OF_PRIOR)) @ back.T
 
     def _gradient(self, own: Tensor) -> tuple[Tensor, Tensor]:
         """Return ln p and its gradient."""
@@ -318,7 +338,7 @@ class _GivenPotential:
             If these are not finite.
         """
         if self.model.projection is not None:
-            return whitening(_positive(self._information_on_the_sky(own)))
+            return whitening(self.positive(self._information_on_the_sky(own)))
         own = own.detach().requires_grad_()
         slope = torch.autograd.grad(self.log_p(own), own, create_graph=True)[0]
         directions = torch.eye(len(own), dtype=own.dtype).split(max(1, _AT_ONCE // self.data[..., 0].numel()))
@@ -328,7 +348,7 @@ class _GivenPotential:
         found = torch.cat(parts)
         if not bool(torch.isfinite(found).all()):
             raise ValueError("the second derivatives of f(J) are not finite")
-        return whitening(_positive(-(found + found.T) / 2))
+        return whitening(self.positive(-(found + found.T) / 2))
 
     def _information_on_the_sky(self, own: Tensor) -> Tensor:
         """Return minus the second derivatives of ln p, of stars on the sky.
@@ -415,12 +435,6 @@ class _KnownDensity(torch.nn.Module):
         with torch.no_grad():
             self._seen.append((J, self.df.at_actions(J)))
         return self._seen[-1][1]
-
-
-def _positive(information: Tensor) -> Tensor:
-    """Return the matrix with the absolute values of its eigenvalues."""
-    values, vectors = torch.linalg.eigh(information)
-    return (vectors * values.abs()) @ vectors.T
 
 
 __all__: list[Any] = ["MarginalDraws", "MarginalPosterior", "Orbits", "integrable", "marginal", "n_marginal_steps"]
