@@ -26,6 +26,7 @@ from bayespot.df.base import DistributionFunction
 from bayespot.df.logistic_gp import AMPLITUDE_SD, LogDensityAtActions, LogisticGaussianProcess
 from bayespot.inference.importance import MOST_ROUNDS, Weighted, adaptive_importance, n_in_round
 from bayespot.inference.latent import LatentSpace, RememberedActions, same_array, whitening
+from bayespot.likelihood.line_of_sight import LineOfSightVelocities
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.likelihood.phase_mixed import PhaseMixed
 from bayespot.likelihood.sky_lattice import SkyLattice
@@ -309,7 +310,15 @@ class _GivenPotential:
     def log_p_of_draws(self, own: Tensor) -> Tensor:
         """Return `log_p` ``(n_draws,)`` of draws ``(n_draws, k)``; minus infinity far from the prior."""
         wall = own.new_tensor(-math.inf)
-        return torch.stack([wall if self.is_far(one) else self.log_p(one) for one in own])
+        return torch.stack([wall if self.is_far(one) or not self.resolved(one) else self.log_p(one) for one in own])
+
+    def resolved(self, own: Tensor) -> bool:
+        """Whether the sums over a lattice of the sky resolve f(J)."""
+        if not isinstance(lattice := self.model.lattice, SkyLattice) or not lattice.R_out:
+            return True
+        self.df.weights = own
+        density = cast("LineOfSightVelocities", self.model.true_density())
+        return lattice.resolves(lattice.sums(density.density))
 
     def is_far(self, own: Tensor) -> bool:
         """Whether a latent of f(J) is more than `_FARTHEST` prior standard deviations from its prior mean."""

@@ -153,7 +153,10 @@ def _data(d: Mapping[str, Any]) -> list[tuple[int, str]]:
         )
         found.append((2, f"{text} of 40 mocks with a Gaussian guide): take guide marginal with df logistic_gp"))
     elif d.get("conditional"):
-        text = "velocities given positions: too few mocks have shown whether bands hold the truth"
+        text = (
+            "velocities given positions: bands of M were biased (68 and 95 % held the truth in 42 and 82 % of the "
+            "radii of 25 mocks) with a prior of f(J) that has changed since"
+        )
         found.append((2, f"{text}: state the selection and fit with it where it can be known"))
     few = d.get("n_poorly_sampled", 0)
     of = f" of {n}" if (n := d.get("n_error_samples")) else ""

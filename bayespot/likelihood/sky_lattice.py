@@ -35,6 +35,8 @@ _SPEEDS, _ANGLES, _EVEN = 32, 16, 12
 _TERMS, _PERIOD = 32, 8.0
 #: Radius on the sky, over the median, inside of which all is as at this radius.
 _INNERMOST = 0.01
+#: Steepest surface density: between nodes a polynomial of what is steeper may have any value.
+_STEEPEST = 16.0
 #: Nodes in ln R of the integral over the field.
 _FIELD = 64
 
@@ -145,7 +147,8 @@ class SkyLattice:
     def reduced(self, found: Tensor) -> Tensor:
         """Return what `sums` does of `summed`."""
         surface = found[:, :1].clamp(min=1e-300)
-        return torch.cat([surface.log(), found[:, 1:] / surface], -1)
+        # means of cosines, also where a density that jumps between nodes has a sum that is no more positive
+        return torch.cat([surface.log(), (found[:, 1:] / surface).clamp(-1, 1)], -1)
 
     @takes_tensors(sums="internal", R="length")
     def at(self, sums: Tensor, R: Tensor) -> Tensor:
@@ -157,6 +160,16 @@ class SkyLattice:
         near = cell[..., None] - room + torch.arange(_STENCIL)
         whole = torch.zeros(*R.shape, self.n, dtype=R.dtype).scatter(-1, near, weight)
         return whole @ sums
+
+    @takes_tensors(sums="internal")
+    def resolves(self, sums: Tensor) -> bool:
+        """Whether the surface density is smooth enough for what is between the nodes in R, out to R_out: no steeper
+        than a power of 16."""
+        if not self.R_out:
+            return True
+        slopes = sums[:, 0].diff() / _DS
+        inner = self.first + torch.arange(self.n - 1) < math.log(self.R_out) / _DS
+        return bool((slopes[inner].abs() < _STEEPEST).all())
 
     @takes_tensors(sums="internal", R="length")
     def log_inside(self, sums: Tensor, R: Tensor) -> Tensor:
