@@ -45,12 +45,12 @@ MOCKS = {"core": (4e8, 0.0, 0.25), "cusp": (6.4e7, 1.0, 0.10)}
 HALF_LIGHT = 1.305
 #: Files, keys of the database and names of the table of the literature.
 GALAXIES = {
-    "for": ("fornax_1", "Fornax"),
-    "scl": ("sculptor_1", "Sculptor"),
-    "car": ("carina_1", "Carina"),
-    "sex": ("sextans_1", "Sextans"),
-    "umi": ("ursa_minor_1", "UrsaMinor"),
     "leo2": ("leo_2", "LeoII"),
+    "umi": ("ursa_minor_1", "UrsaMinor"),
+    "sex": ("sextans_1", "Sextans"),
+    "car": ("carina_1", "Carina"),
+    "scl": ("sculptor_1", "Sculptor"),
+    "for": ("fornax_1", "Fornax"),
 }
 LITERATURE = ("read2019", "andrade2023", "hayashi2020", "kaplinghat2019_iso", "kaplinghat2019_nfw")
 RADII = np.array([0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0])
