@@ -85,6 +85,8 @@ EXEMPT = {
     "Field.quantile.q": "a probability",
     "Catalog.*.meta": "metadata, kept as they are",
     "ProjectedCatalog.*.meta": "metadata, kept as they are",
+    "ProjectedCatalog.of.photometric": "yes or no, for each star",
+    "ProjectedCatalog.read.options": "those of of_table, declared there",
     "equilibrium.catalog": "a catalogue or its metadata",
     "truth_potential.catalog": "a catalogue or its metadata",
     "*.sample.sample_shape": "a shape",
@@ -129,7 +131,11 @@ KIND_OF = {
     "scale_L": "action", "scale_z": "action", "beta": "number", "gamma": "number",
 }  # fmt: skip
 #: The other meanings of such names.
-OTHERWISE = {"ActionChart.smooth_of_uniform.x": "number", "shrinking_sphere.at": "length"}
+OTHERWISE = {
+    "ActionChart.smooth_of_uniform.x": "number",
+    "shrinking_sphere.at": "length",
+    "Factors.__init__.J": "internal",
+}
 #: Units that are not the internal ones.
 OTHER = {
     "length": "pc", "mass": "1e9 Msun", "speed": "m / s", "time": "Gyr", "action": "pc km / s", "potential": "m2 / s2",

@@ -119,6 +119,7 @@ class ProjectedCatalog(Catalog):
         return cls(w=_stand_ins(sky), names=names, meta=dict(meta or {}), sky=torch.as_tensor(sky))
 
     @classmethod
+    @takes(distance="length")
     def read(  # type: ignore[override]
         cls,
         path: str | os.PathLike[str],

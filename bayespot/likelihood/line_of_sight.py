@@ -172,6 +172,7 @@ class LineOfSightVelocities(StarDensity):
         share, speed = (torch.as_tensor(one) for one in (self.sky.binary_share, self.sky.binary_speed))
         return blur * (1 + share * (-0.5 * (q * speed) ** 2).expm1())
 
+    @takes_tensors(value="phase_space")
     def log_membership(self, value: Tensor) -> Tensor:
         return value[..., 5].log()
 

@@ -51,6 +51,7 @@ class StarDensity(Declared, TorchDistribution):
         """Return the density with what `shared` returned, of this one or of an equal one."""
         raise ValueError(f"a {type(self).__name__} shares nothing among stars")
 
+    @takes_tensors(value="phase_space")
     def log_membership(self, value: Tensor) -> Tensor:
         """Return ln of the prior probability ``(*batch,)`` that stars are members, of those that are no outliers."""
         return value.new_zeros(())

@@ -434,3 +434,33 @@ def test_second_derivatives_in_the_orbits():
         step[k] = 1e-3
         ahead, behind = (given._gradient(own + by)[1] for by in (step, -step))
         assert torch.allclose(-(ahead - behind) / 2e-3, found[k], rtol=1e-4, atol=1e-3)
+
+
+def test_densities_that_no_lattice_resolves():
+    """Sums that a jump of f between nodes made negative are no blow-up: no velocity has more than the largest density
+    that so many terms have. Surface densities as steep as that are told, and have no weight in a fit."""
+    grid = lattice()
+    generator = torch.Generator().manual_seed(1)
+    found = torch.randn(grid.n, grid.speeds.shape[-1], generator=generator, dtype=F64)
+    sums = grid.reduced(found)
+    assert bool((sums[:, 1:].abs() <= 1).all())
+    at = sky(2.0, np.linspace(-300, 300, 50))
+    log_p = LineOfSightVelocities(population(False), KNOWN, grid, sums).log_prob(at)
+    assert float(log_p.max()) < math.log(40 * 63 / (2 * grid.V))
+    placed = sky(np.geomspace(0.2, 12, 40), 100 * np.linspace(-1, 1, 40))
+    placed[:, 4] = 1
+    field = SkyLattice.covering(placed)
+    smooth = field.sums(population(False))
+    assert field.resolves(smooth)
+    steep = smooth.clone()
+    steep[field.n // 2, 0] += 9
+    assert not field.resolves(steep)
+    assert grid.resolves(steep[: grid.n])
+
+
+def test_the_default_density_is_stored(tmp_path):
+    """With its powers and the amplitude that is inferred."""
+    model = dwarf_spheroidal.build(stars(40, 1))
+    assert model.df.adaptive
+    assert model.df.cusps
+    assert not describe(model).pickles
