@@ -29,7 +29,7 @@ from bayespot.likelihood.outliers import LIKELY
 from bayespot.likelihood.phase_mixed import PhaseMixed
 from bayespot.likelihood.sky_lattice import SkyLattice
 from bayespot.posterior.posterior import PotentialDraws
-from bayespot.posterior.predictive import MIN_DRAWS, SURPRISING, Predictive, bins_of, p_value
+from bayespot.posterior.predictive import MIN_DRAWS, SURPRISING, Predictive, bins_of, chi_square_p_value
 from bayespot.potential.fields import QUANTILES, Field, positive_radii
 from bayespot.units import UNITS, takes
 
@@ -260,7 +260,10 @@ def velocity_check(
         seen["counts"] = counts
     observed = {name: np.repeat(value[None], few.n_draws, 0) for name, value in seen.items()}
     drawn = {name: np.stack([one[name] for one in replicated]) for name in seen}
-    p = {name: p_value(*(store[name].reshape(few.n_draws, -1) for store in (observed, drawn))) for name in seen}
+    p = {
+        name: chi_square_p_value(*(store[name].reshape(few.n_draws, -1) for store in (observed, drawn)))
+        for name in seen
+    }
     return Predictive(edges, middle, observed, drawn, p, _verdict(p, few.n_draws), v_edges=v_edges, R_edges=R_edges)
 
 

@@ -181,7 +181,7 @@ def posterior_predictive(
             if tick:
                 tick()
     seen, drawn = ({k: np.asarray(v) for k, v in store.items()} for store in (observed, replicated))
-    p_values = {name: p_value(seen[name], drawn[name]) for name in seen}
+    p_values = {name: chi_square_p_value(seen[name], drawn[name]) for name in seen}
     return Predictive(edges, middle, seen, drawn, p_values, _verdict(p_values, few.n_draws, axial), z_edges, z)
 
 
@@ -331,7 +331,7 @@ def orientations(w: Tensor) -> dict[str, NDArray[Any]]:
     return {"directions": within.mean(0).numpy(), "planes": moments(n).mean(0).numpy()}
 
 
-def p_value(observed: NDArray[Any], replicated: NDArray[Any]) -> float:
+def chi_square_p_value(observed: NDArray[Any], replicated: NDArray[Any]) -> float:
     """Posterior predictive p-value of the chi-square about the replicas' mean and variance, or of a scalar itself."""
     if observed.ndim == 1:
         exceeds = replicated >= observed

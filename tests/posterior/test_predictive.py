@@ -40,7 +40,7 @@ from bayespot.inference.symmetry import symmetry_test
 from bayespot.likelihood import Custom, MeasurementErrors, SphericalShell
 from bayespot.mock import mock
 from bayespot.posterior import Predictive, posterior_predictive
-from bayespot.posterior.predictive import Replica, Replicator, _p_value, orientations, profiles
+from bayespot.posterior.predictive import Replica, Replicator, chi_square_p_value, orientations, profiles
 from bayespot.report import RunError, plots
 from bayespot.report.runs import save_predictive
 
@@ -121,8 +121,8 @@ def test_isotropic_stars_have_no_anisotropy():
 
 def test_p_value_of_known_replicas():
     """A scalar: the fraction of replicas that reach the observed value, draw by draw; half a count of continuity."""
-    assert _p_value(np.array([2.0, 2.0, 5.0]), np.array([1.0, 3.0, 6.0])) == pytest.approx(2.5 / 4)
-    far = _p_value(np.full((99, 3), 50.0), np.random.default_rng(0).standard_normal((99, 3)))
+    assert chi_square_p_value(np.array([2.0, 2.0, 5.0]), np.array([1.0, 3.0, 6.0])) == pytest.approx(2.5 / 4)
+    far = chi_square_p_value(np.full((99, 3), 50.0), np.random.default_rng(0).standard_normal((99, 3)))
     assert far == pytest.approx(0.005)
 
 
@@ -133,7 +133,7 @@ def test_p_value_is_calibrated_without_double_use():
     p = []
     for _ in range(300):
         x = rng.standard_normal((101, 8)) @ root + 10
-        p.append(_p_value(np.repeat(x[:1], 100, 0), x[1:]))
+        p.append(chi_square_p_value(np.repeat(x[:1], 100, 0), x[1:]))
     assert kstest(p, "uniform").pvalue > 0.001
 
 
