@@ -208,11 +208,11 @@ def marginal(
         try:
             try:
                 found, given = target.orbits(rest, modes.near(rest))
-            except ValueError:
+            except (ValueError, torch.linalg.LinAlgError):
                 # what was extrapolated may be absurd where f(J) is not
                 found, given = target.orbits(rest)
             absurd = given.is_far(found.mode)
-        except ValueError:
+        except (ValueError, torch.linalg.LinAlgError):
             # far out a latent may overflow
             absurd = True
         if absurd:

@@ -171,7 +171,11 @@ def campaign(command: str, data: Path, n_jobs: int) -> None:
     done = {row["job"] for row in rows()}
     missing = [job for job in jobs_of(command) if job not in done]
     with ProcessPoolExecutor(n_jobs, mp_context=get_context("spawn")) as pool:
-        for finished in as_completed([pool.submit(one_fit, job, data) for job in missing]):
+        jobs = {pool.submit(one_fit, job, data): job for job in missing}
+        for finished in as_completed(jobs):
+            if (error := finished.exception()) is not None:
+                print(f"{jobs[finished]}: {type(error).__name__}: {error}", flush=True)
+                continue
             row = finished.result()
             with ROWS.open("a") as file:
                 file.write(json.dumps(row, separators=(",", ":")) + "\n")
