@@ -224,6 +224,9 @@ def marginal(
         draws = found.mode + z @ found.root.T
         log_q = -0.5 * (z**2).sum(-1) - found.root.diagonal().log().sum() - len(found.mode) / 2 * math.log(2 * math.pi)
         log_weights = given.log_p_of_draws(draws) - log_q
+        if not bool(torch.isfinite(log_weights).any()):
+            kept.append(target.u)
+            return -math.inf
         chosen = torch.multinomial(torch.softmax(log_weights, 0), 1, generator=generator)
         kept.append(target.whole(rest, draws[int(chosen)]))
         return float(log_weights.logsumexp(0)) - math.log(n)

@@ -49,7 +49,7 @@ MOCKS: dict[str, MockSystem] = {
     "hernquist-in-nfw-radial": MockSystem(NFW(m_s=8e11, r_s=20.0), Hernquist(m_tot=1e9, r_s=10.0), beta=0.3),
     "plummer-in-core": MockSystem(CoredPowerLaw(m_0=2.5e8, r_c=1.0, gamma=2.5), Plummer(m_tot=1e6, r_s=0.7)),
     "dwarf-in-nfw": MockSystem(NFW(m_s=1e9, r_s=3.0), Hernquist(m_tot=1e6, r_s=0.4)),
-    "dwarf-cusp": MockSystem(NFW(m_s=8e8, r_s=1.0), Plummer(m_tot=1e6, r_s=0.1), anisotropy_radius=0.1),
+    "dwarf-cusp": MockSystem(NFW(m_s=8e8, r_s=1.0), Hernquist(m_tot=1e6, r_s=0.15), anisotropy_radius=0.15),
     "dwarf-core": MockSystem(
         CoredPowerLaw(m_0=1.7e9, r_c=1.0, gamma=2.5), Plummer(m_tot=1e6, r_s=0.25), anisotropy_radius=0.25
     ),

@@ -18,9 +18,9 @@ have them; their guide is joint.
 and a radial gradient) keeps about 5000, and the fit, `bayespot.models.unknown_selection`, does not know it;
 ``conditional-known`` are the same mocks with the same network and f(J) and the rule as the selection function.
 
-``dwarf-cusp`` and ``dwarf-core`` are `bayespot.models.dwarf_spheroidal`: Plummer spheres, radial outside of their scale
-radius, of 1000 stars with errors of 2 km/s, whose velocities along the line of sight are given their places on the sky;
-with ``-complete`` the places count. Radii are `HALF_LIGHT_RADII`.
+``dwarf-cusp`` and ``dwarf-core`` are `bayespot.models.dwarf_spheroidal`: Hernquist tracers in a cusp and a Plummer
+sphere in a core, radial outside of their scale radius, of 1000 stars with errors of 2 km/s, whose velocities along the
+line of sight are given their places on the sky; with ``-complete`` the places count. Radii are `HALF_LIGHT_RADII`.
 
 ``contaminated`` is the isochrone with one star in a hundred replaced by a foreign one, where a member was and of a
 speed uniform up to three times the escape speed there, in a random direction; ``uncontaminated`` are the same mocks
