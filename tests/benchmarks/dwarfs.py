@@ -11,7 +11,7 @@ justinread/gravsphere; Read et al. 2019 and 2021, Walker et al. 2009, Spencer et
 
 ``challenge``: places count (the samples are complete) or not (``given places``), velocities along z with errors of
 2 km/s. The slope of rho is that at the half-light radius in space, 1.305 times the tracers' scale radius.
-``galaxies``: members of probability above 0.9, distances, centres and proper motions of the Local Volume Database; the
+``galaxies`` (open symbols: k-hat above 0.7): members of probability above 0.9, distances, centres and proper motions of the Local Volume Database; the
 places do not count.
 
 One line of JSON per fit is appended to results/dwarfs.jsonl; what is there is skipped.
@@ -243,6 +243,7 @@ def summary(data: Path) -> None:
                 [[q[2] - q[1]], [q[3] - q[2]]],
                 fmt="s",
                 color=plots.BLUE,
+                mfc=plots.BLUE if row["k_hat"] <= 0.7 else "white",
                 label="bayespot" if not i else None,
             )
             for work, (value, low, high) in published[name].items():
@@ -254,7 +255,7 @@ def summary(data: Path) -> None:
         ax.set_xticks(range(len(some)), [GALAXIES[row["job"].split()[1]][1] for row in some])
         ax.set_yscale("log")
         ax.set_ylabel(r"$\rho(150\,{\rm pc})$ [$10^7\,M_\odot$ kpc$^{-3}$]")
-        ax.legend(ncols=3)
+        figure.legend(loc="outside upper center", ncols=3)
         if some:
             plots.save(figure, RESULTS / "dwarfs.png")
     (RESULTS / "dwarfs.json").write_text(json.dumps(found, indent=1))
