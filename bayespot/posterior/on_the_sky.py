@@ -7,7 +7,8 @@ Of a halo of dark matter at a distance D, within an angle :math:`\theta` of its 
 
 over the cylinder of radius :math:`D\theta` (Geringer-Sameth, Koushiappas & Walker 2015, ApJ 801, 74, equations 2 and
 4, for small angles): what annihilation and decay are proportional to. The stars' mass, which the potential has too, is
-in them.
+in them. A centre steeper than r^-3/2 has an infinite J: of such draws J is that outside of 10^-5 of the field's
+radius, and the upper end of its interval is what the prior allows where no star is.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ justinread/gravsphere; Read et al. 2019 and 2021, Walker et al. 2009, Spencer et
 
 ``challenge``: places count (the samples are complete) or not (``given places``), velocities along z with errors of
 2 km/s. The slope of rho is that at the half-light radius in space, 1.305 times the tracers' scale radius.
-``galaxies`` (open symbols: k-hat above 0.7): members of probability above 0.9, distances, centres and proper motions of the Local Volume Database; the
-places do not count.
+``galaxies`` (open symbols: k-hat above 0.7): members of probability above 0.9, distances, centres and proper motions of
+the Local Volume Database; the places do not count.
 
 One line of JSON per fit is appended to results/dwarfs.jsonl; what is there is skipped.
 """
