@@ -1,9 +1,9 @@
 """Free-form sphere from places on the sky and line-of-sight velocities of the members of a dwarf spheroidal.
 
 The likelihood is that of each star's line-of-sight velocity given its place on the sky, so that how many stars were
-observed where does not matter, and that of the places of a photometric sample, if there is one. The systemic velocity is
-fitted, and the distance where the catalogue has an error of it. Whether its bands hold the truth has not been measured
-(the verdict says so).
+observed where does not matter, and that of the places of a photometric sample, if there is one. The systemic velocity
+is fitted, and the distance where the catalogue has an error of it. Whether its bands hold the truth has not been
+measured (the verdict says so).
 """
 
 from bayespot import LogisticGaussianProcess, MassSlopeNetwork, SnapshotModel
