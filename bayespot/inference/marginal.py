@@ -26,9 +26,8 @@ from bayespot.df.base import DistributionFunction
 from bayespot.df.logistic_gp import AMPLITUDE_SD, LogDensityAtActions, LogisticGaussianProcess
 from bayespot.inference.importance import MOST_ROUNDS, Weighted, adaptive_importance, n_in_round
 from bayespot.inference.latent import LatentSpace, RememberedActions, same_array, whitening
-from bayespot.likelihood.line_of_sight import LineOfSightVelocities
 from bayespot.likelihood.model import SnapshotModel
-from bayespot.likelihood.phase_mixed import PhaseMixed
+from bayespot.likelihood.phase_mixed import ObservedStars, PhaseMixed
 from bayespot.likelihood.sky_lattice import SkyLattice
 from bayespot.optimisers import LBFGS
 
@@ -165,14 +164,11 @@ class MarginalPosterior:
         found = (back / values.clamp(min=_LEAST_CURVATURE)) @ back.T
         if not self.adaptive:
             return found
-        below, here, above = (self.orbits(start + step)[0].log_marginal for step in self._steps(start))
-        precision = max((2 * here - below - above) / _AMPLITUDE_STEP**2, 1.0)
-        return torch.block_diag(found, torch.tensor([[1 / precision]], dtype=start.dtype))
-
-    def _steps(self, start: Tensor) -> list[Tensor]:
         last = torch.zeros_like(start)
         last[-1] = _AMPLITUDE_STEP
-        return [-last, 0 * last, last]
+        below, here, above = (self.orbits(start + k * last)[0].log_marginal for k in (-1, 0, 1))
+        precision = max((2 * here - below - above) / _AMPLITUDE_STEP**2, 1.0)
+        return torch.block_diag(found, torch.tensor([[1 / precision]], dtype=start.dtype))
 
 
 class MarginalDraws(NamedTuple):
@@ -295,14 +291,17 @@ class _GivenPotential:
         with torch.no_grad():
             self.model = space.model.at(space.values(u)).tabulated(data)
         self.model.finder = RememberedActions(self.model.finder)
-        self.df = _KnownDensity(cast("LogisticGaussianProcess", space.model.df))
+        self.df = _KnownDensity(df)
         self.model._modules = dict(self.model._modules) | {"df": self.df}
 
     def log_p(self, own: Tensor) -> Tensor:
         """Return the log posterior at latents of f(J) ``(k,)``."""
         self.df.weights = own
+        return self._log_posterior(self.model.density(), own)
+
+    def _log_posterior(self, density: ObservedStars, own: Tensor) -> Tensor:
         u = torch.cat([self.u[: self.own.start], own, self.u[self.own.stop :]])
-        found = self.model.density().log_prob(self.data).sum() + self.space.log_prior(u)
+        found = density.log_prob(self.data).sum() + self.space.log_prior(u)
         if self.prior_sd is None or self.z is None:
             return found
         # in place of the model's prior N(0, 1) of the latents of f(J), and with that of the amplitude
@@ -311,17 +310,22 @@ class _GivenPotential:
 
     @torch.no_grad()
     def log_p_of_draws(self, own: Tensor) -> Tensor:
-        """Return `log_p` ``(n_draws,)`` of draws ``(n_draws, k)``; minus infinity far from the prior."""
-        wall = own.new_tensor(-math.inf)
-        return torch.stack([wall if self.is_far(one) or not self.resolved(one) else self.log_p(one) for one in own])
+        """Return `log_p` ``(n_draws,)`` of draws ``(n_draws, k)``; minus infinity far from the prior, and where the
+        sums over a lattice of the sky do not resolve f(J)."""
+        return torch.stack([self._log_p_of_draw(one) for one in own])
 
-    def resolved(self, own: Tensor) -> bool:
-        """Whether the sums over a lattice of the sky resolve f(J)."""
-        if not isinstance(lattice := self.model.lattice, SkyLattice) or not lattice.R_out:
-            return True
+    def _log_p_of_draw(self, own: Tensor) -> Tensor:
+        wall = own.new_tensor(-math.inf)
+        if self.is_far(own):
+            return wall
         self.df.weights = own
-        density = cast("LineOfSightVelocities", self.model.true_density())
-        return lattice.resolves(lattice.sums(density.density))
+        density = self.model.density()
+        if isinstance(lattice := self.model.lattice, SkyLattice):
+            sums = cast("Tensor", density.shared())
+            if not lattice.resolves(sums):
+                return wall
+            density = density.sharing(sums)
+        return self._log_posterior(density, own)
 
     def is_far(self, own: Tensor) -> bool:
         """Whether a latent of f(J) is more than `_FARTHEST` prior standard deviations from its prior mean."""

@@ -68,6 +68,9 @@ class LineOfSight(PyroModule):
         If a number is out of range.
     """
 
+    #: Those stored before there was a choice have none.
+    binaries = False
+
     @takes(velocity_sd="speed", distance_error="number")
     def __init__(self, velocity_sd: float = 5.0, distance_error: float = 0.0, binaries: bool = False) -> None:
         super().__init__()
@@ -167,7 +170,7 @@ class LineOfSightVelocities(StarDensity):
     def _blur(self, q: Tensor, error: Tensor) -> Tensor:
         """Transform ``(*batch, n_terms)`` of the errors, and of the motion of binaries."""
         blur = (-0.5 * (q * error[..., None]) ** 2).exp()
-        if not getattr(self.sky, "binaries", False):
+        if not self.sky.binaries:
             return blur
         share, speed = (torch.as_tensor(one) for one in (self.sky.binary_share, self.sky.binary_speed))
         return blur * (1 + share * (-0.5 * (q * speed) ** 2).expm1())

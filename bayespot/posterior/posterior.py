@@ -153,7 +153,7 @@ class PotentialDraws(MeridionalDraws):
         ----------
         name
             ``"potential"``, ``"acceleration"``, ``"radial_acceleration"``, ``"density"``,
-            ``"enclosed_mass"`` or ``"circular_speed"``.
+            ``"enclosed_mass"``, ``"circular_speed"`` or ``"density_slope"``, d ln rho / d ln r at radii.
         points : (n,) or (n, 3)
             Radii, taken on the x axis, or positions in kpc; ``acceleration`` needs positions.
         tick

@@ -38,7 +38,15 @@ from bayespot.units import G
 M, B, INDEX = 1e11, 3.0, 2.5
 POTENTIAL = Isochrone(m_tot=M, r_s=B)
 F64 = torch.float64
-KNOWN = SimpleNamespace(velocity=torch.zeros((), dtype=F64), ln_distance=torch.zeros((), dtype=F64), distance_error=0.0)
+
+
+def known(velocity: float = 0.0, ln_distance: float = 0.0, **more: object) -> SimpleNamespace:
+    """A `LineOfSight` with fixed sites."""
+    own = {"velocity": torch.tensor(velocity, dtype=F64), "ln_distance": torch.tensor(ln_distance, dtype=F64)}
+    return SimpleNamespace(**(own | {"distance_error": abs(ln_distance), "binaries": False} | more))
+
+
+KNOWN = known()
 
 
 def energy(J: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,7 +136,7 @@ def test_errors_and_systemic_velocity():
     kernel = np.exp(-0.5 * (v / 30) ** 2) / (30 * math.sqrt(2 * math.pi))
     blurred = density.log_prob(sky(R, v, 30.0)).exp().numpy()
     assert abs(np.convolve(sharp, kernel, "same") - blurred).max() < 1e-3 * blurred.max()
-    moved = SimpleNamespace(velocity=torch.tensor(12.0), ln_distance=torch.tensor(0.1, dtype=F64), distance_error=0.1)
+    moved = known(12.0, 0.1)
     other = LineOfSightVelocities(population(False), moved, lattice())
     expected = density.log_prob(sky(R * math.exp(0.1), v - 12.0))
     assert torch.allclose(other.log_prob(sky(R, v)), expected, atol=1e-10)
@@ -159,7 +167,7 @@ def test_places_of_a_photometric_sample():
     blind[:, 3] = math.inf
     assert torch.allclose(density.log_prob(blind), place, atol=1e-12)
     # at another distance all scales, and so does the unit of area
-    far = SimpleNamespace(velocity=0.0, ln_distance=torch.tensor(0.05, dtype=F64), distance_error=0.05)
+    far = known(ln_distance=0.05)
     moved = at.clone()
     moved[:, :2] *= math.exp(0.05)
     there = LineOfSightVelocities(population(False), KNOWN, SkyLattice.covering(moved)).log_prob(moved)
@@ -170,9 +178,7 @@ def test_places_of_a_photometric_sample():
 def test_wings_of_binaries():
     """A share of the stars has velocities convolved with a Gaussian as well: the mixture of two such densities."""
     v = np.linspace(-400, 400, 21)
-    moving = SimpleNamespace(
-        velocity=0.0, ln_distance=0.0, distance_error=0.0, binaries=True, binary_share=0.3, binary_speed=40.0
-    )
+    moving = known(binaries=True, binary_share=0.3, binary_speed=40.0)
     found = LineOfSightVelocities(population(False), moving, lattice()).log_prob(sky(2.0, v, 30.0)).exp()
     single, double = (
         LineOfSightVelocities(population(False), KNOWN, lattice()).log_prob(sky(2.0, v, error)).exp()
@@ -208,9 +214,7 @@ def test_far_velocities_have_a_floor():
 
 def test_gradient_of_the_likelihood():
     """Exact to 1e-5 in every latent, through the table that all stars share, and the same block by block."""
-    seen = stars(300, 2).sky.numpy().T
-    seen[2, 200:] = np.nan
-    catalog = ProjectedCatalog.of(*seen[:4], photometric=np.arange(300) > 100)
+    catalog = partly_photometric(300, 200)
     model = SnapshotModel(
         MassSlopeNetwork.for_stars(catalog.w, n_features=4),
         LogisticGaussianProcess(degree=3, cusps=True).resolved(1, 50 * torch.rand(200, 3, dtype=F64) + 1),
@@ -235,6 +239,13 @@ def stars(n: int, seed: int) -> ProjectedCatalog:
     whole = mock("dwarf-in-nfw", n_stars=n, seed=seed)
     noise = torch.randn(n, generator=torch.Generator().manual_seed(seed + 1), dtype=F64)
     return ProjectedCatalog.of(whole.x[:, 0], whole.x[:, 1], whole.v[:, 2] + 2 * noise, 2.0)
+
+
+def partly_photometric(n: int, n_velocities: int) -> ProjectedCatalog:
+    """A mock dwarf whose places count from the 101st star on, and whose last stars have no velocity."""
+    x, y, v, error = stars(n, 2).sky[:, :4].numpy().T
+    v = np.where(np.arange(n) < n_velocities, v, np.nan)
+    return ProjectedCatalog.of(x, y, v, error, photometric=np.arange(n) > 100)
 
 
 def test_background_is_broad():
@@ -389,12 +400,12 @@ def test_the_systems_own_motion(columns):
     """Taken off, stars at rest in their system have no velocities, to 1e-4 km/s, where the motion alone makes 2 km/s;
     places are those of the tangent plane."""
     table, options = moving_alike(columns)
-    known = {
+    options_known = {
         "systemic_velocity": 120 * units.km / units.s,
         "systemic_proper_motion": [0.4, -0.7] * units.mas / units.yr,
     }
     table["radial_velocity"] += 5 * np.tile([-1.0, 1.0], 30) * units.km / units.s
-    found = ProjectedCatalog.of_table(table, **options, **known)
+    found = ProjectedCatalog.of_table(table, **options, **options_known)
     rest = found.sky[:, 2].numpy() - 5 * np.tile([-1.0, 1.0], 30)
     assert abs(rest).max() < 1e-4
     still = ProjectedCatalog.of_table(table, **options, systemic_velocity=120 * units.km / units.s)
@@ -404,16 +415,14 @@ def test_the_systems_own_motion(columns):
     R = found.sky[:, :2].norm(dim=-1).numpy()
     other, again = moving_alike("x y" if columns == "ra dec" else "ra dec")
     other["radial_velocity"] = table["radial_velocity"]
-    elsewhere = ProjectedCatalog.of_table(other, **again, **known)
+    elsewhere = ProjectedCatalog.of_table(other, **again, **options_known)
     assert np.allclose(elsewhere.sky[:, :2], found.sky[:, :2], rtol=1e-8)
     assert R.max() > 2
 
 
 def test_second_derivatives_in_the_orbits():
     """Those that the guide takes by sums over the lattice are those of the log posterior, to 1e-4."""
-    seen = stars(200, 2).sky.numpy().T
-    seen[2, 150:] = np.nan
-    catalog = ProjectedCatalog.of(*seen[:4], photometric=np.arange(200) > 100)
+    catalog = partly_photometric(200, 150)
     model = SnapshotModel(
         MassSlopeNetwork.for_stars(catalog.w, n_features=4),
         LogisticGaussianProcess(degree=3, cusps=True, adaptive=True).resolved(
