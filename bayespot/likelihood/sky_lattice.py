@@ -30,7 +30,7 @@ _DS, _STENCIL = 0.25, 6
 #: Nodes along the line of sight per unit of t, z = R sinh t, and the largest radius over that of the outermost star.
 _LINE, _FARTHEST = 6, 30.0
 #: Nodes in speed and in the angle between velocity and radius, and even Legendre polynomials of the latter.
-_SPEEDS, _ANGLES, _EVEN = 32, 16, 12
+_SPEEDS, _ANGLES, _EVEN = 40, 16, 12
 #: Coefficients of the series, and half its period V in standard deviations of the catalogue's velocities.
 _TERMS, _PERIOD = 32, 8.0
 #: Radius on the sky, over the median, inside of which all is as at this radius.

@@ -132,7 +132,7 @@ def test_errors_and_systemic_velocity():
     density = LineOfSightVelocities(population(False), KNOWN, lattice())
     v = np.linspace(-600, 600, 1201)
     sharp = density.log_prob(sky(R, v)).exp().numpy()
-    assert sharp.sum() == pytest.approx(1.0, abs=1e-3)
+    assert sharp.sum() == pytest.approx(1.0, abs=1e-4)
     kernel = np.exp(-0.5 * (v / 30) ** 2) / (30 * math.sqrt(2 * math.pi))
     blurred = density.log_prob(sky(R, v, 30.0)).exp().numpy()
     assert abs(np.convolve(sharp, kernel, "same") - blurred).max() < 1e-3 * blurred.max()
