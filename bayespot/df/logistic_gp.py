@@ -161,8 +161,12 @@ class LegendreBasis:
 
     def _polynomial_values(self, y: Tensor) -> Tensor:
         i, j, k = self.powers.unbind(-1)
-        v, t, c = (self._polynomials(x) for x in y.unbind(-1))
-        return v[..., i] * t[..., j] * c[..., k]
+        v, t = (self._polynomials(x) for x in y[..., :2].unbind(-1))
+        if not bool(k.any()):
+            # the same products, without copies of their factors
+            degrees = range(self.degree + 1)
+            return torch.cat([v[..., n, None] * t[..., int(not n) : self.degree + 1 - n] for n in degrees], -1)
+        return v[..., i] * t[..., j] * self._polynomials(y[..., 2])[..., k]
 
     def combined(self, y: Tensor, amplitude: Tensor) -> Tensor:
         """Return the sum of the polynomials with amplitudes ``(K,)`` at smooth coordinates ``y (*batch, 3)``."""

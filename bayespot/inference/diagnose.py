@@ -15,11 +15,11 @@ from bayespot.inference.blocks import blocks
 from bayespot.inference.emulator import Emulator
 from bayespot.inference.finder_bias import finder_bias
 from bayespot.inference.guides import mean_field_narrowing
-from bayespot.inference.importance import effective
 from bayespot.inference.latent import OUTLIERS, LatentSpace
 from bayespot.inference.linearised import responds
 from bayespot.inference.optimise import count_unbound
 from bayespot.inference.phase_mixing import angle_statistic
+from bayespot.inference.proposals import effective
 from bayespot.inference.result import Diagnostics, FitConfig
 from bayespot.inference.symmetry import symmetry_test
 from bayespot.inference.verdict import RESAMPLED, verdict

@@ -1,4 +1,4 @@
-"""Adaptive importance sampling: draws of a density of some tens of dimensions that is not far from a Gaussian."""
+"""Adaptive importance sampling: draws of a density of ten or so dimensions of which each value is dear."""
 
 from __future__ import annotations
 
@@ -9,38 +9,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bayespot.inference.proposals import Proposal, effective, flattened, learnable, rehearsed
+
 #: Draws of a round per dimension, fewest and most of them; fewest and most rounds.
 _PER_ROUND, _SMALLEST, _LARGEST = 10, 40, 100
 _LEAST_ROUNDS, MOST_ROUNDS = 3, 10
-#: Degrees of freedom of a proposal, and by how much its covariance exceeds that of the weighted draws: weights are
-#: large where it is too low.
-_DEGREES, _WIDER = 5, 1.3
+#: By how much the covariance of a proposal exceeds that of the weighted draws: weights are large where it is too low.
+_WIDER = 1.3
 #: Effective draws, per dimension, that its mean and covariance are taken from; where there are fewer the weights are
 #: flattened.
 _PER_DIMENSION = 4
-#: Flattest power of the weights.
-_FLATTEST = 0.05
-
-
-class Proposal(NamedTuple):
-    """A multivariate Student's t."""
-
-    mean: Tensor
-    root: Tensor
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Return n draws ``(n, d)``."""
-        z = torch.randn(n, len(self.mean), generator=generator, dtype=self.mean.dtype)
-        chi_square = (torch.randn(n, _DEGREES, generator=generator, dtype=z.dtype) ** 2).sum(-1, keepdim=True)
-        return self.mean + z @ self.root.T * (_DEGREES / chi_square).sqrt()
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Return the log-density ``(n,)`` at x ``(n, d)``."""
-        d = len(self.mean)
-        z = torch.linalg.solve_triangular(self.root, (x - self.mean).T, upper=False)
-        norm = math.lgamma((_DEGREES + d) / 2) - math.lgamma(_DEGREES / 2) - d / 2 * math.log(_DEGREES * math.pi)
-        spread = self.root.diagonal().log().sum()
-        return norm - spread - (_DEGREES + d) / 2 * torch.log1p((z**2).sum(0) / _DEGREES)
+#: Rounds before a proposal is learned from all values.
+_FIRST_ROUNDS = 2
 
 
 class Weighted(NamedTuple):
@@ -59,8 +39,10 @@ def adaptive_importance(
     seed: int,
     tick: Callable[[str], None],
 ) -> Weighted:
-    """Draw from proposals that follow the weighted draws so far, until these are ``wanted`` effective ones.
+    """Draw from proposals that follow the draws so far, until these are ``wanted`` effective ones.
 
+    The first proposals have the mean and covariance of the weighted draws, later ones are learned from the values at
+    all of them (`rehearsed`), of which those of low weight tell as much as others.
     All draws of all rounds count, weighted as if they came from the mixture of all proposals (Cornuet, Marin, Mira &
     Robert 2012, Scandinavian Journal of Statistics 39, 798, algorithm 1).
 
@@ -82,7 +64,10 @@ def adaptive_importance(
     x, values = mean.new_zeros(0, len(mean)), mean.new_zeros(0)
     note = ""
     while True:
-        proposals.append(Proposal(mean, torch.linalg.cholesky(_WIDER * covariance)))
+        if len(proposals) % 2 and learnable(values, len(mean)):
+            proposals.append(rehearsed(x, values, proposals, generator))
+        else:
+            proposals.append(Proposal.of(mean, _WIDER * covariance))
         found = []
         new = proposals[-1].sample(n_in_round(len(mean)), generator)
         for one in new:
@@ -106,23 +91,17 @@ def n_in_round(d: int) -> int:
     return min(_LARGEST, max(_SMALLEST, _PER_ROUND * d))
 
 
-def effective(log_weights: Tensor) -> float:
-    """Return the effective number of draws, (sum of weights)^2 over the sum of their squares."""
-    return float(1 / (torch.softmax(log_weights, 0) ** 2).sum())
-
-
 def _moments(x: Tensor, log_weights: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and covariance of weighted draws, flattened so far that enough of them count."""
-    d, power = x.shape[1], 1.0
-    while effective(power * log_weights) < _PER_DIMENSION * d and power > _FLATTEST:
-        power *= 0.9
-    weight = torch.softmax(power * log_weights, 0)
+    d = x.shape[1]
+    log_weights = flattened(log_weights, _PER_DIMENSION * d)
+    weight = torch.softmax(log_weights, 0)
     mean = weight @ x
     centred = x - mean
     covariance = (weight[:, None] * centred).T @ centred
     # few draws leave directions out: some of what was there before stays
-    share = d / (d + effective(power * log_weights))
+    share = d / (d + effective(log_weights))
     return mean, (1 - share) * covariance + share * before
 
 
-__all__ = ["MOST_ROUNDS", "Proposal", "Weighted", "adaptive_importance", "effective", "n_in_round"]
+__all__ = ["MOST_ROUNDS", "Weighted", "adaptive_importance", "n_in_round"]

@@ -1,4 +1,4 @@
-"""f(J) integrated out in each potential, and the importance sampling of what is left, against what is known."""
+"""f(J) integrated out in each potential, against what is known."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 
 from bayespot import FitConfig, LogisticGaussianProcess, MassSlopeNetwork, Posterior, SnapshotModel, fit
 from bayespot.df import SphericalMixture
-from bayespot.inference.importance import MOST_ROUNDS, Proposal, adaptive_importance, effective, n_in_round
 from bayespot.inference.latent import LatentSpace
 from bayespot.inference.marginal import MarginalPosterior, integrable, marginal
+from bayespot.inference.proposals import Proposal, effective
 from bayespot.mock import MOCKS, mock
 from bayespot.potential import MiyamotoNagai, truth_field
 
@@ -20,63 +20,6 @@ F64 = torch.float64
 
 def silent(note: str) -> None:
     """Tell nobody."""
-
-
-def banana(x: torch.Tensor) -> float:
-    """ln of a normalised density: x_0 normal, x_1 normal about x_0^2 / 2 with sd 0.7, x_2 normal with sd 3."""
-    log_p = -0.5 * (x[0] ** 2 + (x[1] - x[0] ** 2 / 2) ** 2 / 0.49 + x[2] ** 2 / 9)
-    return float(log_p) - 1.5 * math.log(2 * math.pi) - math.log(0.7 * 3)
-
-
-def test_importance_sampling_of_a_bent_density():
-    """Moments and the evidence of a banana, from a first proposal that is too narrow and beside it, within 4 standard
-    errors of so many effective draws: the weights are those under the mixture of all proposals."""
-    start, covariance = torch.tensor([0.5, 0.5, 1.0], dtype=F64), torch.tensor([0.5, 0.5, 4.0], dtype=F64).diag()
-    found = adaptive_importance(banana, start, covariance, 200.0, 3, silent)
-    log_weights = found.log_p - found.log_q
-    n = effective(log_weights)
-    assert n >= 200
-    weight = torch.softmax(log_weights, 0)
-    mean = weight @ found.x
-    sd = (weight @ (found.x - mean) ** 2).sqrt()
-    true_sd = torch.tensor([1.0, (0.5 + 0.49) ** 0.5, 3.0], dtype=F64)
-    assert ((mean - torch.tensor([0.0, 0.5, 0.0], dtype=F64)).abs() < 4 * true_sd / n**0.5).all()
-    assert ((sd / true_sd).log().abs() < 4 / n**0.5).all()
-    assert float(log_weights.logsumexp(0)) - math.log(len(log_weights)) == pytest.approx(0.0, abs=4 / n**0.5)
-
-
-def test_importance_sampling_ends():
-    """A density of another shape than any t ends after the most rounds; where there is none draws have no weight; one
-    without any place is told."""
-    shell = adaptive_importance(
-        lambda x: -1e4 * float((x.norm() - 1) ** 2) if x[0] > 0 else math.nan,
-        torch.zeros(3, dtype=F64),
-        torch.eye(3, dtype=F64),
-        1e6,
-        1,
-        silent,
-    )
-    assert len(shell.x) == MOST_ROUNDS * n_in_round(3) == 400
-    assert torch.equal(torch.isneginf(shell.log_p), shell.x[:, 0] <= 0)
-    with pytest.raises(ValueError, match="no draw about the maximum has a finite log posterior"):
-        adaptive_importance(lambda x: math.nan, torch.zeros(2, dtype=F64), torch.eye(2, dtype=F64), 10, 1, silent)
-
-
-def test_proposal_is_the_density_of_its_draws():
-    """Student's t in two dimensions: shares of the draws within squares are those of the log-density summed over them;
-    `torch` knows the same in one dimension."""
-    root = torch.tensor([[2.0, 0.0], [-1.0, 0.5]], dtype=F64)
-    proposal = Proposal(torch.tensor([1.0, 2.0], dtype=F64), root)
-    draws = proposal.sample(200_000, torch.Generator().manual_seed(1))
-    axis = torch.linspace(-0.5, 0.5, 101, dtype=F64)
-    steps = torch.cartesian_prod(axis, axis)
-    for centre in ([1.0, 2.0], [3.0, 1.0], [1.0, 4.0]):
-        inside = ((draws - torch.tensor(centre, dtype=F64)).abs() < 0.505).all(-1).double().mean()
-        expected = proposal.log_prob(torch.tensor(centre, dtype=F64) + steps).exp().sum() * 0.01**2
-        assert float(inside) == pytest.approx(float(expected), abs=4 * float(expected / 200_000) ** 0.5)
-    line = Proposal(torch.zeros(1, dtype=F64), torch.full((1, 1), 2.0, dtype=F64))
-    x = torch.linspace(-20, 20, 9, dtype=F64)
-    assert torch.allclose(line.log_prob(x[:, None]), torch.distributions.StudentT(5.0, 0.0, 2.0).log_prob(x))
 
 
 def fitted(likelihood: str, seed: int):
@@ -154,7 +97,7 @@ def test_marginal_draws_have_exact_weights():
     assert n >= 100
     evidence = float(log_weights.logsumexp(0)) - math.log(len(log_weights))
     generator = torch.Generator().manual_seed(2)
-    proposal = Proposal(u, torch.linalg.cholesky(1.2 * torch.linalg.inv(information)))
+    proposal = Proposal.of(u, 1.2 * torch.linalg.inv(information))
     z = proposal.sample(1500, generator)
     other = torch.stack([space.log_posterior(one, data) for one in z]) - proposal.log_prob(z)
     m = effective(other)
