@@ -26,6 +26,7 @@ from bayespot.df.base import DistributionFunction
 from bayespot.df.logistic_gp import AMPLITUDE_SD, LogDensityAtActions, LogisticGaussianProcess
 from bayespot.inference.importance import MOST_ROUNDS, Weighted, adaptive_importance, n_in_round
 from bayespot.inference.latent import LatentSpace, RememberedActions, same_array, whitening
+from bayespot.inference.proposals import effective
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.likelihood.phase_mixed import ObservedStars, PhaseMixed
 from bayespot.likelihood.sky_lattice import SkyLattice
@@ -35,6 +36,9 @@ from bayespot.optimisers import LBFGS
 #: stars on the sky, where f(J) is farther from that; and from that of the maximum, where these cost less than
 #: derivatives.
 _DRAWS, _DRAWS_ON_THE_SKY, _DRAWS_OF_MAXIMUM = 4, 8, 16
+#: Share of the draws that are effective below which so many more, times those, are made: one of a large weight would
+#: have its potential count a hundred times what it should.
+_FEW, _MORE = 0.3, 8
 #: Least curvature of ln p in f(J) over that of its prior: where ln p is not concave a Gaussian may not be much wider
 #: than the prior.
 _LEAST_OF_PRIOR = 0.5
@@ -216,16 +220,16 @@ def marginal(
             return -math.inf
         modes.add(rest, found.mode)
         n = target.n_draws
-        z = torch.randn(n, len(found.mode), generator=generator, dtype=rest.dtype)
-        draws = found.mode + z @ found.root.T
-        log_q = -0.5 * (z**2).sum(-1) - found.root.diagonal().log().sum() - len(found.mode) / 2 * math.log(2 * math.pi)
-        log_weights = given.log_p_of_draws(draws) - log_q
+        draws, log_weights = given.draws(found, n, generator)
         if not bool(torch.isfinite(log_weights).any()):
             kept.append(target.u)
             return -math.inf
+        if effective(log_weights) < _FEW * n:
+            more, of_more = given.draws(found, _MORE * n, generator)
+            draws, log_weights = torch.cat([draws, more]), torch.cat([log_weights, of_more])
         chosen = torch.multinomial(torch.softmax(log_weights, 0), 1, generator=generator)
         kept.append(target.whole(rest, draws[int(chosen)]))
-        return float(log_weights.logsumexp(0)) - math.log(n)
+        return float(log_weights.logsumexp(0)) - math.log(len(draws))
 
     start = target.start(tick)
     modes.first = target.u[target.own]
@@ -307,6 +311,13 @@ class _GivenPotential:
         # in place of the model's prior N(0, 1) of the latents of f(J), and with that of the amplitude
         other = 0.5 * (own**2 * (1 - self.prior_sd**-2)).sum() - self.prior_sd.log().sum()
         return found + other - 0.5 * self.z**2 - 0.5 * math.log(2 * math.pi)
+
+    def draws(self, orbits: Orbits, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return latents of f(J) ``(n, k)`` from the Gaussian of ``orbits``, and their log importance weights."""
+        z = torch.randn(n, len(orbits.mode), generator=generator, dtype=orbits.mode.dtype)
+        own = orbits.mode + z @ orbits.root.T
+        volume = orbits.root.diagonal().log().sum() + len(orbits.mode) / 2 * math.log(2 * math.pi)
+        return own, self.log_p_of_draws(own) + 0.5 * (z**2).sum(-1) + volume
 
     @torch.no_grad()
     def log_p_of_draws(self, own: Tensor) -> Tensor:

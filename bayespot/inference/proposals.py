@@ -14,7 +14,7 @@ from torch import Tensor
 _DEGREES = 5
 #: Of the surrogate: how far below the highest value its points may be, and how far, in root mean square, it may pass
 #: by them: values of the target may be noisy; fewest points per dimension.
-_DROP, _SMOOTHING, _LEAST = 60.0, 1.0, 5
+_DROP, _SMOOTHING, _LEAST = 30.0, 1.0, 5
 #: Of a rehearsal: most iterations, draws in each, and effective ones that the next is made of; where there are fewer
 #: the weights are flattened, at most to this power.
 _ITERATIONS, _DRAWS, _EFFECTIVE, _FLATTEST = 4, 2000, 200, 0.05
