@@ -25,6 +25,7 @@ from bayespot.inference.checkpoint import Checkpoints
 from bayespot.inference.diagnose import ANGLE_STARS, Draws, diagnose, n_emulated
 from bayespot.inference.emulator import Emulator
 from bayespot.inference.guides import Family, WhitenedGuide
+from bayespot.inference.importance import MOST_ROUNDS
 from bayespot.inference.latent import OUTLIERS, LatentSpace
 from bayespot.inference.linearised import Responder, gauss_newton, responds
 from bayespot.inference.map import Climb
@@ -63,8 +64,9 @@ _LEAST_SUBSET, _SUBSET_TOLERANCE = 4000, 0.3
 _NO_MEAN, _FEW = 1.0, 0.2
 #: r-hat of the chains of an emulated posterior up to which they count as mixed.
 _MIXED = 1.2
-#: Effective draws of importance sampling that are enough, and rows of the data up to which it is the default.
-_EFFECTIVE, _MOST_ROWS = 200, 100_000
+#: Effective draws of importance sampling that are enough, draws asked for per round that it may take, and rows of the
+#: data up to which it is the default.
+_EFFECTIVE, _DRAWS_A_ROUND, _MOST_ROWS = 200, 100, 100_000
 #: Stars of a flattened galaxy that the first climb goes with.
 _ON_THE_WAY = 2000
 #: Fraction of outliers that a fit starts with.
@@ -522,9 +524,11 @@ class _Fit:
         """Potentials by adaptive importance sampling, f(J) integrated out in each."""
         config, state = self.config, self.state
         target = MarginalPosterior(LatentSpace(self.model), self.data, state["u"])
-        bar.stage("posterior by importance sampling", n_marginal_steps(target))
+        # where these are too few the verdict asks for a larger n_draws
+        most = max(MOST_ROUNDS, math.ceil(config.n_draws / _DRAWS_A_ROUND))
+        bar.stage("posterior by importance sampling", n_marginal_steps(target, most))
         wanted = min(config.n_draws, _EFFECTIVE)
-        draws = marginal(target, state["information"], wanted, config.seed, bar.step)
+        draws = marginal(target, state["information"], wanted, config.seed, bar.step, most)
         state.update(draws=draws.u, log_weights=draws.log_weights)
 
     def _draws(self, space: LatentSpace) -> Draws:

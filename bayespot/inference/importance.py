@@ -38,6 +38,7 @@ def adaptive_importance(
     wanted: float,
     seed: int,
     tick: Callable[[str], None],
+    most_rounds: int = MOST_ROUNDS,
 ) -> Weighted:
     """Draw from proposals that follow the draws so far, until these are ``wanted`` effective ones.
 
@@ -58,6 +59,8 @@ def adaptive_importance(
         Of the draws.
     tick
         Called with a note after each evaluation of ``log_p``.
+    most_rounds
+        Rounds after which it ends in any case.
     """
     generator = torch.Generator().manual_seed(seed)
     proposals: list[Proposal] = []
@@ -81,7 +84,7 @@ def adaptive_importance(
         enough = effective(values - log_q)
         note = f"{enough:.0f} effective draws of {len(x)}"
         done = len(proposals)
-        if done >= MOST_ROUNDS or (done >= _LEAST_ROUNDS and enough >= wanted):
+        if done >= most_rounds or (done >= _LEAST_ROUNDS and enough >= wanted):
             return Weighted(x, log_q, values)
         mean, covariance = _moments(x, values - log_q, covariance)
 

@@ -183,7 +183,12 @@ class MarginalDraws(NamedTuple):
 
 
 def marginal(
-    target: MarginalPosterior, information: Tensor, wanted: float, seed: int, tick: Callable[[str], None]
+    target: MarginalPosterior,
+    information: Tensor,
+    wanted: float,
+    seed: int,
+    tick: Callable[[str], None],
+    most_rounds: int = MOST_ROUNDS,
 ) -> MarginalDraws:
     """Draw from the posterior with f(J) integrated out.
 
@@ -199,6 +204,8 @@ def marginal(
         Of the draws.
     tick
         Called with a note after each potential.
+    most_rounds
+        Of the importance sampling.
     """
     generator = torch.Generator().manual_seed(seed + 1)
     kept: list[Tensor] = []
@@ -234,7 +241,7 @@ def marginal(
     start = target.start(tick)
     modes.first = target.u[target.own]
     covariance = target.first_covariance(start, information, tick)
-    found: Weighted = adaptive_importance(log_p, start, covariance, wanted, seed, tick)
+    found: Weighted = adaptive_importance(log_p, start, covariance, wanted, seed, tick, most_rounds)
     return MarginalDraws(torch.stack(kept), found.log_p - found.log_q)
 
 
@@ -268,10 +275,10 @@ class _Modes:
         return slopes[0] + (rest - mean) @ slopes[1:]
 
 
-def n_marginal_steps(target: MarginalPosterior) -> int:
+def n_marginal_steps(target: MarginalPosterior, most_rounds: int = MOST_ROUNDS) -> int:
     """Return how often `marginal` reports at most."""
     d, amplitude = len(target.rest), 2 * _AMPLITUDES + 1 if target.adaptive else 0
-    return 2 * d + amplitude + MOST_ROUNDS * n_in_round(d + target.adaptive)
+    return 2 * d + amplitude + most_rounds * n_in_round(d + target.adaptive)
 
 
 def integrable(model: SnapshotModel) -> bool:

@@ -54,6 +54,16 @@ def test_importance_sampling_ends():
     )
     assert len(shell.x) == MOST_ROUNDS * n_in_round(3) == 400
     assert torch.equal(torch.isneginf(shell.log_p), shell.x[:, 0] <= 0)
+    longer = adaptive_importance(
+        lambda x: -1e4 * float((x.norm() - 1) ** 2),
+        torch.zeros(3, dtype=F64),
+        torch.eye(3, dtype=F64),
+        1e6,
+        1,
+        silent,
+        MOST_ROUNDS + 2,
+    )
+    assert len(longer.x) == 480
     with pytest.raises(ValueError, match="no draw about the maximum has a finite log posterior"):
         adaptive_importance(lambda x: math.nan, torch.zeros(2, dtype=F64), torch.eye(2, dtype=F64), 10, 1, silent)
 
