@@ -116,7 +116,7 @@ def diagnose(
         members = data[outliers < LIKELY]
         extra["n_outliers"] = len(data) - len(members)
         extra["outlier_fraction"] = float(space.values(u)[OUTLIERS].mean())
-    if model.is_plain and responds(space):
+    if model.is_plain and responds(space) and len(members):
         extra["finder_bias"] = finder_bias(space, u, members, len(members), config.seed, centre).as_dict()
     found = Diagnostics(
         elbo=state["elbo"],
@@ -133,6 +133,7 @@ def diagnose(
         guide=config.guide or "",
         conditional=model.conditional,
         projected=model.projection is not None,
+        adaptive=bool(getattr(model.df, "adaptive", False)),
         df_rounds=[dataclasses.asdict(one) for one in state["rounds"]],
         notes=notes,
         **extra,

@@ -62,6 +62,9 @@ def count_unbound(space: LatentSpace, u: Tensor, w: Tensor) -> int:
 
     ``w`` is ``(n, 6)`` or, as `SnapshotModel.prepare` returns it, ``(n, S, 7)`` with log-weights last.
     """
+    if not len(w):
+        # all are foreign
+        return 0
     fixed = space.model.at(space.values(u))
     if (sky := fixed.projection) is not None:
         # nowhere along the line of sight is a star held better than where it is nearest to the centre

@@ -167,7 +167,8 @@ class Diagnostics:
     selection ``selected_fraction`` is the fraction of the population it keeps, normalised with ``selection_points``
     points; others (in spheres twice as many) would move the result by ``selection_error`` posterior standard
     deviations. ``conditional`` says whether the likelihood was that of velocities given positions,
-    and ``projected`` whether these were on the sky and along the line of sight.
+    ``projected`` whether these were on the sky and along the line of sight, and ``adaptive`` whether the amplitude of
+    f(J)'s prior was inferred.
     ``angle_p_value`` is that of the phase-mixing test in the posterior mean potential
     (`bayespot.inference.phase_mixing`), of chi-square ``angle_statistic`` with ``angle_dof`` degrees,
     for catalogues without errors or selection. For these ``symmetry`` holds, by test (`bayespot.inference.symmetry`),
@@ -203,6 +204,7 @@ class Diagnostics:
     selection_error: float = 0.0
     conditional: bool = False
     projected: bool = False
+    adaptive: bool = False
     angle_p_value: float | None = None
     angle_statistic: float | None = None
     angle_dof: int = 0

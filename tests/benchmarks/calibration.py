@@ -15,7 +15,8 @@ are isochrones with the network of 8 features and a logistic Gaussian process fo
 have them; their guide is joint.
 
 ``conditional``: of 20 000 Hernquist tracers in an NFW potential a rule of position (`unknown_rule`: a wedge, a shell
-and a radial gradient) keeps about 5000, and the fit, `bayespot.models.unknown_selection`, does not know it;
+and a radial gradient) keeps about 5000, and the fit, `bayespot.models.unknown_selection`, does not know it (radially
+biased; ``conditional-isotropic``: isotropic);
 ``conditional-known`` are the same mocks with the same network and f(J) and the rule as the selection function.
 
 ``dwarf-cusp`` and ``dwarf-core`` are `bayespot.models.dwarf_spheroidal`: Hernquist tracers in a cusp and a Plummer
@@ -115,8 +116,9 @@ CASES = {
     "parametric": Case("isochrone", 5000, 2501, 60, parametric=True),
     "selection": Case("isochrone", 10_000, 2601, 20, survey="selection"),
     "errors": Case("isochrone", 2000, 2701, 20, survey="errors"),
-    "conditional": Case("hernquist-in-nfw-radial", 20_000, 2901, 40, survey="unknown"),
-    "conditional-known": Case("hernquist-in-nfw-radial", 20_000, 2901, 40, survey="known"),
+    "conditional": Case("hernquist-in-nfw-radial", 20_000, 3101, 40, survey="unknown"),
+    "conditional-isotropic": Case("hernquist-in-nfw", 20_000, 3201, 40, survey="unknown"),
+    "conditional-known": Case("hernquist-in-nfw-radial", 20_000, 3101, 40, survey="known"),
     "dwarf-cusp": Case("dwarf-cusp", 1000, 3001, 30, survey="sky", outliers=True),
     "dwarf-core": Case("dwarf-core", 1000, 3001, 30, survey="sky", outliers=True),
     "dwarf-cusp-complete": Case("dwarf-cusp", 1000, 3001, 30, survey="sky-complete", outliers=True),
@@ -254,7 +256,7 @@ def one_mock(case_name: str, seed: int, config: dict[str, Any], network: dict[st
             system = MOCKS[case.system]
             truth = system.potential
             if case.survey in ("unknown", "known"):
-                _, catalog, model = surveyed(case.survey, case.n_stars, seed)
+                _, catalog, model = surveyed(case.survey, case.n_stars, seed, case.system)
                 r = star_radii(catalog)
                 row["n_kept"] = len(catalog)
             elif case.survey in ("sky", "sky-complete"):
@@ -351,10 +353,12 @@ def unknown_rule(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return (wedge * shell * south * 1.055 / (1 + r / 40)).clamp(max=1.0)
 
 
-def surveyed(kind: str, n: int, seed: int) -> tuple[Catalog, Catalog, SnapshotModel]:
+def surveyed(
+    kind: str, n: int, seed: int, system: str = "hernquist-in-nfw-radial"
+) -> tuple[Catalog, Catalog, SnapshotModel]:
     """Stars in a survey as they are and as they are observed, and the model."""
     if kind in ("unknown", "known"):
-        whole = mock("hernquist-in-nfw-radial", n_stars=n, seed=seed)
+        whole = mock(system, n_stars=n, seed=seed)
         chance = torch.rand(n, generator=torch.Generator().manual_seed(seed + 4_000_000), dtype=torch.float64)
         true = catalog = whole[chance < unknown_rule(whole.x, whole.v)]
         if kind == "unknown":
