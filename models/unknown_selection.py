@@ -1,8 +1,8 @@
 """Free-form sphere from stars whose selection is not known, but for that it depends on position alone.
 
 The likelihood is that of each star's velocity given its position, so that wedges, shells and gradients of completeness
-cancel. In 25 mocks its bands of M were biased, with a prior of f(J) that has changed since (the verdict says so): an
-experiment, not a result.
+cancel. In 40 mocks of radially biased tracers bands of M held the truth as often as they should; of isotropic ones M is
+too large (the verdict says so): where the selection is known, state it.
 Measurement errors are taken into account where the catalogue has them. A selection in velocity or proper motion does
 not cancel.
 """

@@ -521,7 +521,7 @@ def case_summary(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "versions": rows[-1]["versions"],
         "config": rows[-1]["config"],
         "network": rows[-1]["network"],
-        "fractions_inside": _short(FRACTIONS),
+        ("half_light_radii" if on_sky(name) else "fractions_inside"): _short(places(name)),
         "radii": "of each mock's own stars" if good[0]["r"] != good[-1]["r"] else good[0]["r"],
         "fields": {field: summarise(good, field) for field in FIELDS},
         "parameters": {site: summarise(good, site, "parameters") for site in good[0]["parameters"]},
@@ -539,6 +539,16 @@ def case_summary(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
             if (values := [row["sd_over_floor"][key] for row in good])
         }
     return summary
+
+
+def on_sky(name: str) -> bool:
+    """Whether the stars of a case are seen in projection."""
+    return CASES[name].survey in ("sky", "sky-complete")
+
+
+def places(name: str) -> Array:
+    """Radii of a case: `HALF_LIGHT_RADII` or `FRACTIONS`."""
+    return HALF_LIGHT_RADII if on_sky(name) else FRACTIONS
 
 
 def table(summary: dict[str, dict[str, Any]]) -> str:
@@ -580,11 +590,10 @@ def figure(summary: dict[str, dict[str, Any]], rows: dict[str, list[dict[str, An
         good = [row for row in rows[name] if "error" not in row]
         for field, colour in colours.items():
             q = found["fields"][field]
-            at = (
-                FRACTIONS
-                if len(q["mean_z"]["at_radii"]) == len(FRACTIONS)
-                else np.delete(FRACTIONS, len(FRACTIONS) // 2)
-            )
+            at = places(name)
+            if len(q["mean_z"]["at_radii"]) < len(at):
+                # a step of the potential is from the radius in the middle
+                at = np.delete(at, len(at) // 2)
             for level in LEVELS:
                 axes[0].plot(at, q[f"in_{100 * level:.0f}"]["at_radii"], color=colour, lw=1.2)
             axes[1].plot(at, q["rms_z"]["at_radii"], color=colour, lw=1.4, label=field.replace("_", " "))
@@ -598,18 +607,26 @@ def figure(summary: dict[str, dict[str, Any]], rows: dict[str, list[dict[str, An
         axes[1].axhline(0, color="0.4", lw=0.8)
         axes[1].set(ylim=(-1.5, 2), ylabel="rms z (solid), mean z (dashed)")
         axes[1].legend(fontsize=7, ncol=2, loc="lower right")
-        _histograms(axes[2], good, colours)
+        shown = {f"{at:g} half-light radii": at for at in (0.6, 1.5, 3.0)} if on_sky(name) else None
+        _histograms(axes[2], good, colours, places(name), shown or {f"{at:.0%} inside": at for at in (0.1, 0.5, 0.9)})
         for ax in axes[:2]:
-            ax.set_xlabel("fraction of the stars inside")
+            ax.set_xlabel("radius over that of half the light" if on_sky(name) else "fraction of the stars inside")
     fig.savefig(path, dpi=110)
     plt.close(fig)
 
 
-def _histograms(ax: Any, rows: list[dict[str, Any]], colours: dict[str, str], n_bins: int = 10) -> None:
-    """Rank histograms at 10, 50 and 90 % of the stars, side by side, with the band of each histogram."""
+def _histograms(
+    ax: Any,
+    rows: list[dict[str, Any]],
+    colours: dict[str, str],
+    places: Array,
+    shown: dict[str, float],
+    n_bins: int = 10,
+) -> None:
+    """Rank histograms at three radii, side by side, with the band of each histogram."""
     low, high = simultaneous_band(len(rows), n_bins)
-    for i, fraction in enumerate((0.1, 0.5, 0.9)):
-        k = int(np.abs(FRACTIONS - fraction).argmin())
+    for i, (label, at) in enumerate(shown.items()):
+        k = int(np.abs(places - at).argmin())
         for field in ("potential", "enclosed_mass", "density"):
             rank = np.array([row["fields"][field]["rank"][k] for row in rows])
             counts, edges = np.histogram((rank + 0.5) / (N_RANKS + 1), n_bins, (0, 1))
@@ -618,7 +635,7 @@ def _histograms(ax: Any, rows: list[dict[str, Any]], colours: dict[str, str], n_
         ax.text(
             1.15 * i + 0.5,
             0.98,
-            f"{FRACTIONS[k]:.0%} inside",
+            label,
             ha="center",
             va="top",
             fontsize=8,

@@ -505,6 +505,14 @@ RISING = [float(x) for x in 0.05 * np.arange(200) + np.sin(7 * np.arange(200))]
         ({"k_hat": 1.3, "df": "SphericalMixture", "selection_points": 9}, "not to be trusted", "df logistic_gp"),
         ({"k_hat": 1.3, "df": "SphericalMixture"}, "not to be trusted", "another guide"),
         ({"k_hat": 1.3, "df": "LogisticGaussianProcess", "selection_points": 9}, "not to be trusted", "another guide"),
+        ({"conditional": True, "guide": "laplace"}, "not to be trusted", "take guide marginal with df logistic_gp"),
+        ({"conditional": True, "guide": "marginal"}, "not to be trusted", "LogisticGaussianProcess.of_velocities()"),
+        (
+            {"conditional": True, "guide": "marginal", "adaptive": True},
+            "not to be trusted",
+            "state the selection and fit with it",
+        ),
+        ({"conditional": True, "projected": True}, "not to be trusted", "do not quote them"),
         ({"notes": ["something odd"]}, "to be taken with care", "something odd"),
         ({"predictive": {"warnings": ["beta is off"]}}, "to be taken with care", "beta is off"),
     ],
@@ -558,6 +566,8 @@ def test_unbound_stars_with_errors(fits, few_stars):
     data = torch.cat([torch.stack([few_stars.w[:3], fast], 1), torch.zeros(3, 2, 1).double()], -1)
     assert count_unbound(space, u, fast) == 3
     assert count_unbound(space, u, data) == 0
+    # where all stars are foreign
+    assert count_unbound(space, u, data[:0]) == 0
     data[0, 0, 6] = -torch.inf
     assert count_unbound(space, u, data) == 1
     data[1, 0, 3:6] *= 100
