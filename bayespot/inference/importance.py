@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bayespot.inference.proposals import Proposal, effective, flattened, learnable, rehearsed
+from bayespot.inference.proposals import Proposal, effective, flattened, learnable, log_mixture, rehearsed
 
 #: Draws of a round per dimension, fewest and most of them; fewest and most rounds.
 _PER_ROUND, _SMALLEST, _LARGEST = 10, 40, 100
@@ -19,8 +19,6 @@ _WIDER = 1.3
 #: Effective draws, per dimension, that its mean and covariance are taken from; where there are fewer the weights are
 #: flattened.
 _PER_DIMENSION = 4
-#: Rounds before a proposal is learned from all values.
-_FIRST_ROUNDS = 2
 
 
 class Weighted(NamedTuple):
@@ -42,10 +40,11 @@ def adaptive_importance(
 ) -> Weighted:
     """Draw from proposals that follow the draws so far, until these are ``wanted`` effective ones.
 
-    The first proposals have the mean and covariance of the weighted draws, later ones are learned from the values at
-    all of them (`rehearsed`), of which those of low weight tell as much as others.
-    All draws of all rounds count, weighted as if they came from the mixture of all proposals (Cornuet, Marin, Mira &
-    Robert 2012, Scandinavian Journal of Statistics 39, 798, algorithm 1).
+    In turn a proposal has the mean and covariance of the weighted draws, or is learned from the values at all of them
+    (`rehearsed`), of which those of low weight tell as much as others: the latter reach where the target is wide, the
+    former cost fewer draws where it is nearly a Gaussian. All draws of all rounds count, weighted as if they came from
+    the mixture of all proposals (Cornuet, Marin, Mira & Robert 2012, Scandinavian Journal of Statistics 39, 798,
+    algorithm 1).
 
     Parameters
     ----------
@@ -80,7 +79,7 @@ def adaptive_importance(
         x, values = torch.cat([x, new]), torch.cat([values, mean.new_tensor(found)])
         if not bool(torch.isfinite(values).any()):
             raise ValueError(f"no draw about the maximum has a finite log posterior (of {len(values)})")
-        log_q = torch.stack([one.log_prob(x) for one in proposals]).logsumexp(0) - math.log(len(proposals))
+        log_q = log_mixture([one.log_prob(x) for one in proposals])
         enough = effective(values - log_q)
         note = f"{enough:.0f} effective draws of {len(x)}"
         done = len(proposals)

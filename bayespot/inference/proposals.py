@@ -88,17 +88,17 @@ def rehearsed(x: Tensor, log_p: Tensor, proposals: Sequence[Proposal], generator
     kept = log_p > log_p.max() - _DROP
     x, log_p = x[kept], log_p[kept]
     surrogate = _surrogate(x, log_p)
-    floor = _mixture([one.log_prob(x) for one in proposals]).min()
+    floor = log_mixture([one.log_prob(x) for one in proposals]).min()
 
     def value(x: Tensor, densities: Sequence[Tensor]) -> Tensor:
-        return torch.where(_mixture(densities[: len(proposals)]) < floor, -math.inf, surrogate(x))
+        return torch.where(log_mixture(densities[: len(proposals)]) < floor, -math.inf, surrogate(x))
 
     mine, counts = list(proposals), [_DRAWS // len(proposals) + 1] * len(proposals)
     draws = torch.cat([one.sample(n, generator) for one, n in zip(mine, counts, strict=True)])
     densities = [one.log_prob(draws) for one in mine]
     values = value(draws, densities)
     for iteration in range(_ITERATIONS):
-        weights = values - _mixture(densities, counts)
+        weights = values - log_mixture(densities, counts)
         found = _local(draws, flattened(weights, _EFFECTIVE), generator)
         if iteration == _ITERATIONS - 1 or (iteration and effective(weights) >= _EFFECTIVE):
             break
@@ -118,9 +118,12 @@ def learnable(log_p: Tensor, d: int) -> bool:
     return int((log_p > log_p.max() - _DROP).sum()) >= _LEAST * d
 
 
-def _mixture(log_densities: Sequence[Tensor], counts: Sequence[int] | None = None) -> Tensor:
-    """Log-density of draws that come, in such numbers, from proposals of these log-densities."""
-    shares = torch.ones(len(log_densities)) if counts is None else torch.tensor(counts)
+def log_mixture(log_densities: Sequence[Tensor], counts: Sequence[int] | None = None) -> Tensor:
+    """Return the log-density ``(n,)`` of draws from a mixture of proposals of these log-densities.
+
+    ``counts`` are how many draws come from each; None: equally many.
+    """
+    shares = torch.tensor([1] * len(log_densities) if counts is None else counts, dtype=torch.float64)
     log_shares = (shares / shares.sum()).log()
     return torch.stack([one + share for one, share in zip(log_densities, log_shares, strict=True)]).logsumexp(0)
 
@@ -154,4 +157,4 @@ def _local(x: Tensor, log_weights: Tensor, generator: torch.Generator) -> Propos
     return Proposal(x[centres], _WIDTH * root @ torch.linalg.cholesky(scatter))
 
 
-__all__ = ["Proposal", "effective", "flattened", "learnable", "rehearsed"]
+__all__ = ["Proposal", "effective", "flattened", "learnable", "log_mixture", "rehearsed"]
