@@ -98,9 +98,12 @@ class LogDensityAtActions(NamedTuple):
     at_nodes: Tensor
 
     def __call__(self, weights: Tensor) -> Tensor:
-        """Return ln f ``(*batch)`` in (kpc km/s)^-3."""
-        norm = torch.logsumexp(self.log_weight + self.at_nodes @ weights, 0)
-        return self.reference + self.features @ weights - norm
+        """Return ln f ``(*batch)`` in (kpc km/s)^-3, or ``(n_draws, *batch)`` of ``weights (n_draws, K)``."""
+        norm = torch.logsumexp(self.log_weight + weights @ self.at_nodes.T, -1)
+        if weights.dim() == 1:
+            return self.reference + self.features @ weights - norm
+        summed = (weights @ self.features.flatten(0, -2).T).unflatten(-1, self.reference.shape)
+        return self.reference + summed - norm.reshape(-1, *(1,) * self.reference.dim())
 
 
 class LegendreBasis:

@@ -9,8 +9,9 @@ Gaussian process (`LogisticGaussianProcess.prior_sd`). Laplace's method gives
 .. math:: \ln p(u | data) \approx \ln p(u, \hat w(u) | data) - \tfrac12 \ln \det H(u) + const
 
 (Tierney & Kadane 1986, JASA 81, 82, equation 4.1; Rue, Martino & Chopin 2009, JRSS B 71, 319, equation 3), a few draws
-from that Gaussian what it lacks, and adaptive importance sampling the ten or so latents u that are left. Draws of both
-have exact weights.
+from that Gaussian what it lacks, and adaptive importance sampling the ten or so latents u that are left. Where each
+potential has a covariance of its own what Laplace's method lacks is learned from the draws as a function of u
+(`bayespot.inference.correction`); elsewhere draws of both have exact weights.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from torch import Tensor
 
 from bayespot.df.base import DistributionFunction
 from bayespot.df.logistic_gp import AMPLITUDE_SD, LogDensityAtActions, LogisticGaussianProcess
-from bayespot.inference.importance import MOST_ROUNDS, Weighted, adaptive_importance, n_in_round
+from bayespot.inference.correction import log_ratio
+from bayespot.inference.importance import MOST_ROUNDS, adaptive_importance, n_in_round
 from bayespot.inference.latent import LatentSpace, RememberedActions, same_array, whitening
-from bayespot.inference.proposals import effective
 from bayespot.likelihood.model import SnapshotModel
 from bayespot.likelihood.phase_mixed import ObservedStars, PhaseMixed
 from bayespot.likelihood.sky_lattice import SkyLattice
@@ -35,10 +36,11 @@ from bayespot.optimisers import LBFGS
 #: Draws of f(J) in each potential, whose weights correct Laplace's method: from the Gaussian of that potential; of
 #: stars on the sky, where f(J) is farther from that; and from that of the maximum, where these cost less than
 #: derivatives.
-_DRAWS, _DRAWS_ON_THE_SKY, _DRAWS_OF_MAXIMUM = 4, 8, 16
-#: Share of the draws that are effective below which so many more, times those, are made: one of a large weight would
-#: have its potential count a hundred times what it should.
-_FEW, _MORE = 0.3, 8
+_DRAWS, _DRAWS_ON_THE_SKY, _DRAWS_OF_MAXIMUM = 8, 32, 16
+#: How many of them are evaluated at once, of stars on the sky.
+_DRAWS_AT_ONCE = 8
+#: Weight over the largest below which a potential has no draws of f(J).
+_NEGLIGIBLE = 1e-4
 #: Least curvature of ln p in f(J) over that of its prior: where ln p is not concave a Gaussian may not be much wider
 #: than the prior.
 _LEAST_OF_PRIOR = 0.5
@@ -100,7 +102,7 @@ class MarginalPosterior:
 
     def _centre(self, rest: Tensor) -> None:
         """Take the latents ``rest``, and f(J) at its best there, as what others are near to."""
-        given = self._given(rest)
+        given = self.given(rest)
         #: Minus the second derivatives of ln p by f(J), without what an amplitude adds to its prior.
         self.information = torch.cholesky_inverse(given.root(self.u[self.own]))
         if given.prior_sd is not None:
@@ -122,7 +124,8 @@ class MarginalPosterior:
         self._centre(found)
         return found
 
-    def _given(self, rest: Tensor) -> _GivenPotential:
+    def given(self, rest: Tensor) -> _GivenPotential:
+        """Return the posterior of f(J) given the other latents."""
         z = rest[-1] if len(rest) > len(self.rest) else None
         return _GivenPotential(self.space, self.data, self.whole(rest, self.u[self.own]), z)
 
@@ -132,9 +135,19 @@ class MarginalPosterior:
         u[self.rest], u[self.own] = rest[: len(self.rest)], own
         return u
 
+    def with_orbits(
+        self, rest: Tensor, orbits: Orbits, given: _GivenPotential, generator: torch.Generator
+    ) -> tuple[Tensor, float]:
+        """Return all latents ``(size,)`` with f(J) drawn in a potential, and the latter's log marginal posterior."""
+        draws, log_weights = given.draws(orbits, self.n_draws, generator)
+        if not bool(torch.isfinite(log_weights).any()):
+            return self.whole(rest, orbits.mode), -math.inf
+        chosen = torch.multinomial(torch.softmax(log_weights, 0), 1, generator=generator)
+        return self.whole(rest, draws[int(chosen)]), float(log_weights.logsumexp(0)) - math.log(len(draws))
+
     def orbits(self, rest: Tensor, near: Tensor | None = None) -> tuple[Orbits, _GivenPotential]:
         """Return f(J) given the other latents, and what it was found with; the climb begins at the latents ``near``."""
-        given = self._given(rest)
+        given = self.given(rest)
         information = self.information
         if given.prior_sd is not None:
             information = information + (given.prior_sd**-2 - 1).diag()
@@ -208,7 +221,7 @@ def marginal(
         Of the importance sampling.
     """
     generator = torch.Generator().manual_seed(seed + 1)
-    kept: list[Tensor] = []
+    kept: list[_Kept | None] = []
     modes = _Modes(target.u[target.own])
 
     def log_p(rest: Tensor) -> float:
@@ -218,31 +231,62 @@ def marginal(
             except (ValueError, torch.linalg.LinAlgError):
                 # what was extrapolated may be absurd where f(J) is not
                 found, given = target.orbits(rest)
-            absurd = given.is_far(found.mode)
+            absurd = bool(given.is_far(found.mode)) or not math.isfinite(found.log_marginal)
         except (ValueError, torch.linalg.LinAlgError):
             # far out a latent may overflow
             absurd = True
         if absurd:
-            kept.append(target.u)
+            kept.append(None)
             return -math.inf
         modes.add(rest, found.mode)
-        n = target.n_draws
-        draws, log_weights = given.draws(found, n, generator)
-        if not bool(torch.isfinite(log_weights).any()):
-            kept.append(target.u)
-            return -math.inf
-        if effective(log_weights) < _FEW * n:
-            more, of_more = given.draws(found, _MORE * n, generator)
-            draws, log_weights = torch.cat([draws, more]), torch.cat([log_weights, of_more])
-        chosen = torch.multinomial(torch.softmax(log_weights, 0), 1, generator=generator)
-        kept.append(target.whole(rest, draws[int(chosen)]))
-        return float(log_weights.logsumexp(0)) - math.log(len(draws))
+        if target.own_covariance:
+            kept.append(_Kept(found, target.whole(rest, found.mode)))
+            return found.log_marginal
+        draw, value = target.with_orbits(rest, found, given, generator)
+        kept.append(_Kept(found, draw))
+        return value
 
     start = target.start(tick)
     modes.first = target.u[target.own]
     covariance = target.first_covariance(start, information, tick)
-    found: Weighted = adaptive_importance(log_p, start, covariance, wanted, seed, tick, most_rounds)
-    return MarginalDraws(torch.stack(kept), found.log_p - found.log_q)
+    found = adaptive_importance(log_p, start, covariance, wanted, seed, tick, most_rounds)
+    log_weights = found.log_p - found.log_q
+    if target.own_covariance:
+        return _corrected(target, found.x, kept, log_weights, generator, tick)
+    return MarginalDraws(torch.stack([target.u if one is None else one.draw for one in kept]), log_weights)
+
+
+class _Kept(NamedTuple):
+    """Of a potential: f(J) in it, and a draw of all latents."""
+
+    orbits: Orbits
+    draw: Tensor
+
+
+def _corrected(
+    target: MarginalPosterior,
+    x: Tensor,
+    kept: list[_Kept | None],
+    log_weights: Tensor,
+    generator: torch.Generator,
+    tick: Callable[[str], None],
+) -> MarginalDraws:
+    """Draw f(J) in the potentials ``x (n, d)`` and correct their weights by Laplace's method for what it lacks.
+
+    Those of negligible weight have none after this.
+    """
+    rows = (log_weights > log_weights.max() + math.log(_NEGLIGIBLE)).nonzero()[:, 0]
+    u, ratio = target.u.expand(len(x), -1).clone(), log_weights.new_zeros(len(rows))
+    for i, row in enumerate(rows):
+        one = kept[int(row)]
+        assert one is not None  # it has a weight
+        u[row], value = target.with_orbits(x[row], one.orbits, target.given(x[row]), generator)
+        ratio[i] = math.exp(value - one.orbits.log_marginal)
+        tick("density of orbits")
+    a, b = log_ratio(x[rows], ratio, log_weights[rows])
+    found = torch.full_like(log_weights, -math.inf)
+    found[rows] = log_weights[rows] + a + x[rows] @ b
+    return MarginalDraws(u, found)
 
 
 class _Modes:
@@ -278,7 +322,8 @@ class _Modes:
 def n_marginal_steps(target: MarginalPosterior, most_rounds: int = MOST_ROUNDS) -> int:
     """Return how often `marginal` reports at most."""
     d, amplitude = len(target.rest), 2 * _AMPLITUDES + 1 if target.adaptive else 0
-    return 2 * d + amplitude + most_rounds * n_in_round(d + target.adaptive)
+    each = 2 if target.own_covariance else 1
+    return 2 * d + amplitude + each * most_rounds * n_in_round(d + target.adaptive)
 
 
 def integrable(model: SnapshotModel) -> bool:
@@ -311,12 +356,15 @@ class _GivenPotential:
         return self._log_posterior(self.model.density(), own)
 
     def _log_posterior(self, density: ObservedStars, own: Tensor) -> Tensor:
-        u = torch.cat([self.u[: self.own.start], own, self.u[self.own.stop :]])
-        found = density.log_prob(self.data).sum() + self.space.log_prior(u)
+        before, after = (
+            part.expand(*own.shape[:-1], -1) for part in (self.u[: self.own.start], self.u[self.own.stop :])
+        )
+        log_prior = self.space.log_prior(torch.cat([before, own, after], -1))
+        found = density.log_prob(self.data).sum(-1) + log_prior
         if self.prior_sd is None or self.z is None:
             return found
         # in place of the model's prior N(0, 1) of the latents of f(J), and with that of the amplitude
-        other = 0.5 * (own**2 * (1 - self.prior_sd**-2)).sum() - self.prior_sd.log().sum()
+        other = 0.5 * (own**2 * (1 - self.prior_sd**-2)).sum(-1) - self.prior_sd.log().sum()
         return found + other - 0.5 * self.z**2 - 0.5 * math.log(2 * math.pi)
 
     def draws(self, orbits: Orbits, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -330,24 +378,23 @@ class _GivenPotential:
     def log_p_of_draws(self, own: Tensor) -> Tensor:
         """Return `log_p` ``(n_draws,)`` of draws ``(n_draws, k)``; minus infinity far from the prior, and where the
         sums over a lattice of the sky do not resolve f(J)."""
-        return torch.stack([self._log_p_of_draw(one) for one in own])
+        parts = own.split(_DRAWS_AT_ONCE if self.model.projection is not None else 1)
+        found = torch.cat([self._log_p_of_some(some) for some in parts])
+        return torch.where(self.is_far(own), -math.inf, found)
 
-    def _log_p_of_draw(self, own: Tensor) -> Tensor:
-        wall = own.new_tensor(-math.inf)
-        if self.is_far(own):
-            return wall
+    def _log_p_of_some(self, own: Tensor) -> Tensor:
+        if not isinstance(lattice := self.model.lattice, SkyLattice):
+            return torch.stack([self.log_p(one) for one in own])
         self.df.weights = own
         density = self.model.density()
-        if isinstance(lattice := self.model.lattice, SkyLattice):
-            sums = cast("Tensor", density.shared())
-            if not lattice.resolves(sums):
-                return wall
-            density = density.sharing(sums)
-        return self._log_posterior(density, own)
+        sums = cast("Tensor", density.shared())
+        log_p = self._log_posterior(density.sharing(sums), own)
+        return torch.where(lattice.resolves(sums), log_p, -math.inf)
 
-    def is_far(self, own: Tensor) -> bool:
-        """Whether a latent of f(J) is more than `_FARTHEST` prior standard deviations from its prior mean."""
-        return bool(((own if self.prior_sd is None else own / self.prior_sd).abs() > _FARTHEST).any())
+    def is_far(self, own: Tensor) -> Tensor:
+        """Return whether a latent of f(J) ``(*batch, k)`` is more than `_FARTHEST` prior standard deviations from its
+        prior mean."""
+        return ((own if self.prior_sd is None else own / self.prior_sd).abs() > _FARTHEST).any(-1)
 
     def positive(self, information: Tensor) -> Tensor:
         """Return minus second derivatives ``(k, k)`` with eigenvalues, over the prior's, of `_LEAST_OF_PRIOR` at

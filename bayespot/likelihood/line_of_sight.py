@@ -143,7 +143,7 @@ class LineOfSightVelocities(StarDensity):
         ln_distance = torch.as_tensor(self.sky.ln_distance, dtype=torch.float64)
         at = lattice.at(known, torch.linalg.vector_norm(value[..., :2], dim=-1) * ln_distance.exp())
         v = value[..., 2] - torch.as_tensor(self.sky.velocity)
-        q = math.pi / lattice.V * torch.arange(1, known.shape[1], dtype=torch.float64)
+        q = math.pi / lattice.V * torch.arange(1, known.shape[-1], dtype=torch.float64)
         wave = (q * v[..., None]).cos() * self._blur(q, value[..., 3])
         series = (1 + 2 * (wave * at[..., 1:]).sum(-1)).clamp(min=0)
         series = torch.where(v.abs() < lattice.V, series, 0.0)
@@ -151,7 +151,8 @@ class LineOfSightVelocities(StarDensity):
         log_p = torch.where(torch.isfinite(value[..., 3]), log_p, 0.0)
         if lattice.R_out == 0:
             return log_p
-        log_place = at[..., 0] + 2 * ln_distance - lattice.log_inside(known, lattice.R_out * ln_distance.exp())
+        log_inside = lattice.log_inside(known, lattice.R_out * ln_distance.exp())[..., None]
+        log_place = at[..., 0] + 2 * ln_distance - log_inside
         return log_p + torch.where(value[..., 4] > 0, log_place, 0.0)
 
     @takes_tensors(value="internal", v="speed")
@@ -161,7 +162,7 @@ class LineOfSightVelocities(StarDensity):
         lattice = self.lattice or SkyLattice.covering(value, stretch(self.sky))
         known = lattice.sums(self.density) if self.sums is None else self.sums
         R = torch.linalg.vector_norm(value[..., :2], dim=-1) * torch.as_tensor(self.sky.ln_distance).exp()
-        q = math.pi / lattice.V * torch.arange(1, known.shape[1], dtype=torch.float64)
+        q = math.pi / lattice.V * torch.arange(1, known.shape[-1], dtype=torch.float64)
         amplitude = lattice.at(known, R)[..., 1:] * self._blur(q, value[..., 3]) / (lattice.V * q)
         at = (v - torch.as_tensor(self.sky.velocity)).clamp(-lattice.V, lattice.V)
         found = (at + lattice.V) / (2 * lattice.V) + amplitude @ (q[:, None] * at).sin()

@@ -125,15 +125,15 @@ class SkyLattice:
         return cls(first, n, V, R_out, w, angles, bessel * speed_weight[:, None], along, 3 * s)
 
     def sums(self, density: PhaseMixed) -> Tensor:
-        """Return at the nodes in R, ``(n, n_terms)``: ln of the surface density, up to a constant, and the
-        coefficients of the series after the first, which is 1."""
+        """Return at the nodes in R, ``(*batch, n, n_terms)``: ln of the surface density, up to a constant, and the
+        coefficients of the series after the first, which is 1; of as many densities f(J) as there are."""
         return self.reduced(self.summed(self.scaled(density)))
 
     def scaled(self, density: PhaseMixed) -> Tensor:
-        """Return r^3 f at the points ``(n_r, n_speeds, n_angles)``, up to a constant."""
-        log_f = density.log_prob(self.w.reshape(-1, 6)).reshape(self.w.shape[:3])
-        scaled = log_f + self.log_r3[:, None, None]
-        return (scaled - scaled.max().detach()).exp()
+        """Return r^3 f at the points ``(*batch, n_r, n_speeds, n_angles)``, up to a constant."""
+        log_f = density.log_prob(self.w.reshape(-1, 6))
+        scaled = log_f.unflatten(-1, self.w.shape[:3]) + self.log_r3[:, None, None]
+        return (scaled - scaled.detach().amax((-3, -2, -1), keepdim=True)).exp()
 
     @takes_tensors(f="internal")
     def summed(self, f: Tensor) -> Tensor:
@@ -146,13 +146,13 @@ class SkyLattice:
     @takes_tensors(found="internal")
     def reduced(self, found: Tensor) -> Tensor:
         """Return what `sums` does of `summed`."""
-        surface = found[:, :1].clamp(min=1e-300)
+        surface = found[..., :1].clamp(min=1e-300)
         # means of cosines, also where a density that jumps between nodes has a sum that is no more positive
-        return torch.cat([surface.log(), (found[:, 1:] / surface).clamp(-1, 1)], -1)
+        return torch.cat([surface.log(), (found[..., 1:] / surface).clamp(-1, 1)], -1)
 
     @takes_tensors(sums="internal", R="length")
     def at(self, sums: Tensor, R: Tensor) -> Tensor:
-        """Return what `sums` returned at radii R ``(*batch)`` on the sky, by interpolation in ln R."""
+        """Return what `sums` returned at radii R on the sky, by interpolation in ln R."""
         room = _STENCIL // 2 - 1
         place = (R.clamp(min=1e-300).log() / _DS - self.first).clamp(room, self.n - 1 - room)
         cell = place.detach().floor().long().clamp(room, self.n - 2 - room)
@@ -162,14 +162,14 @@ class SkyLattice:
         return whole @ sums
 
     @takes_tensors(sums="internal")
-    def resolves(self, sums: Tensor) -> bool:
-        """Whether the surface density is smooth enough for what is between the nodes in R, out to R_out: no steeper
-        than a power of 16."""
+    def resolves(self, sums: Tensor) -> Tensor:
+        """Return whether the surface density is smooth enough for what is between the nodes in R, out to R_out: no
+        steeper than a power of 16."""
         if not self.R_out:
-            return True
-        slopes = sums[:, 0].diff() / _DS
+            return torch.ones(sums.shape[:-2], dtype=torch.bool)
+        slopes = sums[..., 0].diff() / _DS
         inner = self.first + torch.arange(self.n - 1) < math.log(self.R_out) / _DS
-        return bool((slopes[inner].abs() < _STEEPEST).all())
+        return (slopes[..., inner].abs() < _STEEPEST).all(-1)
 
     @takes_tensors(sums="internal", R="length")
     def log_inside(self, sums: Tensor, R: Tensor) -> Tensor:
@@ -178,10 +178,11 @@ class SkyLattice:
         x, weight = unit_rule(_FIELD)
         span = (R / low).log()
         ln_R = math.log(low) + span * torch.cat([x.new_zeros(1), x])
-        log_surface = self.at(sums[:, :1], ln_R.exp())[:, 0] + 2 * ln_R
+        log_surface = self.at(sums[..., :1], ln_R.exp())[..., 0] + 2 * ln_R
         # within the innermost node the surface density is what it is there
-        inner, rest = log_surface[0] + math.log(math.pi), log_surface[1:] + (2 * math.pi * span * weight).log()
-        return torch.logaddexp(inner, torch.logsumexp(rest, 0))
+        inner = log_surface[..., 0] + math.log(math.pi)
+        rest = log_surface[..., 1:] + (2 * math.pi * span * weight).log()
+        return torch.logaddexp(inner, torch.logsumexp(rest, -1))
 
     def moments(self, density: PhaseMixed) -> VelocityMoments:
         """Return the second moments of the velocities, at the nodes in r and along the lines of sight."""

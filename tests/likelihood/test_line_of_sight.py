@@ -438,7 +438,7 @@ def test_second_derivatives_in_the_orbits():
     u[0] = model.initial_values()["potential.ln_mass"]
     u[-1] = -4.0
     target = MarginalPosterior(space, data, u)
-    given = target._given(torch.cat([u[target.rest], torch.tensor([0.5], dtype=F64)]))
+    given = target.given(torch.cat([u[target.rest], torch.tensor([0.5], dtype=F64)]))
     own = u[target.own]
     found = given._information_on_the_sky(own)
     for k in range(len(own)):
@@ -446,6 +446,13 @@ def test_second_derivatives_in_the_orbits():
         step[k] = 1e-3
         ahead, behind = (given._gradient(own + by)[1] for by in (step, -step))
         assert torch.allclose(-(ahead - behind) / 2e-3, found[k], rtol=1e-4, atol=1e-3)
+    # many densities at once, in more than one lot, are one after the other
+    some = own + 0.3 * torch.randn(11, len(own), generator=torch.Generator().manual_seed(3), dtype=F64)
+    some[4, 0] = 20.0
+    log_p = given.log_p_of_draws(some)
+    assert torch.isneginf(log_p).nonzero().tolist() == [[4]]
+    for one, value in zip(some, log_p, strict=True):
+        assert torch.isneginf(value) or float(value) == pytest.approx(float(given.log_p(one)), abs=1e-8)
 
 
 def test_densities_that_no_lattice_resolves():
