@@ -9,6 +9,7 @@ import torch
 
 from bayespot import FitConfig, LogisticGaussianProcess, MassSlopeNetwork, Posterior, SnapshotModel, fit
 from bayespot.df import SphericalMixture
+from bayespot.inference import marginal as marginals
 from bayespot.inference.latent import LatentSpace
 from bayespot.inference.marginal import MarginalPosterior, integrable, marginal
 from bayespot.inference.proposals import Proposal, effective
@@ -111,6 +112,41 @@ def test_marginal_draws_have_exact_weights():
     (mean, sd), (other_mean, other_sd) = moments
     assert ((mean - other_mean).abs() / other_sd < 4 * (1 / n + 1 / m) ** 0.5).all()
     assert ((sd / other_sd).log().abs() < 4 * (0.5 / n + 0.5 / m) ** 0.5 + 0.05).all()
+
+
+def test_what_laplaces_method_lacks():
+    """Weights by Laplace's method of potentials where it is off by exp(0.5 + 0.3 x), known with noise, become
+    those of the exact evidence, up to the prior of the slope; f(J) is drawn in each potential that counts, and one of
+    negligible weight has none after that."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(500, 1, generator=generator, dtype=F64)
+    log_weights = -0.1 * x[:, 0] ** 2
+    log_weights[7] = -20.0
+    kept = [marginals._Kept(marginals.Orbits(one, one, 0.0, float(3 * one)), one) for one in x[:, 0]]
+    drawn = []
+
+    class Target:
+        u = torch.zeros(2, dtype=F64)
+
+        def given(self, rest: torch.Tensor) -> torch.Tensor:
+            return rest
+
+        def with_orbits(self, rest, orbits, given, generator):
+            assert torch.equal(rest, given)
+            drawn.append(float(rest))
+            noise = float(torch.randn(1, generator=generator, dtype=F64))
+            return torch.cat([rest, rest + 1]), orbits.log_marginal + 0.5 + 0.3 * float(rest) + noise - 0.5
+
+    found = marginals._corrected(Target(), x, kept, log_weights, generator, silent)
+    assert drawn == [float(one) for i, one in enumerate(x) if i != 7]
+    assert torch.isneginf(found.log_weights).nonzero().tolist() == [[7]]
+    assert torch.equal(found.u[[6, 8]], torch.stack([torch.cat([one, one + 1]) for one in x[[6, 8]]]))
+    change = (found.log_weights - log_weights)[torch.isfinite(found.log_weights)]
+    others = x[[i for i in range(500) if i != 7], 0]
+    slope = (change[-1] - change[0]) / (others[-1] - others[0])
+    # 500 ratios that scatter by 1.3 of their mean
+    assert float(slope) == pytest.approx(0.3, abs=4 * 1.3 / 500**0.5)
+    assert float((change - slope * others).mean()) == pytest.approx(0.5, abs=4 * 1.3 / 500**0.5)
 
 
 def test_marginal_fit():
