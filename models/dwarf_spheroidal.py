@@ -2,8 +2,9 @@
 
 The likelihood is that of each star's line-of-sight velocity given its place on the sky, so that how many stars were
 observed where does not matter, and that of the places of a photometric sample, if there is one. The systemic velocity
-is fitted, and the distance where the catalogue has an error of it. Whether its bands hold the truth has not been
-measured (the verdict says so).
+is fitted, and the distance where the catalogue has an error of it. Where places count bands of the mass held the truth
+at 66 and 90 % of the radii of 14 mocks, and cusps came out too shallow; without places it has not been measured (the
+verdict says so).
 """
 
 from bayespot import LogisticGaussianProcess, MassSlopeNetwork, SnapshotModel

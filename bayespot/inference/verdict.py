@@ -145,8 +145,11 @@ def _data(d: Mapping[str, Any]) -> list[tuple[int, str]]:
         test_of_symmetry = SymmetryTest.from_dict(d["symmetry"])
         found += symmetry_warnings(d["potential_symmetry"], d["df_symmetry"], test_of_symmetry)
     if d.get("projected"):
-        text = "line-of-sight velocities: whether bands hold the truth has not been measured yet"
-        found.append((2, f"{text}: do not quote them"))
+        text = (
+            "line-of-sight velocities: where places count bands of M held the truth at 66 and 90 % (of 68 and 95) of "
+            "the radii of 14 mocks, and cusps came out too shallow; without places it has not been measured"
+        )
+        found.append((2, f"{text}: do not quote bands without this"))
     elif d.get("conditional") and d.get("guide") != "marginal":
         text = (
             "velocities given positions: bands are too narrow (68 and 95 % held the truth in 51 and 79 % of the radii"

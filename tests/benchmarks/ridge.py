@@ -4,9 +4,9 @@
     python tests/benchmarks/ridge.py run --stars all --amplitude 0 --seeds 3291-3298
     python tests/benchmarks/ridge.py summary
 
-Hernquist tracers in an NFW halo, isotropic or (``--system hernquist-in-nfw-radial``) of beta = 0.3: of 20 000 those that
-the rule of case ``conditional`` of calibration.py keeps (``selected``), or 5000 (``all``). The potential has the true
-family and two parameters, ln m_s and ln r_s, so that no prior of a free form enters; f(J) is that of
+Hernquist tracers in an NFW halo, isotropic or (``--system hernquist-in-nfw-radial``) of beta = 0.3: those of 20 000
+that the rule of case ``conditional`` of calibration.py keeps (``selected``), or 5000 (``all``). The potential has the
+true family and two parameters, ln m_s and ln r_s, so that no prior of a free form enters; f(J) is that of
 `LogisticGaussianProcess.of_velocities`, integrated out at ln A = ``--amplitude`` prior standard deviations. M and f(J)
 stand in for each other where both parameters grow by the same factor.
 

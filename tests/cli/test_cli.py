@@ -289,7 +289,7 @@ def test_a_dwarf_on_the_sky(tmp_path):
     known = ("--distance", "80", "--distance-error", "4", "--photometry", "places.csv")
     done = bayespot(*fit, *known, "--guide", "laplace", *FAST[:2], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "has not been measured yet" in done.stderr
+    assert "without places it has not been measured" in done.stderr
     done = bayespot("check", "run", "members.csv", "--n-draws", "50", cwd=tmp_path)
     assert "has 150 stars, run was fitted to 300" in done.stderr
     done = bayespot("check", "run", "members.csv", "--photometry", "places.csv", "--n-draws", "50", cwd=tmp_path)
