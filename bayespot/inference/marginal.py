@@ -41,6 +41,8 @@ _DRAWS, _DRAWS_ON_THE_SKY, _DRAWS_OF_MAXIMUM = 8, 32, 16
 _DRAWS_AT_ONCE = 8
 #: Weight over the largest below which a potential has no draws of f(J).
 _NEGLIGIBLE = 1e-4
+#: Largest logarithm of what Laplace's method lacks in a potential: one more does not overflow.
+_MOST = 600.0
 #: Least curvature of ln p in f(J) over that of its prior: where ln p is not concave a Gaussian may not be much wider
 #: than the prior.
 _LEAST_OF_PRIOR = 0.5
@@ -281,7 +283,7 @@ def _corrected(
         one = kept[int(row)]
         assert one is not None  # it has a weight
         u[row], value = target.with_orbits(x[row], one.orbits, target.given(x[row]), generator)
-        ratio[i] = math.exp(value - one.orbits.log_marginal)
+        ratio[i] = math.exp(min(value - one.orbits.log_marginal, _MOST))
         tick("density of orbits")
     a, b = log_ratio(x[rows], ratio, log_weights[rows])
     found = torch.full_like(log_weights, -math.inf)

@@ -67,6 +67,15 @@ def test_a_weightless_draw_changes_nothing():
     assert float(found[0]) == pytest.approx(float(expected[0]), abs=1e-8)
 
 
+def test_one_ratio_beyond_all_others():
+    """Where Laplace's method fails by a factor of e^600 in one potential the noise says so, and slopes stay at zero."""
+    x, ratio, log_weights, _ = ratios(200, 0.5, 4)
+    ratio[3] = math.exp(600.0)
+    a, slopes = log_ratio(x, ratio, log_weights)
+    assert math.isfinite(float(a))
+    assert float(slopes.abs().max()) < 0.5
+
+
 def test_no_ratio_is_told():
     x = torch.zeros(3, 1, dtype=F64)
     with pytest.raises(ValueError, match="no draw of f"):

@@ -512,7 +512,7 @@ RISING = [float(x) for x in 0.05 * np.arange(200) + np.sin(7 * np.arange(200))]
             "not to be trusted",
             "state the selection and fit with it",
         ),
-        ({"conditional": True, "projected": True}, "not to be trusted", "do not quote them"),
+        ({"conditional": True, "projected": True}, "not to be trusted", "do not quote bands without this"),
         ({"notes": ["something odd"]}, "to be taken with care", "something odd"),
         ({"predictive": {"warnings": ["beta is off"]}}, "to be taken with care", "beta is off"),
     ],
