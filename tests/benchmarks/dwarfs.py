@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from bayespot.models import dwarf_spheroidal
-from calibration import commit
+from calibration import commit, read_rows
 
 from bayespot import FitConfig, Posterior, fit
 from bayespot.catalog import ProjectedCatalog
@@ -162,13 +162,9 @@ def jobs_of(command: str) -> list[str]:
     return [f"{kind} {i} {how}" for how in ("complete", "given") for i in range(3) for kind in MOCKS]
 
 
-def rows() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-
-
 def campaign(command: str, data: Path, n_jobs: int) -> None:
     """Make the fits that are missing."""
-    done = {row["job"] for row in rows()}
+    done = {row["job"] for row in read_rows(ROWS)}
     missing = [job for job in jobs_of(command) if job not in done]
     with ProcessPoolExecutor(n_jobs, mp_context=get_context("spawn")) as pool:
         jobs = {pool.submit(one_fit, job, data): job for job in missing}
@@ -205,7 +201,7 @@ def summary(data: Path) -> None:
     found: dict[str, Any] = {"challenge": {}, "galaxies": {}}
     for how in ("complete", "given"):
         for kind in MOCKS:
-            some = [row for row in rows() if row["job"].startswith(kind) and row["job"].endswith(how)]
+            some = [row for row in read_rows(ROWS) if row["job"].startswith(kind) and row["job"].endswith(how)]
             if not some:
                 continue
             slopes = np.array([row["quantiles"]["slope"] for row in some])
@@ -219,7 +215,7 @@ def summary(data: Path) -> None:
             }
             print(kind, how, found["challenge"][f"{kind} {how}"])
     published = literature(data)
-    some = [row for row in rows() if row["job"].startswith("galaxy")]
+    some = [row for row in read_rows(ROWS) if row["job"].startswith("galaxy")]
     with plots.style():
         figure = Figure(figsize=(plots.DOUBLE, 0.45 * plots.DOUBLE), layout="constrained")
         ax = figure.subplots()

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from calibration import commit, surveyed
+from calibration import commit, read_rows, surveyed
 from pyro.distributions import LogNormal
 
 from bayespot import FitConfig, LogisticGaussianProcess, SnapshotModel, fit
@@ -83,15 +83,11 @@ def one_mock(system: str, stars: str, amplitude: float, seed: int) -> dict[str, 
     }
 
 
-def rows() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-
-
 def summary() -> None:
     """Print the mean slope with its standard error, the scatter, and the information, by case."""
     keys = ("system", "stars", "amplitude")
-    for case in sorted({tuple(row[key] for key in keys) for row in rows()}, key=str):
-        some = [row for row in rows() if tuple(row[key] for key in keys) == case]
+    for case in sorted({tuple(row[key] for key in keys) for row in read_rows(ROWS)}, key=str):
+        some = [row for row in read_rows(ROWS) if tuple(row[key] for key in keys) == case]
         slope = np.array([row["slope"] for row in some])
         information = np.median([row["information"] for row in some])
         error = slope.std(ddof=1) / len(slope) ** 0.5 if len(slope) > 1 else math.nan
@@ -116,7 +112,7 @@ def main() -> None:
     first, last = map(int, arguments.seeds.split("-"))
     case = {"system": arguments.system, "stars": arguments.stars, "amplitude": arguments.amplitude}
     for seed in range(first, last + 1):
-        if any(case.items() <= row.items() and row["seed"] == seed for row in rows()):
+        if any(case.items() <= row.items() and row["seed"] == seed for row in read_rows(ROWS)):
             continue
         row = one_mock(arguments.system, arguments.stars, arguments.amplitude, seed)
         with ROWS.open("a") as file:

@@ -349,6 +349,10 @@ def test_logistic_gp_with_cusps():
     left = 1 - fixed.distribution().chart.smooth(J_far)[:, 0]
     assert float(gained) == pytest.approx(0.6 * float(left.log().diff()), rel=1e-9)
     assert torch.allclose(df.at_actions(J)(weights), fixed.log_prob(J), atol=1e-10)
+    several = torch.stack([weights, 0 * weights, -weights])
+    found = df.at_actions(J)(several)
+    for one, log_f in zip(several, found, strict=True):
+        assert torch.allclose(log_f, freeze(df, {"weights": one}).log_prob(J), atol=1e-10)
     x, w = gauss_legendre(400)
     x, w = (x + 1) / 2, w / 2
     v, t = torch.meshgrid(x, x, indexing="ij")
